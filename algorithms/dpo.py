@@ -1,0 +1,47 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from shiq_bench.api import Algorithm, Need, Pairs, Reference, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.ops import log_ratio
+
+
+@algorithm("dpo")
+@dataclass(frozen=True)
+class DPO(Algorithm):
+    """DPO: - ln sigma(beta (w_c - w_r)) over preference pairs (equation 7 of the paper).
+
+    w is the sum of log-ratios over a completion's action tokens. The fixed point is pi* for
+    expected Bradley-Terry labels; hard labels drive the margins without bound.
+    """
+
+    beta: float = 0.1
+
+    needs: ClassVar[tuple[Need, ...]] = (Reference(), Pairs(ties="drop"))
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Weighted logistic loss summed over pairs."""
+        w = log_ratio(stats).sum(-1)
+        margin = self.beta * (w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]])
+        total = -(logsigmoid(margin) * batch.pair_weight).sum()
+        weight = batch.pair_weight.sum().clamp(min=1e-12)
+        metrics = {
+            "margin": (margin.detach() * batch.pair_weight).sum() / weight,
+            "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
+        }
+        return LossOutput(total, metrics)
+
+    def count(self, batch: Batch) -> Tensor:
+        """Weight of the pairs."""
+        return batch.pair_weight.sum()

@@ -1,0 +1,57 @@
+"""ShiQ: Q-learning on shifted logits (Clavier et al. 2025, arXiv 2505.11081)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shiq_bench.api import Algorithm, Need, Reference, Rewards, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.ops import log_ratio, masked_mean, next_step, reference_of, sum_to_end
+
+
+@algorithm("shiq")
+@dataclass(frozen=True)
+class ShiQ(Algorithm):
+    """ShiQ: off-policy Q-learning that reads logits as shifted Q-values, token by token.
+
+    With v(s) = beta lse(l(s, .)), d_v = v - v_ref and w = ln pi - ln rho, the loss is, over a
+    trajectory's action tokens (multi-step consistency of the paper),
+
+        sum_t ( sum_{k >= t} (r_k - beta w_k) - d_v(s_t) )^2.
+
+    Every pi and every v carries gradient; there is no target network. The switches are the
+    paper's ablations: ``shift=False`` puts v in place of d_v, ``multi_step=False`` squares the
+    one-step residuals r_t + d_v(s_{t+1}) - beta w_t - d_v(s_t), ``token_wise=False`` keeps only
+    the first token's term, a loss on sequences.
+    """
+
+    beta: float = 0.1
+    shift: bool = True
+    multi_step: bool = True
+    token_wise: bool = True
+
+    needs: ClassVar[tuple[Need, ...]] = (Reference(), Rewards())
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
+        if not (self.token_wise or self.multi_step):
+            raise ValueError("token_wise=false needs multi_step=true: one step from the first token reaches no reward")
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Squared residuals summed over tokens and trajectories; see the class for the equation."""
+        w = log_ratio(stats)
+        lse = stats.policy.lse - reference_of(stats).lse if self.shift else stats.policy.lse
+        value = self.beta * lse * batch.mask
+        gain = batch.rewards - self.beta * w
+        target = sum_to_end(gain) if self.multi_step else gain + next_step(value)
+        squared = ((target - value) * batch.mask).square()
+        if not self.token_wise:
+            squared = squared[:, :1]
+        metrics = {
+            "w": masked_mean(w, batch.mask),
+            "value": masked_mean(value, batch.mask),
+            "target": masked_mean(target, batch.mask),
+        }
+        return LossOutput((squared.sum(-1) * batch.weight).sum(), metrics)

@@ -1,0 +1,293 @@
+"""The two things a user adds, an :class:`Algorithm` and a :class:`Task`, and the registry of both.
+
+Importing this module imports neither torch nor any algorithm or task.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shiq_bench.batch import Batch, LossOutput, Stats
+
+
+# --- needs: what an algorithm asks of the engine -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Need:
+    """Base of everything an algorithm may declare; the engine supplies exactly what is declared."""
+
+
+@dataclass(frozen=True)
+class Reference(Need):
+    """Token statistics of the frozen starting policy, as ``stats.reference``."""
+
+
+@dataclass(frozen=True)
+class Rewards(Need):
+    """Rewards with a scale: ``center_rewards`` applies, and a task must be able to score."""
+
+
+@dataclass(frozen=True)
+class Pairs(Need):
+    """Preference pairs inside each prompt group, as ``batch.pairs`` and ``batch.pair_weight``.
+
+    ``ties`` says whether pairs of equal return are dropped (and counted) or kept.
+    """
+
+    ties: Literal["drop", "keep"] = "drop"
+
+
+class Algorithm(ABC):
+    """One method: a frozen dataclass of hyperparameters, declared needs, and a pure ``loss``.
+
+    Class attributes:
+        needs: what the engine must supply.
+        fixed_point: the policy that minimises the loss on full-support data, which the contract
+            tests hold it to: ``optimum`` (pi* of the KL-regularised objective) or ``data`` (the
+            weighted data distribution).
+        logp_reduction: how a completion's log-probability is made from its tokens'.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    fixed_point: ClassVar[Literal["optimum", "data"]] = "optimum"
+    logp_reduction: ClassVar[Literal["sum", "mean"]] = "sum"
+
+    @abstractmethod
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Tensors in, tensors out: no optimiser, no logger, no I/O, no data-dependent shapes."""
+
+    def count(self, batch: Batch) -> Tensor:
+        """What ``loss(...).total`` is a sum over, as a 0-dim tensor; by default trajectory weights."""
+        return batch.weight.sum()
+
+    def need(self, kind: type[Need]) -> Need | None:
+        """The declared need of this kind, or None."""
+        return next((n for n in self.needs if isinstance(n, kind)), None)
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number a task reports for every episode, and which way is better."""
+
+    name: str
+    better: Literal["higher", "lower", "neither"]
+    title: str
+    percent: bool = False
+
+
+class Codec(Protocol):
+    """Messages to token ids and back, through one model's tokenizer and chat template."""
+
+    end_ids: tuple[int, ...]
+
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of the messages, up to where the policy begins to answer."""
+
+    def reply(self, messages: Sequence[Mapping[str, str]], ended: bool) -> list[int]:
+        """Ids between an answer and the next one; ``ended`` when the policy closed its own turn."""
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer with its end-of-turn token."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer, special tokens left out."""
+
+
+class Episode:
+    """One live dialogue: a transcript, and whether it is over. Tasks derive their own.
+
+    ``room`` caps the next answer, in tokens, where the task itself limits it.
+    """
+
+    def __init__(self, prompt_id: str, transcript: Transcript, room: int | None = None) -> None:
+        self.prompt_id = prompt_id
+        self.transcript = transcript
+        self.room = room
+        self.done = False
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """The embedded default of a task: a Llama small enough to be trained on the spot.
+
+    ``words`` fixes the vocabulary (one token a word); otherwise a byte-level BPE of ``vocabulary``
+    tokens is trained on the task's demonstrations. With ``steps`` 0 the weights stay random, with
+    ``logit_scale`` as the standard deviation of the logits.
+    """
+
+    vocabulary: int = 2048
+    words: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    steps: int = 500
+    batch: int = 8
+    learning_rate: float = 2e-3
+    context_weight: float = 0.1
+    logit_scale: float = 1.0
+
+
+class Task(ABC):
+    """One task: prompts, episodes, scoring, and the exact optimum where there is one.
+
+    A frozen dataclass of options. Splits are ``start`` (fits a starting policy), ``rl`` (trained
+    on) and ``heldout``: disjoint, and the same for every algorithm and seed.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def prompts(self, split: str) -> list[str]:
+        """Ids of the prompts of a split, in a fixed order."""
+
+    @abstractmethod
+    def episodes(self, prompt_ids: Sequence[str], codec: Codec, max_length: int) -> list[Episode]:
+        """Fresh dialogues, one for every id given (an id may repeat)."""
+
+    @abstractmethod
+    def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
+        """Feed one answer to each live episode: execute, observe, perhaps end."""
+
+    @abstractmethod
+    def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
+        """Score ended episodes."""
+
+    def demonstration(self, episode: Episode) -> str | None:
+        """What the task's own ground truth would answer now; None where there is none."""
+        return None
+
+    def trajectories(self, split: str) -> list[Trajectory]:
+        """Data the task supplies ready-made, beside what is sampled."""
+        return []
+
+    def tiny(self) -> TinyModel | None:
+        """How to build the embedded default model, or None."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Facts about the task that a reader of its tables should know."""
+        return []
+
+    def close(self) -> None:
+        """Free worker processes."""
+
+
+# --- registry ------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to classes, imported only when asked for.
+
+    A built-in is a module of ``package``; third parties come through the entry-point group
+    ``shiq_bench.<package>`` or :func:`load_plugin`.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._classes: dict[str, type[T]] = {}
+
+    def add(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator.
+
+        Raises:
+            UserError: the name is taken by another class.
+        """
+
+        def register(cls: type[T]) -> type[T]:
+            have = self._classes.setdefault(name, cls)
+            if (have.__module__, have.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UserError(f"two {self.kind}s are called {name!r}: {have.__module__} and {cls.__module__}")
+            self._classes[name] = cls
+            return cls
+
+        return register
+
+    def _load_all(self) -> None:
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self.package}.{module.name}")
+        for point in entry_points(group=f"shiq_bench.{self.package}"):
+            point.load()
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted; imports every module."""
+        self._load_all()
+        return sorted(self._classes)
+
+    def get(self, name: str) -> type[T]:
+        """The class of a name.
+
+        Raises:
+            UserError: no such name; the nearest is suggested.
+        """
+        if name not in self._classes:
+            module = f"{self.package}.{name.replace('-', '_')}"
+            if name.replace("-", "_").isidentifier() and importlib.util.find_spec(module):
+                importlib.import_module(module)
+            if name not in self._classes:
+                names = self.names()
+                if name not in self._classes:
+                    raise UserError(f"no {self.kind} is called {name!r}{suggest(name, names)}")
+        return self._classes[name]
+
+
+algorithms: Registry[Algorithm] = Registry("algorithm", "algorithms")
+tasks: Registry[Task] = Registry("task", "tasks")
+algorithm = algorithms.add
+task = tasks.add
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """``: did you mean X? (known: ...)`` for an error line."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return (f": did you mean {near[0]!r}?" if near else ";") + f" known: {', '.join(names)}"
+
+
+def load_plugin(path: Path) -> ModuleType:
+    """Import one file that registers algorithms or tasks.
+
+    Raises:
+        UserError: no such file, or it cannot be imported.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise UserError(f"no plugin file at {path}")
+    name = f"shiq_bench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file: a plugin ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"plugin {path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,136 @@
+"""Measurements of the engine, each beside a peer in the same run. Nothing here is a test."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from shiq_bench.ops import stats_from_logits, token_stats
+from shiq_bench.records import UserError
+
+
+def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk: int) -> dict[str, float]:
+    """Seconds and additional peak memory (MiB) of one forward and backward pass, in this process."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden = torch.randn(positions, width, device=device, requires_grad=True)
+    weight = (torch.randn(vocabulary, width, device=device) / width**0.5).requires_grad_()
+    targets = torch.randint(vocabulary, (positions,), device=device)
+    small = torch.randn(8, width, device=device)  # loads the matrix library before memory is read
+    (small @ weight[:8].detach().T).sum().item()
+
+    def peak() -> float:
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before = peak()
+    start = time.perf_counter()
+    if form == "chunked":
+        logp, lse = token_stats(hidden, weight, targets, chunk=chunk)
+    else:
+        logp, lse = stats_from_logits(hidden @ weight.T, targets)
+    (logp.sum() + 0.1 * lse.square().sum()).backward()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - start, "mib": peak() - before}
+
+
+def print_tokens(positions: int, width: int, chunk: int, vocabularies: list[int]) -> None:
+    """Each form in a process of its own, since a process's peak memory never comes down."""
+    for name, value in {
+        "positions": positions,
+        "width": width,
+        "chunk": chunk,
+        "vocabulary": min(vocabularies),
+    }.items():
+        if value < 1:
+            raise UserError(f"--{name} is {value}; expected 1 or more")
+    out = Table(
+        title=f"token statistics, forward and backward: {positions} positions, width {width}, chunk {chunk}, float32"
+    )
+    for column in ("vocabulary", "form", "seconds", "peak MiB", "bound MiB"):
+        out.add_column(column, justify="left" if column == "form" else "right")
+    for vocabulary in vocabularies:
+        bound = (2 * min(chunk, positions) * vocabulary + vocabulary * width) * 4 / 2**20
+        for form in ("chunked", "naive"):
+            got = _in_child(form, positions, width, vocabulary, chunk)
+            cells = (f"{got['seconds']:.2f}", f"{got['mib']:.0f}") if got else ("out of memory", "–")
+            out.add_row(str(vocabulary), form, *cells, f"{bound:.0f}" if form == "chunked" else "")
+    console = Console()
+    console.print(out)
+    console.print(
+        "bound: two chunks of logits and the head's gradient; peaks count what the pass added to its inputs",
+        style="dim",
+    )
+
+
+def _in_child(*arguments: Any) -> dict[str, float] | None:
+    code = (
+        f"import json; from shiq_bench.bench import measure_tokens; print(json.dumps(measure_tokens(*{arguments!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+
+
+def print_generation(task_name: str, count: int, max_tokens: int, model: str) -> None:
+    """The same prompts, sampled once by each engine with the same seeds."""
+    from shiq_bench.config import resolve
+    from shiq_bench.console import LiveReport
+    from shiq_bench.evaluation.evaluate import score_paths
+    from shiq_bench.generation import make_generator
+    from shiq_bench.models import resolve_model
+    from shiq_bench.records import Transcript
+
+    resolved = resolve("sft", task_name, {"model": model})
+    spec, task = resolved.spec, resolved.task
+    with LiveReport(Console(stderr=True)) as report:
+        source = resolve_model(spec, task, report)
+        codec, policy = source.codec(), source.policy()
+        ids = task.prompts("rl") + task.prompts("heldout")
+        chosen = [ids[i % len(ids)] for i in range(count)]
+        prompts = [e.transcript.token_ids for e in task.episodes(chosen, codec, spec.max_length)]
+        out = Table(
+            title=f"{count} prompts of {task_name}, at most {max_tokens} tokens, temperature 1, model {model}, one run"
+        )
+        for column in ("engine", "tokens", "seconds", "tokens/s", "mean gap, nats a token", "largest"):
+            out.add_column(column, justify="left" if column == "engine" else "right")
+        for engine in ("vllm", "hf"):
+            report(f"sampling with {engine}", 0, 0)
+            try:
+                generator = make_generator(
+                    engine, source.folder, tokenizer_vocab=len(source.tokenizer()), max_length=spec.max_length,
+                    dtype="float32", gpu_memory=spec.gpu_memory,
+                )  # fmt: skip
+            except UserError as error:
+                out.add_row(engine, str(error))
+                continue
+            settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": max_tokens, "stop_ids": codec.end_ids}
+            generator.generate(prompts[:8], seeds=range(8), **settings)  # warm up
+            start = time.perf_counter()
+            completions = generator.generate(prompts, seeds=range(count), **settings)
+            seconds = time.perf_counter() - start
+            generator.close()
+            paths = []
+            for prompt, completion, name in zip(prompts, completions, chosen, strict=True):
+                transcript = Transcript(prompt)
+                transcript.act(completion)
+                paths.append(transcript.trajectory(name, {}, engine))
+            gap, _ = score_paths(paths, policy, None)
+            worst = max(score_paths([p], policy, None)[0] for p in paths)
+            tokens = sum(len(c.token_ids) for c in completions)
+            out.add_row(engine, str(tokens), f"{seconds:.2f}", f"{tokens / seconds:.0f}", f"{gap:.1e}", f"{worst:.1e}")
+        task.close()
+    Console().print(out)
+    Console().print(
+        "gap: |log-probability of the sampler - of the transformers model in float32|; largest: by completion",
+        style="dim",
+    )

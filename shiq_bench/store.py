@@ -1,0 +1,166 @@
+"""Files: atomic writes, the content-addressed cache, hashes of weights and of the project's source."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from shiq_bench.records import SCHEMA_VERSION, Trajectory, UserError, canonical_json, stable_hash
+
+
+def home() -> Path:
+    """Root of every cache: ``$SHIQ_BENCH_HOME``, or ``~/.cache/shiq-bench``."""
+    return Path(os.environ.get("SHIQ_BENCH_HOME") or Path.home() / ".cache" / "shiq-bench")
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _fsync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Atomic, readable, deterministic JSON; NaN is refused rather than written."""
+    write_atomic(path, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def check_writable(folder: Path, need_mb: float = 1.0) -> None:
+    """Find out before an hour of training whether its result can be kept.
+
+    Raises:
+        UserError: something else stands at ``folder``, it cannot be written, or the disk is full.
+    """
+    for parent in (folder, *folder.parents):
+        if parent.exists():
+            if not parent.is_dir():
+                raise UserError(f"{parent} is a file; expected a folder for results: pass another with --results")
+            break
+    probe = folder / f".probe-{os.getpid()}"
+    write_atomic(probe, b"\0" * 65536)
+    probe.unlink()
+    free = shutil.disk_usage(folder).free / 2**20
+    if free < need_mb:
+        raise UserError(
+            f"only {free:.0f} MB free at {folder}; this run needs about {need_mb:.0f}: free some, or pass --results"
+        )
+
+
+def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder built for ``key``, building it once; an interrupted build leaves nothing behind.
+
+    ``key`` must hold everything that determines the content, as JSON data.
+    """
+    folder = home() / kind / stable_hash(key)[:24]
+    if (folder / "key.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise UserError(
+            f"cannot write the cache {folder.parent}: {error.strerror}; set SHIQ_BENCH_HOME to another folder"
+        ) from error
+    try:
+        build(temporary)
+        write_json(temporary / "key.json", dict(key))
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / "key.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
+    """One JSON line a trajectory, behind a header line with the schema version."""
+    lines = [canonical_json({"schema_version": SCHEMA_VERSION, "kind": "trajectories", "count": len(trajectories)})]
+    lines += [canonical_json(asdict(t)) for t in trajectories]
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """Inverse of :func:`write_trajectories`.
+
+    Raises:
+        UserError: the file is cut, of another kind, or of a newer schema.
+    """
+    return list(_trajectories(path))
+
+
+def _trajectories(path: Path) -> Iterator[Trajectory]:
+    try:
+        with path.open() as file:
+            header = json.loads(file.readline())
+            if header.get("kind") != "trajectories":
+                raise UserError(f"{path} holds {header.get('kind')!r}; expected trajectories")
+            if header["schema_version"] > SCHEMA_VERSION:
+                raise UserError(
+                    f"{path}: schema {header['schema_version']} is newer than {SCHEMA_VERSION}: upgrade shiq-bench"
+                )
+            names = [f.name for f in fields(Trajectory)]
+            count = 0
+            for line in file:
+                row = json.loads(line)
+                count += 1
+                yield Trajectory(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names})
+            if count != header["count"]:
+                raise UserError(f"{path} is cut: {count} of {header['count']} trajectories")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no trajectory file: {error}") from error
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """SHA-256 over names and contents, independent of the order given."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def source_hash() -> str:
+    """Hash of this project's own Python source, so that tables can refuse to mix versions."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in ("shiq_bench", "algorithms", "tasks"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Training of language models: layout, the policy module, the reference pass, one trainer."""

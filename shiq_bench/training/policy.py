@@ -1,0 +1,109 @@
+"""A causal language model seen as a policy: token statistics at its action positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shiq_bench.ops import kl_rows, stats_from_logits, token_stats
+from shiq_bench.records import UserError
+
+
+class Policy(nn.Module):
+    """Wraps a transformers causal LM so that its forward returns statistics instead of logits.
+
+    Statistics are computed inside ``forward`` because a sharded wrapper (FSDP) only gathers the
+    head there. Where ``hidden @ head.T`` is not what the model calls its logits (a logit scale, a
+    soft cap, a bias), the model's own logits are used instead, found out once on construction.
+
+    Args:
+        model: a transformers causal LM.
+        vocab: size of the tokenizer's vocabulary; rows of the head beyond it are padding.
+
+    Raises:
+        UserError: the tokenizer knows more tokens than the model has rows for.
+    """
+
+    def __init__(self, model: Any, vocab: int) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab = vocab
+        rows = model.get_output_embeddings().weight.shape[0]
+        if vocab > rows:
+            raise UserError(f"the tokenizer has {vocab} tokens and the model {rows}: they do not belong together")
+        self.plain_head = self._head_is_plain()
+
+    @torch.no_grad()
+    def _head_is_plain(self) -> bool:
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            return False
+        was_training = self.model.training
+        self.model.eval()
+        ids = torch.arange(min(4, self.vocab), device=head.weight.device)[None]
+        hidden = self._hidden(input_ids=ids)
+        ours = (hidden @ head.weight.T).float()
+        theirs = self.model(input_ids=ids).logits.float()
+        self.model.train(was_training)
+        return torch.allclose(ours, theirs, atol=1e-2 if hidden.dtype == torch.bfloat16 else 1e-4, rtol=1e-3)
+
+    def _hidden(self, **inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return hidden
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        index: Tensor,
+        targets: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Statistics of the actions.
+
+        Args:
+            input_ids: ``[B, L]``
+            index: flat positions, in ``B * L``, of the states that the actions are taken in. ``[M]``
+            targets: the actions. ``[M]``
+            position_ids: ``[B, L]``, restarting at every trajectory.
+            attention_mask: ``[B, L]`` when padded. A packed row has none: an all-ones mask would
+                let trajectories see each other.
+
+        Returns:
+            ``logp`` and ``lse``, each ``[M]``.
+        """
+        inputs: dict[str, Tensor] = {"input_ids": input_ids, "position_ids": position_ids}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if self.plain_head:
+            states = self._hidden(**inputs).flatten(0, 1)[index]
+            logp, lse = token_stats(states, self.model.get_output_embeddings().weight, targets, self.vocab)
+        else:
+            logits = self.model(**inputs, use_cache=False).logits.flatten(0, 1)[index]
+            logp, lse = stats_from_logits(logits, targets, self.vocab)
+        return {"logp": logp, "lse": lse}
+
+    @torch.no_grad()
+    def kl_from(self, other: Policy, inputs: dict[str, Tensor], chunk: int = 512) -> Tensor:
+        """Exact KL(self || other) in nats at each action position of a layout. ``[M]``"""
+        index = inputs["index"]
+        mine, theirs = self._states(inputs), other._states(inputs)
+        parts = [
+            kl_rows(self._logits(mine, index[i : i + chunk]), other._logits(theirs, index[i : i + chunk]), self.vocab)
+            for i in range(0, len(index), chunk)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def _states(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Hidden states, or logits where the head is not plain, flattened to ``[B * L, ...]``."""
+        kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask") if k in inputs}
+        if self.plain_head:
+            return self._hidden(**kept).flatten(0, 1)
+        return self.model(**kept, use_cache=False).logits.flatten(0, 1)
+
+    def _logits(self, states: Tensor, index: Tensor) -> Tensor:
+        if not self.plain_head:
+            return states[index]
+        return states[index].float() @ self.model.get_output_embeddings().weight.float().T

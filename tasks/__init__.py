@@ -1,0 +1,1 @@
+"""One task a file; each registers itself with ``@task`` and is found by its file name."""
