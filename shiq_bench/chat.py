@@ -17,7 +17,9 @@ from shiq_bench.records import UserError
 #: Template of our own tiny models: ``<|role|>content<|end|>``, answers begin behind ``<|assistant|>``.
 TINY_TEMPLATE = (
     "{% for m in messages %}"
-    "{% if m['role'] not in ('system', 'user', 'assistant', 'tool') %}{{ raise_exception('unknown role ' + m['role']) }}{% endif %}"
+    "{% if m['role'] not in ('system', 'user', 'assistant', 'tool') %}"
+    "{{ raise_exception('unknown role ' + m['role']) }}"
+    "{% endif %}"
     "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"

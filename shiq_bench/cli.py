@@ -118,6 +118,7 @@ def table(
     """Print the table of stored runs again, from their records alone."""
     from rich.console import Console
 
+    from shiq_bench.api import tasks
     from shiq_bench.reporting import runs as store
     from shiq_bench.reporting import tables
 
@@ -126,7 +127,9 @@ def table(
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
     if records:
-        tables.print_table(records, format=format, allow_mixed=allow_mixed, console=Console())
+        known = set(tasks.names())
+        metrics = {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
+        tables.print_table(records, metrics, format=format, allow_mixed=allow_mixed, console=Console())
     elif not problems:
         raise UserError(f"no runs in {results}: start one with shiq-bench run --algo shiq --task bfcl")
     if problems:

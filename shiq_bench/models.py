@@ -162,7 +162,7 @@ class WeightedLikelihood(Algorithm):
 class _Recorder:
     """A codec over bytes that remembers every text it was given: the corpus a tokenizer is trained on."""
 
-    end_ids = (0,)
+    end_ids: tuple[int, ...] = (0,)
     tiny = True
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,12 @@ def _trajectories(path: Path) -> Iterator[Trajectory]:
                 raise UserError(
                     f"{path}: schema {header['schema_version']} is newer than {SCHEMA_VERSION}: upgrade shiq-bench"
                 )
-            names = [f.name for f in fields(Trajectory)]
             count = 0
             for line in file:
-                row = json.loads(line)
+                row: dict[str, Any] = json.loads(line)
+                given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
                 count += 1
-                yield Trajectory(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names})
+                yield Trajectory(**given)
             if count != header["count"]:
                 raise UserError(f"{path} is cut: {count} of {header['count']} trajectories")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

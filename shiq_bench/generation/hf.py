@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from shiq_bench.generation import Generator, check_weights
+from shiq_bench.generation import Generator, Request, check_weights
 from shiq_bench.records import Completion, UserError
 
 #: Most tokens (rows times the longest prompt and answer among them) of one batch.
@@ -77,39 +77,29 @@ class HFGenerator(Generator):
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _generate(
-        self, prompts: list[list[int]], temperature: float, limits: list[int], seeds: list[int], stop_ids: frozenset[int]
-    ) -> list[Completion]:
+    def _generate(self, requests: list[Request], temperature: float, stop_ids: frozenset[int]) -> list[Completion]:
         out: dict[int, Completion] = {}
         # Neighbours in length share a batch, so that little of it is padding.
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) + limits[i], i))
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt) + requests[i].limit)
         while order:
             rows = 1
-            while rows < len(order) and (rows + 1) * self._widest(order[: rows + 1], prompts, limits) <= BATCH_TOKENS:
+            while rows < len(order) and _tokens([requests[i] for i in order[: rows + 1]]) <= BATCH_TOKENS:
                 rows += 1
             batch, order = order[:rows], order[rows:]
-            completions = self._batch(
-                [prompts[i] for i in batch], temperature, [limits[i] for i in batch], [seeds[i] for i in batch], stop_ids
-            )
-            out.update(zip(batch, completions, strict=True))
-        return [out[i] for i in range(len(prompts))]
-
-    @staticmethod
-    def _widest(batch: list[int], prompts: list[list[int]], limits: list[int]) -> int:
-        return max(len(prompts[i]) for i in batch) + max(limits[i] for i in batch)
+            out.update(zip(batch, self._batch([requests[i] for i in batch], temperature, stop_ids), strict=True))
+        return [out[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def _batch(
-        self, prompts: list[list[int]], temperature: float, limits: list[int], seeds: list[int], stop_ids: frozenset[int]
-    ) -> list[Completion]:
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self._device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        chooser = _Chooser(self.vocabulary, temperature, limits, seeds, self._device)
+    def _batch(self, requests: list[Request], temperature: float, stop_ids: frozenset[int]) -> list[Completion]:
+        width, limits = max(len(r.prompt) for r in requests), [r.limit for r in requests]
+        padding = [width - len(r.prompt) for r in requests]
+        ids = [[0] * n + r.prompt for n, r in zip(padding, requests, strict=True)]
+        mask = [[0] * n + [1] * (width - n) for n in padding]
+        chooser = _Chooser(self.vocabulary, temperature, requests, self._device)
         self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, use_cache=True, pad_token_id=0),
+            input_ids=torch.tensor(ids, device=self._device),
+            attention_mask=torch.tensor(mask, device=self._device),
+            generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, pad_token_id=0),
             logits_processor=LogitsProcessorList([chooser]),
             stopping_criteria=StoppingCriteriaList([_Stop(limits, stop_ids, width, self._device)]),
         )
@@ -117,23 +107,29 @@ class HFGenerator(Generator):
         return [_cut(t[:limit], p[:limit], stop_ids) for t, p, limit in zip(tokens, logps, limits, strict=True)]
 
 
-class _Chooser(LogitsProcessor):
+def _tokens(batch: list[Request]) -> int:
+    return len(batch) * (max(len(r.prompt) for r in batch) + max(r.limit for r in batch))
+
+
+class _Chooser(LogitsProcessor):  # type: ignore[misc,unused-ignore]
     """Draws the next token itself and leaves ``generate`` no other to take.
 
     A row is drawn by inverting its cumulative distribution at a uniform number that its own seed
     decided before the batch was put together.
     """
 
-    def __init__(self, vocabulary: int, temperature: float, limits: list[int], seeds: list[int], device: torch.device) -> None:
+    def __init__(self, vocabulary: int, temperature: float, requests: list[Request], device: torch.device) -> None:
         self.vocabulary = vocabulary
         self.temperature = temperature
         self.tokens: list[Tensor] = []
         self.logps: list[Tensor] = []
-        # [N, T]; drawn on the CPU, so that a seed means the same on every device.
-        draws = [torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s, n in zip(seeds, limits, strict=True)]
+        # [N, T]; drawn on the CPU, so that a seed means the same on every device
+        draws = [
+            torch.rand(r.limit, dtype=torch.float64, generator=torch.Generator().manual_seed(r.seed)) for r in requests
+        ]
         self.uniform = torch.nn.utils.rnn.pad_sequence(draws, batch_first=True).to(device)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``scores [N, V]``: raw logits in, and out with a single finite entry a row."""
         logp = scores[:, : self.vocabulary].float().log_softmax(-1)
         step = len(self.tokens)
@@ -149,7 +145,7 @@ class _Chooser(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
 
-class _Stop(StoppingCriteria):
+class _Stop(StoppingCriteria):  # type: ignore[misc,unused-ignore]
     """A row is over at a stop id or at its own limit."""
 
     def __init__(self, limits: list[int], stop_ids: frozenset[int], width: int, device: torch.device) -> None:
@@ -157,7 +153,7 @@ class _Stop(StoppingCriteria):
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
         self.width = width
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """``input_ids [N, L]`` -> done ``[N]``."""
         return torch.isin(input_ids[:, -1], self.stop_ids) | (input_ids.shape[1] - self.width >= self.limits)
 

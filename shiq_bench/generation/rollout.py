@@ -117,5 +117,7 @@ def _play(
             task.step(acting, completions)
             for episode, length in zip(acting, lengths, strict=True):
                 if not episode.done and len(episode.transcript.token_ids) <= length:
-                    raise RuntimeError(f"{type(task).__name__}.step left the episode of {episode.prompt_id!r} as it was, and not done")
+                    raise RuntimeError(
+                        f"{type(task).__name__}.step neither ended {episode.prompt_id!r} nor added to it"
+                    )
         step += 1

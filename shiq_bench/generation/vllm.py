@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shiq_bench.generation import Generator, check_weights
+from shiq_bench.generation import Generator, Request, check_weights
 from shiq_bench.records import Completion, UserError
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ class VLLMGenerator(Generator):
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # vLLM would join the group, and destroy it when closed.
-            raise UserError("vllm cannot open beside another vllm engine or a distributed run in one process: close that, or use engine hf")
+            raise UserError(
+                "vllm cannot open beside another vllm engine or a distributed run: close that, or use engine hf"
+            )
         self.vocabulary = vocabulary
         self.max_length = max_length
         gpu = torch.cuda.is_available()
@@ -78,6 +80,8 @@ class VLLMGenerator(Generator):
             "max_model_len": max_length,
             "skip_tokenizer_init": True,
             "enable_prefix_caching": True,
+            # A prompt prefilled in two parts rewinds its seeded generator, which a CPU's cannot: whole prompts there.
+            **({} if gpu else {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_length)}),
             "logprobs_mode": "raw_logprobs",  # temperature 1, before any processor
             "generation_config": "vllm",  # not the model's: no top-p, no penalties, no stop ids of its own
             "enforce_eager": not gpu or size < EAGER_BYTES,
@@ -90,6 +94,7 @@ class VLLMGenerator(Generator):
             options["hf_overrides"] = {"head_dtype": "float32"}
         self._eager = options["enforce_eager"]
         self._llm: Any = None
+        self._closed = False
         try:
             with _contained(self._eager), _silent():
                 from vllm import LLM
@@ -97,34 +102,33 @@ class VLLMGenerator(Generator):
                 self._llm = LLM(**options)
                 if vocabulary < self._llm.model_config.get_vocab_size():
                     self._llm.apply_model(lambda module: _mask_logits(module, vocabulary))
+            # Some limits (the head dimension on CPU) show at the first token, not before.
+            self.generate([[0]], temperature=0, max_tokens=1, seeds=[0], stop_ids=[])
         except Exception as error:
-            self._llm = None
-            _clean_up()
+            self.close()
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             # a validation error opens with a heading, and says what is wrong on a later line
             reason = next((line for line in lines if "rror, " in line), lines[0])
             raise UserError(f"vllm cannot serve {model}: {reason}; try engine hf") from error
 
-    def _generate(
-        self, prompts: list[list[int]], temperature: float, limits: list[int], seeds: list[int], stop_ids: frozenset[int]
-    ) -> list[Completion]:
+    def _generate(self, requests: list[Request], temperature: float, stop_ids: frozenset[int]) -> list[Completion]:
         from vllm import SamplingParams
 
         params = [
             SamplingParams(
                 temperature=temperature,
-                seed=seed,
-                max_tokens=limit,
+                seed=r.seed,
+                max_tokens=r.limit,
                 stop_token_ids=sorted(stop_ids),
                 ignore_eos=True,  # the stop ids are all there are
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
             )
-            for limit, seed in zip(limits, seeds, strict=True)
+            for r in requests
         ]
         with _contained(self._eager):
             try:
-                outputs = self._llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+                outputs = self._llm.generate([{"prompt_token_ids": r.prompt} for r in requests], params, use_tqdm=False)
             except BaseException:
                 # What an interrupt leaves unfinished would come back with the next call's answers.
                 engine = self._llm.llm_engine
@@ -149,12 +153,18 @@ class VLLMGenerator(Generator):
 
     def close(self) -> None:
         """Shut the engine down and leave the process group it opened."""
-        if self._llm is None:
-            return
+        if self._closed:
+            return  # the group there is now may be another engine's
+        self._closed = True
         with _contained(self._eager), _silent():
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm = None
-            _clean_up()
+            if self._llm is not None:
+                self._llm.llm_engine.engine_core.shutdown()
+                self._llm = None
+            if "vllm" in sys.modules:  # an engine that failed to open has left its group behind
+                from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+                cleanup_dist_env_and_memory()
+            gc.collect()
 
 
 def _mask_logits(module: Any, vocabulary: int) -> None:
@@ -168,14 +178,6 @@ def _mask_logits(module: Any, vocabulary: int) -> None:
         return logits
 
     module.compute_logits = compute_logits
-
-
-def _clean_up() -> None:
-    if "vllm" in sys.modules:
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()
-    gc.collect()
 
 
 @contextlib.contextmanager

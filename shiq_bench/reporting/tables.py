@@ -380,7 +380,9 @@ def _block(
         metrics=tuple(m for m in metrics if any(k[3] == m.name for k in cells)),
         cells=cells,
         differences=differences,
-        rates=frozenset(n for n in names if any(f"{n}/n" in x for r in records for e in r.evaluations for x in e.examples)),
+        rates=frozenset(
+            n for n in names if any(f"{n}/n" in x for r in records for e in r.evaluations for x in e.examples)
+        ),
         best=_winners(columns, places, metrics),
         captions=(),
     )
@@ -441,9 +443,13 @@ def _captions(block: Block, records: Sequence[RunRecord], detectable: str, disag
             text += (
                 ". Trained, several seeds: Student's t over the seeds' means. Reference: one checkpoint, over prompts"
             )
-        text += ", errors clustered by prompt." if "seeds" in over else " over prompts, errors clustered by prompt."
+        else:
+            text += " over prompts"
+        text += ", errors clustered by prompt"
         if "prompts" in over:
-            text += " One seed is over prompts too: it does not cover other training seeds."
+            text += "; so is a single seed, and" if "seeds" in over else ";"
+            text += " it does not cover other training seeds"
+        text += "."
         if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
             text += " No ±: fewer than two of them, or all alike, which bounds nothing."
         yield text
@@ -453,10 +459,13 @@ def _captions(block: Block, records: Sequence[RunRecord], detectable: str, disag
             text += "; a cell with another n has it in brackets"
         if block.differences:
             text += ". Minus reference: paired by prompt, n counts prompts"
-            text += ", interval over the seeds' differences" if "seeds" in over else ""
+            text += ", interval over the seeds' differences on these prompts" if "seeds" in over else ""
         yield text + "."
     if block.best:
-        yield f"Bold, *: best of the methods; its lead on the runner-up has an interval, over {BOLD_SEEDS} shared seeds or more, above 0."
+        yield (
+            "Bold, *: best of the methods; its lead on the runner-up has an interval above 0, "
+            f"over {BOLD_SEEDS} shared seeds or more."
+        )
     ends = {c.label: [e.step for r in c.done for e in r.evaluations if e.policy == "trained"] for c in trained}
     steps = {label: max(found) for label, found in ends.items() if found}
     if steps:
@@ -469,7 +478,7 @@ def _captions(block: Block, records: Sequence[RunRecord], detectable: str, disag
         yield text + ("; k1 is the sampled log-ratio, its check." if "kl_k1" in shown else ".")
     yield from _cut(block)
     if block.conditions["model"] == "tiny":
-        yield "Model: tiny, trained from scratch on the spot for this task; its numbers say nothing about larger models."
+        yield "Model: tiny, trained from scratch on the spot for this task; it says nothing about larger models."
     yield from _detectable(block, detectable)
     yield from _settings(trained)
     for column in trained:
@@ -478,7 +487,7 @@ def _captions(block: Block, records: Sequence[RunRecord], detectable: str, disag
             means = (f"{sum(c[n] for c in spent) / len(spent):,.0f} {n.replace('_', ' ')}" for n in sorted(names))
             yield f"Consumed, {column.label}{', mean of a run' if len(spent) > 1 else ''}: {', '.join(means)}."
     if disagree:
-        yield f"{disagree} runs measured the reference differently under the same settings; the first by run id is shown."
+        yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
     for column in trained:
         for text, count in Counter(d for r in column.runs for d in dict.fromkeys(r.deviations)).items():
             share = f" ({count} of {len(column.runs)} runs)" if len(column.runs) > 1 else ""

@@ -53,6 +53,30 @@ class Policy(nn.Module):
         hidden: Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return hidden
 
+    def _run(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Final hidden states (logits where the head is not plain) at every position. ``[B * L, ...]``
+
+        A padded batch runs in buckets of rows of similar length, each cut to its own longest, so
+        that one long dialogue does not make all the others as expensive as itself.
+        """
+        body = self._hidden if self.plain_head else self._all_logits
+        kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask") if k in inputs}
+        if "attention_mask" not in kept:
+            return body(**kept).flatten(0, 1)
+        lengths = kept["attention_mask"].sum(1)
+        out: Tensor | None = None
+        for rows, longest in buckets(lengths.tolist()):
+            part = body(**{k: v[rows, :longest] for k, v in kept.items()})
+            if out is None:
+                out = part.new_zeros(*kept["input_ids"].shape, part.shape[-1])
+            out[rows, :longest] = part
+        assert out is not None
+        return out.flatten(0, 1)
+
+    def _all_logits(self, **inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        return logits
+
     def forward(
         self,
         input_ids: Tensor,
@@ -74,36 +98,38 @@ class Policy(nn.Module):
         Returns:
             ``logp`` and ``lse``, each ``[M]``.
         """
-        inputs: dict[str, Tensor] = {"input_ids": input_ids, "position_ids": position_ids}
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
+        states = self._run(inputs)[index]
         if self.plain_head:
-            states = self._hidden(**inputs).flatten(0, 1)[index]
             logp, lse = token_stats(states, self.model.get_output_embeddings().weight, targets, self.vocab)
         else:
-            logits = self.model(**inputs, use_cache=False).logits.flatten(0, 1)[index]
-            logp, lse = stats_from_logits(logits, targets, self.vocab)
+            logp, lse = stats_from_logits(states, targets, self.vocab)
         return {"logp": logp, "lse": lse}
 
     @torch.no_grad()
     def kl_from(self, other: Policy, inputs: dict[str, Tensor], chunk: int = 512) -> Tensor:
         """Exact KL(self || other) in nats at each action position of a layout. ``[M]``"""
         index = inputs["index"]
-        mine, theirs = self._states(inputs), other._states(inputs)
+        mine, theirs = self._run(inputs), other._run(inputs)
         parts = [
             kl_rows(self._logits(mine, index[i : i + chunk]), other._logits(theirs, index[i : i + chunk]), self.vocab)
             for i in range(0, len(index), chunk)
         ]
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def _states(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Hidden states, or logits where the head is not plain, flattened to ``[B * L, ...]``."""
-        kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask") if k in inputs}
-        if self.plain_head:
-            return self._hidden(**kept).flatten(0, 1)
-        return self.model(**kept, use_cache=False).logits.flatten(0, 1)
-
     def _logits(self, states: Tensor, index: Tensor) -> Tensor:
         if not self.plain_head:
             return states[index]
         return states[index].float() @ self.model.get_output_embeddings().weight.float().T
+
+
+def buckets(lengths: list[int], shortest: float = 0.8) -> list[tuple[list[int], int]]:
+    """Rows in groups of similar length, with the longest of each; none is shorter than ``shortest`` of it."""
+    out: list[tuple[list[int], int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not out or lengths[row] < shortest * out[-1][1]:
+            out.append(([], lengths[row]))
+        out[-1][0].append(row)
+    return out

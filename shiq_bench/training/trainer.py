@@ -225,7 +225,11 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder) if resume else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        # Accelerate wraps forward in autocast; left in place, scoring would quietly be in bfloat16.
+        trainer.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)
     step = trainer.state.global_step
     if stop.raised and step < spec.steps:
         raise Interrupted(step)

@@ -1,0 +1,27 @@
+"""Reporting needs no torch, directly or through anything it imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+import shiq_bench.reporting.runs, shiq_bench.reporting.statistics, shiq_bench.reporting.tables
+early = [m for m in ("pandas", "rich", "scipy.stats") if m in sys.modules]
+from tests.reporting.synthetic import METRICS, record
+from shiq_bench.reporting.tables import compare, csv, markdown, terminal_text
+comparison = compare([record(prompts={"rl": 3})], METRICS)
+csv(comparison), markdown(comparison), terminal_text(comparison)
+heavy = [m for m in ("torch", "transformers", "vllm", "datasets") if m in sys.modules]
+print(early, heavy)
+"""
+
+
+def test_no_torch_in_reporting() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[] []"

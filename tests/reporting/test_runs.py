@@ -1,0 +1,115 @@
+"""The run store: what it keeps, what it refuses, and what it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shiq_bench.records import SCHEMA_VERSION, UserError, canonical_json
+from shiq_bench.reporting import runs
+from tests.reporting.synthetic import record
+
+SMALL = {"rl": 3, "heldout": 2}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    made = record(prompts=SMALL)
+    path = runs.save(made, tmp_path)
+    assert path == tmp_path / made.run_id / "record.json"
+    back = runs.load(path)
+    assert back.spec == made.spec
+    assert canonical_json(back.to_json()) == canonical_json(made.to_json())
+    assert runs.load(path.parent).run_id == made.run_id
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    runs.save(record(status="started", prompts=SMALL), tmp_path)
+    runs.save(record(status="done", prompts=SMALL), tmp_path)
+    records, problems = runs.load_all(tmp_path)
+    assert ([r.status for r in records], problems) == (["done"], [])
+
+
+def test_load_all_is_sorted_and_selects(tmp_path: Path) -> None:
+    made = [record(seed=s, prompts=SMALL) for s in range(3)]
+    for r in made:
+        runs.save(r, tmp_path)
+    (tmp_path / "no-run" / "checkpoints").mkdir(parents=True)
+    ids = sorted(r.run_id for r in made)
+    assert [r.run_id for r in runs.load_all(tmp_path)[0]] == ids
+    assert [r.run_id for r in runs.load_all(tmp_path, run_ids=[made[1].run_id])[0]] == [made[1].run_id]
+    assert runs.load_all(tmp_path, run_ids=[]) == ([], [])
+
+
+def test_an_unknown_run_suggests_the_nearest(tmp_path: Path) -> None:
+    made = record(prompts=SMALL)
+    runs.save(made, tmp_path)
+    with pytest.raises(UserError, match=f"did you mean '{made.run_id}'"):
+        runs.load_all(tmp_path, run_ids=[made.run_id[:-1]])
+
+
+def _cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def _with(**changes: Any) -> Any:
+    return lambda text: json.dumps({**json.loads(text), **changes})
+
+
+def _without(name: str) -> Any:
+    return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != name})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_cut, "is cut or is no JSON"),
+        (lambda _: "", "is cut or is no JSON"),
+        (lambda _: "\x00\x00", "is cut or is no JSON"),
+        (lambda _: "[1, 2]", "holds a list"),
+        (lambda _: "{}", "no schema_version"),
+        (_with(schema_version=SCHEMA_VERSION + 1), f"schema {SCHEMA_VERSION + 1} is newer than the {SCHEMA_VERSION}"),
+        (_with(status="perhaps"), "status is 'perhaps'"),
+        (_with(unheard_of=1), "unheard_of"),
+        (_without("spec"), "spec"),
+    ],
+)
+def test_a_bad_record_is_named_and_skipped(tmp_path: Path, spoil: Any, says: str) -> None:
+    good, bad = record(seed=0, prompts=SMALL), record(seed=1, prompts=SMALL)
+    runs.save(good, tmp_path)
+    path = runs.save(bad, tmp_path)
+    path.write_text(spoil(path.read_text()))
+    records, problems = runs.load_all(tmp_path)
+    assert [r.run_id for r in records] == [good.run_id]
+    assert len(problems) == 1
+    assert says in problems[0] and str(path) in problems[0]
+    with pytest.raises(UserError, match=bad.run_id):
+        runs.load(path)
+
+
+def test_missing_places_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        runs.load_all(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        runs.load_all(tmp_path / "file")
+    with pytest.raises(UserError, match="no run record at"):
+        runs.load(tmp_path / "shiq-bfcl-0")
+
+
+@pytest.mark.parametrize("run_id", ["", "..", "../elsewhere", "a/b", ".hidden"])
+def test_a_run_id_cannot_leave_the_results(run_id: str) -> None:
+    with pytest.raises(UserError, match="cannot be a run"):
+        runs.run_folder("results", run_id)
+
+
+def test_nan_is_refused_and_the_old_record_stays(tmp_path: Path) -> None:
+    made = record(prompts=SMALL)
+    path = runs.save(made, tmp_path)
+    before = path.read_bytes()
+    made.gaps["logp_mean"] = float("nan")  # type: ignore[index]
+    with pytest.raises(ValueError, match="JSON"):
+        runs.save(made, tmp_path)
+    assert path.read_bytes() == before

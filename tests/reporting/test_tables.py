@@ -1,0 +1,312 @@
+"""Tables: golden bytes, grouping, what is refused, what is never dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from shiq_bench.api import Metric
+from shiq_bench.records import Evaluation, RunRecord, UserError
+from shiq_bench.reporting import runs
+from shiq_bench.reporting.statistics import mean_ci_t, paired_examples
+from shiq_bench.reporting.tables import (
+    Block,
+    compare,
+    comparison_frame,
+    csv,
+    markdown,
+    print_table,
+    run_table,
+    terminal_text,
+)
+from tests.reporting.synthetic import METRICS, record
+
+SMALL = {"rl": 8, "heldout": 5}
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _several() -> list[RunRecord]:
+    return [
+        *(record("shiq", s, skill=0.9, prompts=SMALL) for s in range(6)),
+        *(record("dpo", s, skill=0.1, prompts=SMALL) for s in range(6)),
+        record("dpo", 6, status="diverged", error="loss is nan at step 31\ntrace", prompts=SMALL),
+        record("sft", 0, skill=0.1, algo_options={}, deviations=["clipped 3% of the ratios"], prompts=SMALL),
+        record("sft", 1, status="failed", algo_options={}, error="out of memory", prompts=SMALL),
+        record("sft", 2, status="started", algo_options={}, prompts=SMALL),
+    ]
+
+
+def golden_records(which: str) -> list[RunRecord]:
+    """Records whose ids do not move when a setting is added to RunSpec."""
+    records = [record(prompts=SMALL)] if which == "run" else _several()
+    return [dataclasses.replace(r, run_id=f"{r.spec.algo}-bfcl-{i:012x}") for i, r in enumerate(records)]
+
+
+def _one(records: list[RunRecord], **options: Any) -> Block:
+    blocks = compare(records, METRICS, **options).blocks
+    assert len(blocks) == 1
+    return blocks[0]
+
+
+@pytest.mark.parametrize(("name", "render"), [("md", markdown), ("csv", csv), ("txt", terminal_text)])
+@pytest.mark.parametrize("which", ["run", "several"])
+def test_golden_bytes(name: str, render: Any, which: str) -> None:
+    records = golden_records(which)
+    text = render(compare(records, METRICS))
+    assert text == (GOLDEN / f"{which}.{name}").read_text(encoding="utf-8")
+    random.Random(0).shuffle(records)
+    assert render(compare(records, METRICS)) == text
+
+
+@pytest.mark.parametrize("width", [90, 100, 120, 160])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_terminal_table_fits(width: int, count: int) -> None:
+    records = [record(f"method{i}", s, prompts=SMALL) for i in range(count) for s in range(2)]
+    text = terminal_text(compare(records, METRICS), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for i in range(count):
+        assert f"method{i}" in text
+
+
+def test_a_narrow_terminal_folds_and_loses_no_digit() -> None:
+    records = [record(prompts=SMALL)]
+    text = terminal_text(compare(records, METRICS), 30)
+    assert "…" not in text
+
+
+def test_reference_once_and_first() -> None:
+    block = _one(_several())
+    assert [c.label for c in block.columns] == ["reference", "dpo", "sft", "shiq"]
+    frame = comparison_frame(_several(), METRICS)
+    one = frame[(frame.split == "rl") & (frame["mode"] == "greedy") & (frame.metric == "reward")]
+    assert list(one.policy) == ["reference", "dpo", "dpo", "sft", "sft", "shiq", "shiq"]
+    assert list(one.kind[:3]) == ["value", "value", "minus_reference"]
+
+
+def test_several_seeds_are_a_t_interval_over_their_means() -> None:
+    records = [record(seed=s, prompts=SMALL) for s in range(3)]
+    cell = _one(records).cells[("rl", "greedy", "shiq", "turn_success")]
+    means = [
+        e.metrics["turn_success"]["mean"]
+        for r in records
+        for e in r.evaluations
+        if (e.policy, e.split, e.mode) == ("trained", "rl", "greedy")
+    ]
+    assert cell.estimate == mean_ci_t(means)
+    assert cell.over == "seeds" and len(cell.n) == 3
+
+
+def test_one_seed_is_the_clustered_interval_of_its_checkpoint() -> None:
+    made = record(prompts=SMALL)
+    cell = _one([made]).cells[("rl", "sampled", "shiq", "reward")]
+    stored = next(e for e in made.evaluations if (e.policy, e.split, e.mode) == ("trained", "rl", "sampled"))
+    assert cell.over == "prompts"
+    assert cell.estimate.stderr == stored.metrics["reward"]["stderr"]
+    assert cell.n == (8 * 4,)
+    assert cell.estimate.units == 8
+
+
+def test_differences_are_paired_by_prompt_then_over_seeds() -> None:
+    records = [record(seed=s, prompts=SMALL) for s in range(3)]
+
+    def difference(r: RunRecord) -> Any:
+        found = {e.policy: e.examples for e in r.evaluations if (e.split, e.mode) == ("rl", "greedy")}
+        return paired_examples(found["trained"], found["reference"], "reward")
+
+    key = ("rl", "greedy", "shiq", "reward")
+    assert _one(records[:1]).differences[key].estimate == difference(records[0])
+    assert _one(records).differences[key].estimate == mean_ci_t(difference(r).mean for r in records)
+    assert ("rl", "greedy", "shiq", "length") not in _one(records).differences
+
+
+def test_every_run_is_counted() -> None:
+    comparison = compare(_several(), METRICS)
+    text = terminal_text(comparison)
+    flat = " ".join(text.split())
+    assert "1 diverged" in text and "1 failed" in text and "1 started" in text
+    for r in _several():
+        assert r.run_id.rsplit("-", 1)[1] in flat
+        if r.status != "done":
+            assert f"Not in the means: {r.run_id}, {r.status}" in flat
+    assert "diverged: loss is nan at step 31" in flat and "trace" not in flat
+    frame = comparison.frame().set_index("policy")
+    assert set(frame.loc["sft", ["done", "failed", "started"]].itertuples(index=False, name=None)) == {(1, 1, 1)}
+
+
+def test_a_method_that_never_finished_keeps_its_column() -> None:
+    records = [record("shiq", prompts=SMALL), record("dpo", status="diverged", prompts=SMALL)]
+    block = _one(records)
+    assert [c.state for c in block.columns] == ["", "1 diverged", "seed 0"]
+    frame = comparison_frame(records, METRICS)
+    assert frame[frame.policy == "dpo"]["mean"].isna().all() and len(frame[frame.policy == "dpo"])
+
+
+def test_a_run_without_evaluations_has_a_table() -> None:
+    nothing = dataclasses.replace(record(status="failed", error="boom"), evaluations=())
+    assert "no evaluations yet" in terminal_text(compare([nothing], METRICS))
+    assert "No evaluations yet." in markdown(compare([nothing], METRICS))
+    assert csv(compare([nothing], METRICS)).count("\n") == 1
+
+
+def test_the_last_checkpoint_counts() -> None:
+    made = record(prompts=SMALL)
+    early = [
+        dataclasses.replace(e, step=10, metrics={"reward": {"mean": 9, "n": 1, "stderr": None}})
+        for e in made.evaluations
+    ]
+    both = dataclasses.replace(made, evaluations=[*made.evaluations, *(e for e in early if e.policy == "trained")])
+    assert _one([both]).cells == _one([made]).cells
+    assert "Checkpoint: the last one (step 200)." in _one([both]).captions
+
+
+def test_captions_say_what_a_reader_must_know() -> None:
+    captions = "\n".join(_one([record(prompts={"rl": 40})]).captions)
+    assert "95% interval over prompts, errors clustered by prompt" in captions
+    assert "it does not cover other training seeds" in captions
+    assert "exact per-position, nats a dialogue" in captions and "temperature 1" in captions
+    assert "Model: tiny" in captions
+    assert "truncated at most" in captions
+    assert "Minimum detectable effect, entry accuracy, rl:" in captions and "40 prompts" in captions
+    across = "\n".join(_one([record(seed=s, prompts=SMALL) for s in range(2)]).captions)
+    assert "Student's t over the seeds' means" in across
+    assert "Model: tiny" not in "\n".join(_one([record(model="org/model", prompts=SMALL)]).captions)
+    assert "Deviation, sft (1 of 3 runs): clipped 3% of the ratios" in _one(_several()).captions
+
+
+def test_a_missing_truncation_rate_is_said() -> None:
+    made = record(prompts=SMALL)
+    bare = [
+        dataclasses.replace(e, metrics={k: v for k, v in e.metrics.items() if k not in ("truncated", "forced_end")})
+        for e in made.evaluations
+    ]
+    assert "Cut by a limit: not recorded." in _one([dataclasses.replace(made, evaluations=bare)]).captions
+
+
+def test_other_source_is_refused_unless_asked_for() -> None:
+    records = [record(seed=0, prompts=SMALL), record(seed=1, source_hash="another", prompts=SMALL)]
+    with pytest.raises(UserError, match="another"):
+        compare(records, METRICS)
+    for render in (markdown, terminal_text):
+        assert "MIXED SOURCES" in render(compare(records, METRICS, allow_mixed=True))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(UserError, match="no run records"):
+        compare([])
+    with pytest.raises(UserError, match="given twice"):
+        compare([record(prompts=SMALL)] * 2)
+    with pytest.raises(UserError, match="did you mean 'csv'"):
+        print_table([record(prompts=SMALL)], format="cvs")
+
+
+def test_settings_of_the_evaluation_split_tables_and_of_training_split_columns() -> None:
+    records = [
+        record(prompts=SMALL),
+        record(prompts=SMALL, algo_options={"beta": 0.3}),
+        record(prompts=SMALL, eval_samples=2),
+        record(prompts=SMALL, task_options={"category": "multi_turn_miss_func"}),
+    ]
+    blocks = compare(records, METRICS).blocks
+    assert len(blocks) == 3
+    labels = [[c.label for c in b.columns] for b in blocks]
+    assert sorted(map(len, labels)) == [2, 2, 3]
+    assert ["reference", "shiq beta=0.1", "shiq beta=0.3"] in labels
+    assert len({b.title for b in blocks}) == 3
+
+
+def test_unequal_settings_across_methods_are_said() -> None:
+    captions = _one([record("shiq", prompts=SMALL), record("dpo", steps=400, prompts=SMALL)]).captions
+    assert "Not the same everywhere: steps is 400 for dpo, 200 for shiq." in captions
+    assert "Checkpoint: the last one (dpo step 400, shiq step 200)." in captions
+
+
+def test_seeds_alone_make_one_column() -> None:
+    block = _one([record(seed=s, prompts=SMALL) for s in (3, 1, 2)])
+    assert [c.state for c in block.columns] == ["", "3 seeds"]
+    assert [r.spec.seed for r in block.columns[1].done] == [1, 2, 3]
+
+
+def test_a_reference_that_differs_is_said() -> None:
+    other = record(seed=1, prompts=SMALL)
+    shifted = [
+        dataclasses.replace(e, metrics={"reward": {"mean": 7.0, "n": 8, "stderr": None}})
+        if e.policy == "reference"
+        else e
+        for e in other.evaluations
+    ]
+    block = _one([record(prompts=SMALL), dataclasses.replace(other, evaluations=shifted)])
+    assert any("1 runs measured the reference differently" in c for c in block.captions)
+    assert not any("measured the reference" in c for c in _one([record(prompts=SMALL), other]).captions)
+
+
+def _bare(algo: str, seed: int, score: float | None, n: int = 40) -> RunRecord:
+    made = record(algo, seed, prompts={"rl": 2})
+    metrics = {"entry_accuracy": {"mean": score, "n": 0 if score is None else n, "stderr": None}}
+    return dataclasses.replace(made, evaluations=[Evaluation("trained", "rl", "greedy", 200, metrics, [])])
+
+
+@pytest.mark.parametrize(("seeds", "marked"), [(5, False), (6, True)])
+def test_bold_from_six_seeds_on(seeds: int, marked: bool) -> None:
+    records = [_bare("dpo", s, 0.2 + 0.01 * s) for s in range(seeds)]
+    records += [_bare("shiq", s, 0.5 + 0.02 * s) for s in range(seeds)]
+    assert bool(_one(records).best) == marked
+    assert ("**" in markdown(compare(records, METRICS)).replace("**greedy**", "")) == marked
+    if marked:
+        assert _one(records).best == {("rl", "greedy", "shiq", "entry_accuracy")}
+        assert "Bold" in terminal_text(compare(records, METRICS))
+
+
+def test_no_bold_where_the_lead_is_noise_or_the_metric_has_no_direction() -> None:
+    records = [_bare("dpo", s, 0.3 + 0.1 * (s % 2)) for s in range(6)]
+    records += [_bare("shiq", s, 0.31 + 0.1 * ((s + 1) % 2)) for s in range(6)]
+    assert not _one(records).best
+    clear = [_bare(a, s, v) for a, v in (("dpo", 0.2), ("shiq", 0.6)) for s in range(6)]
+    neither = [Metric("entry_accuracy", "neither", "entries")]
+    assert not compare(clear, neither).blocks[0].best
+
+
+def test_undefined_is_a_dash_and_another_n_is_shown() -> None:
+    text = markdown(compare([_bare("dpo", 0, None), _bare("shiq", 0, 0.5, 40), _bare("sft", 0, 0.25, 30)], METRICS))
+    row = next(line for line in text.splitlines() if line.startswith("| entry accuracy"))
+    assert [c.strip() for c in row.strip("|").split("|")][1:5] == ["–", "– (0)", "25.0 (30)", "50.0"]
+    text = markdown(compare([_bare("shiq", 0, 0.5), _bare("shiq", 1, None), _bare("shiq", 2, 0.5)], METRICS))
+    assert "50.0 (2 of 3 seeds)" in text
+    assert "0.0" not in text.split("±: ")[0].replace("50.0", "")
+
+
+def test_a_stored_record_gives_the_table_of_the_run_itself(tmp_path: Path) -> None:
+    made = record(prompts=SMALL)
+    runs.save(made, tmp_path)
+    stored, _ = runs.load_all(tmp_path)
+    for metrics in ((), METRICS):
+        for render in (markdown, csv, terminal_text):
+            assert render(compare(stored, metrics)) == render(compare([made], metrics))
+
+
+def test_metrics_come_in_the_tasks_order_then_the_rest() -> None:
+    made = record(prompts=SMALL)
+    names = [m.name for m in _one([made]).metrics]
+    assert names == [*(m.name for m in METRICS), "kl", "kl_k1", "kl_token", "length", "truncated"]
+    by_task = compare([made], {"bfcl": METRICS, "tree": ()}).blocks[0].metrics
+    assert [m.name for m in by_task] == names
+    untold = compare([made]).blocks[0].metrics
+    assert {m.name for m in untold} == set(names)
+    assert [m.name for m in untold][:3] == ["reward", "entry_accuracy", "turn_success"]
+
+
+def test_print_table_to_a_pipe_has_room_and_no_colour() -> None:
+    out = io.StringIO()
+    run_table(record(prompts=SMALL), METRICS, console=Console(file=out))
+    assert out.getvalue().startswith("bfcl · model tiny") and "\x1b" not in out.getvalue()
+    assert max(len(line.rstrip()) for line in out.getvalue().splitlines()) > 80
+    for name, render in (("md", markdown), ("csv", csv)):
+        out = io.StringIO()
+        print_table([record(prompts=SMALL)], METRICS, format=name, console=Console(file=out, width=20))
+        assert out.getvalue() == render(compare([record(prompts=SMALL)], METRICS))

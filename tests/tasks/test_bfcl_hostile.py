@@ -1,0 +1,205 @@
+"""Nothing a model prints is executed, breaks the run, or costs another dialogue anything."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.bfcl import Bfcl
+from tasks.bfcl.dialogue import Dialogue
+from tasks.bfcl.executor import Executor
+from tests.tasks.conftest import LONG, CharCodec, gold_script, observed, play
+
+ERROR = "Error during execution: "
+
+#: ``@M`` is a file that must not appear, ``@V`` one that must stay as it is.
+HOSTILE = [
+    "[inspect.os.system(command='touch @M')]",
+    "[open(file='@M', mode='w')]",
+    "[open(file='@V', mode='w')]",
+    "[inspect.os.remove(path='@V')]",
+    "[inspect.linecache.getlines(filename='@V')]",
+    "[globals()]",
+    "[inspect.sys.exit()]",
+    "[exit()]",
+    "[cd(folder=__import__('os').system('touch @M')+1)]",
+    "[cd(__import__('os').system('touch @M'))]",
+    "[cd(folder=(lambda: __import__('os').system('touch @M'))())]",
+    "[cd(folder=[open(p, 'w') for p in ('@M',)])]",
+    "[cd(folder=f'{open(\"@M\", \"w\")}')]",
+    "[cd(folder=open('@M', 'w'))]",
+    "[cd(**{'folder': open('@M', 'w')})]",
+    "[cd(*[open('@M', 'w')])]",
+    "[cd(folder=x) for x in [open('@M', 'w')]]",
+    "[cd(folder={'a\\': open(\"@M\", \"w\"), \\'b': 1})]",
+    "[cd(folder='a').__class__.__init__.__globals__['os'].system('touch @M')]",
+    "[eval('open(\"@M\", \"w\")')]",
+    "[exec(source='open(\"@M\", \"w\")')]",
+    "[importlib.sys.modules.update(m={'bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker': None})]",
+    "[copy.deepcopy(x=1), json.dump(obj=1, fp=open('@M', 'w'))]",
+    "[_load_scenario(scenario={'root': 1})]",
+    "[__import__(name='os')]",
+    "import os; os.system('touch @M')",
+    "]; open('@M', 'w'); [",
+    "print('\\x1b[2J') or open('@M', 'w')",
+    "[cd(folder='" + "../" * 3000 + "etc')]",
+    "[" * 5000,
+    "cd(folder=" + "-" * 20_000 + "1)",
+    "cd" + "(folder=1)" * 3000,
+    "a." * 10_000 + "b()",
+    "[cd(folder=" + "9" * 10_000 + ")]",
+    "[cd(folder=0x" + "f" * 10_000 + ")]",
+    "\0\0[ls()]",
+    "[cd(folder='\ud800\\udfff')]",
+    "[ls(a=1e999)]",
+    "[cd(folder='a' 'b', folder=None), cd(folder=[[[[[]]]]])]",
+]
+
+
+def _base_0(bfcl: Bfcl, count: int) -> list[Dialogue]:
+    return [d for d in bfcl.episodes(["multi_turn_base_0"] * count, CharCodec(), LONG) if isinstance(d, Dialogue)]
+
+
+def test_hostile_answers(bfcl: Bfcl, tmp_path: Path) -> None:
+    marker, victim = tmp_path / "marker", tmp_path / "victim"
+    victim.write_text("precious")
+    texts = [text.replace("@M", str(marker)).replace("@V", str(victim)) for text in HOSTILE]
+    assert len(texts) >= 20
+    codec = CharCodec()
+    dialogues = _base_0(bfcl, len(texts))
+    starts = [len(d.transcript.token_ids) for d in dialogues]
+    bfcl.step(dialogues, [codec.completion(text) for text in texts])
+
+    assert not marker.exists()
+    assert victim.read_text() == "precious"
+    errors = ended = 0
+    for text, dialogue, start in zip(texts, dialogues, starts, strict=True):
+        seen = observed(dialogue, start)
+        told = seen.startswith("<tool>") and (ERROR in seen or '"error": ' in seen or "No such directory" in seen)
+        assert told or (dialogue.turn == 1 and seen.startswith("<user>")), (text[:80], seen[:200])
+        assert "precious" not in seen
+        errors += told
+        ended += not told
+    assert errors >= 20
+    assert ended >= 5
+
+    # Each dialogue goes on, in its initial state: `mkdir` is told nothing, `ls` shows what is there.
+    starts = [len(d.transcript.token_ids) for d in dialogues]
+    bfcl.step(dialogues, [codec.completion("[mkdir(dir_name='new'), ls()]")] * len(texts))
+    for dialogue, start in zip(dialogues, starts, strict=True):
+        seen = observed(dialogue, start)
+        assert seen == '<tool>None\n{"current_directory_content": ["document", "archive", "new"]}\n'
+    assert not marker.exists()
+    for (_, score), dialogue in zip(bfcl.finish(dialogues, "test"), dialogues, strict=True):
+        assert score.metrics["entry_accuracy"] == score.total == 0, dialogue.texts
+        assert score.metrics["unscored"] == 0
+
+    # The checkers are still the official ones: truth passes, nonsense does not.
+    good, bad = play(bfcl, [("multi_turn_base_0", gold_script(bfcl, "multi_turn_base_0")), ("multi_turn_base_0", [])])
+    assert good[1].metrics["entry_accuracy"] == 1
+    assert bad[1].metrics["entry_accuracy"] == 0
+
+
+def test_counts(bfcl: Bfcl) -> None:
+    script = [["[open(file='x'), ls()]", "[ls(a=1+1)]", "that is all"], ["[ls('x')]", ""], [], []]
+    ((_, score),) = play(bfcl, [("multi_turn_base_0", script)])
+    assert (score.metrics["refused"], score.metrics["refused/n"]) == (2, 4)
+    assert (score.metrics["unparsable"], score.metrics["unparsable/n"]) == (1, 7)
+    assert score.details["positional_dropped"] == 1
+    assert score.details["texts"] == [script[0], script[1], [""], [""]]
+
+
+def test_the_worker_looks_again(bfcl: Bfcl, tmp_path: Path) -> None:
+    """Should the parent ever hand over something else, the worker refuses it, stepping or judging."""
+    marker = tmp_path / "marker"
+    evil = f"inspect.os.system(command='touch {marker}')"
+    entry = bfcl.entries["multi_turn_base_0"].request
+    session = bfcl.executor.open(entry)
+    (outcome,) = bfcl.executor.run([(session, [evil])])
+    (verdict,) = bfcl.executor.judge([(session, [[[evil]]])])
+    assert "refused to execute" in outcome.failure
+    assert "refused to execute" in verdict.failure
+    assert not marker.exists()
+
+
+@pytest.fixture
+def hasty(bfcl_root: Path) -> Bfcl:
+    """One worker, shared by all, and a second a step."""
+    assert bfcl_root
+    return Bfcl(workers=1, timeout=1.0)
+
+
+@pytest.mark.parametrize(
+    "burn",
+    ["power(base=9, exponent=99999999999)", "square_root(number=2, precision=100000000)"],
+)
+def test_a_call_that_burns_is_stopped_and_costs_only_itself(hasty: Bfcl, burn: str) -> None:
+    maths = next(i for i, e in hasty.entries.items() if "MathAPI" in e.classes)
+    codec = CharCodec()
+    slow, neighbour = hasty.episodes([maths, "multi_turn_base_0"], codec, LONG)
+    assert isinstance(slow, Dialogue) and isinstance(neighbour, Dialogue)
+    try:
+        first = ("[mean(numbers=[1, 3])]", "[mkdir(dir_name='n')]")
+        hasty.step([slow, neighbour], [codec.completion(text) for text in first])
+        at, beside = len(slow.transcript.token_ids), len(neighbour.transcript.token_ids)
+        began = time.monotonic()
+        hasty.step([slow, neighbour], [codec.completion(f"[{burn}]"), codec.completion("[ls()]")])
+        assert time.monotonic() - began < 6
+        assert observed(slow, at) == f"<tool>{ERROR}stopped after 1 seconds\n"
+        # The neighbour's worker was killed; its state was rebuilt before its next call ran.
+        assert '["document", "archive", "n"]' in observed(neighbour, beside)
+        at = len(slow.transcript.token_ids)
+        hasty.step([slow], [codec.completion("[mean(numbers=[1, 3])]")])
+        assert observed(slow, at) == '<tool>{"result": 2.0}\n'
+        (_, score), _ = hasty.finish([slow, neighbour], "test")
+        assert score.metrics["unscored"] == 0
+        assert score.details["overruns"] == 1
+    finally:
+        hasty.close()
+
+
+def test_scoring_that_fails_costs_one_entry(hasty: Bfcl) -> None:
+    maths = next(e for e in hasty.entries.values() if "MathAPI" in e.classes)
+    codec = CharCodec()
+    bad, good = hasty.episodes([maths.id, "multi_turn_base_0"], codec, LONG)
+    assert isinstance(bad, Dialogue) and isinstance(good, Dialogue)
+    try:
+        while not good.done:
+            hasty.step([good], [codec.completion(hasty.demonstration(good))])
+        # As though the step had been quick when it was played.
+        bad.turns = [[["power(base=9, exponent=99999999999)"]]]
+        (_, failed), (_, passed) = hasty.finish([bad, good], "test")
+    finally:
+        hasty.close()
+    assert (failed.metrics["unscored"], failed.metrics["entry_accuracy"], failed.total) == (1, 0, 0)
+    assert failed.metrics["turn_success/n"] == len(maths.turns)
+    assert (passed.metrics["unscored"], passed.metrics["entry_accuracy"]) == (0, 1)
+
+
+def test_a_worker_ends_with_its_input(bfcl_root: Path, bfcl: Bfcl) -> None:
+    executor = Executor(bfcl_root, workers=1)
+    session = executor.open(bfcl.entries["multi_turn_base_0"].request)
+    assert executor.run([(session, ["pwd()"])])[0].value
+    worker = executor._workers[0]
+    assert worker is not None
+    worker._input.close()  # as when the parent is killed
+    assert worker._process.wait(timeout=5) == 0
+    executor.close()
+
+
+def test_a_worker_that_died_at_rest_is_replaced_and_the_pool_can_be_closed(bfcl_root: Path, bfcl: Bfcl) -> None:
+    executor = Executor(bfcl_root, workers=1)
+    session = executor.open(bfcl.entries["multi_turn_base_0"].request)
+    assert executor.run([(session, ["cd(folder='document')"])])[0].value
+    first = executor._workers[0]
+    assert first is not None
+    first._process.kill()
+    first._process.wait()
+    (outcome,) = executor.run([(session, ["pwd()"])])
+    assert outcome.value == ['{"current_working_directory": "/workspace/document"}']
+    second = executor._workers[0]
+    assert second is not None and second is not first
+    executor.close()
+    assert second._process.poll() is not None

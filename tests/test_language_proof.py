@@ -1,0 +1,97 @@
+"""The proof on a language model: a token tree, a transformer, Trainer, vLLM, and the exact optimum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from shiq_bench.config import resolve
+from shiq_bench.generation import make_generator
+from shiq_bench.models import resolve_model
+from shiq_bench.training.data import prepare
+from shiq_bench.training.reference import policy_stats, reference_pass
+from shiq_bench.training.trainer import train
+from tasks.tree import Tree
+
+BETA = 0.5
+DRAWS = 2000
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings"),
+    [("shiq", {}), ("dpo", {"pair_labels": "bradley_terry", "steps": 800})],
+)
+@pytest.mark.parametrize("engine", ["vllm"])
+def test_reaches_the_oracle_and_samples_from_it(
+    algo: str, settings: dict[str, Any], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
+    """Enumerated data through the whole machinery: KL(pi* || pi) <= 1e-2, and what the sampler
+    draws is distributed as pi* (chi-square over completions, rare ones pooled, p > 0.001)."""
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
+    resolved = resolve(algo, "tree", {"beta": BETA, "depth": 3, "actions": 4, "schedule": "cosine", **settings})
+    spec, tree = resolved.spec, resolved.task
+    assert isinstance(tree, Tree)
+    source = resolve_model(spec, tree)
+    policy = source.policy()
+    data = tree.trajectories("rl")
+    reference = reference_pass(policy, source.weights_hash, data, spec.layout, spec.precision)
+    shape = (tree.contexts, len(tree.completions))
+    log_rho = np.array([logp.sum() for logp, _ in reference]).reshape(shape)
+    oracle = tree.oracle(log_rho, BETA)
+
+    train(policy, source.tokenizer(), prepare(data, reference, resolved.algorithm, False), resolved.algorithm, spec, tmp_path)
+
+    log_pi = np.array([logp.sum() for logp, _ in policy_stats(policy, data, "padded", "fp32")]).reshape(shape)
+    np.testing.assert_allclose(np.exp(log_pi).sum(1), 1, atol=1e-4)
+    start = (oracle * (np.log(oracle) - log_rho)).sum(1).max()
+    kl = (oracle * (np.log(oracle) - log_pi)).sum(1).max()
+    assert start > 0.3, "the reference must not be the optimum already"
+
+    policy.model.save_pretrained(tmp_path / "policy")
+    generator = make_generator("vllm", source.folder, tokenizer_vocab=tree.actions, max_length=16)
+    try:
+        generator.load(tmp_path / "policy")  # weights into a live engine: stale ones would fail the test
+        prompts = [[c] for c in range(tree.contexts) for _ in range(DRAWS)]
+        drawn = generator.generate(prompts, temperature=1.0, max_tokens=tree.depth, seeds=range(len(prompts)), stop_ids=())
+    finally:
+        generator.close()
+    p_values = []
+    for c in range(tree.contexts):
+        counts = np.zeros(shape[1])
+        for completion in drawn[c * DRAWS : (c + 1) * DRAWS]:
+            counts[tree._index(completion.token_ids)] += 1
+        p_values.append(pooled_chisquare(counts, oracle[c] * DRAWS))
+        assert pooled_chisquare(counts, np.exp(log_rho[c]) * DRAWS) < 1e-6, "the test must tell pi* from the reference"
+    record_property("kl", kl)
+    print(f"\n{algo}: KL(pi* || rho) {start:.3f}, KL(pi* || pi) {kl:.2e}, chi-square p {min(p_values):.3f} and {max(p_values):.3f}")
+    assert kl <= 1e-2
+    assert min(p_values) > 1e-3
+
+
+def pooled_chisquare(counts: np.ndarray, expected: np.ndarray) -> float:
+    """p of a chi-square test, completions expected fewer than five times pooled into one bin."""
+    rare = expected < 5
+    observed = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    if wanted[-1] < 5:
+        order = np.argmin(wanted[:-1])
+        observed[order] += observed[-1]
+        wanted[order] += wanted[-1]
+        observed, wanted = observed[:-1], wanted[:-1]
+    return float(chisquare(observed, wanted / wanted.sum() * observed.sum()).pvalue)
+
+
+def test_the_seed_of_torch_does_not_matter_to_the_tree() -> None:
+    """The task's rewards come from its own seed."""
+    torch.manual_seed(1)
+    first = Tree(tree_seed=3).token_rewards
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(first, Tree(tree_seed=3).token_rewards)
+    assert not np.array_equal(first, Tree(tree_seed=4).token_rewards)
