@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
+            flat |= {f"{'task' if key == 'task_options' else key}.{k}": v for k, v in value.items()}
         else:
             flat[str(key)] = value
     return flat

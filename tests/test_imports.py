@@ -1,0 +1,114 @@
+"""Who may import whom: directly by the syntax tree, transitively by what a fresh process has loaded."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("shiq_bench", "algorithms", "tasks")
+STANDARD = sys.stdlib_module_names
+
+#: For each folder or file: which of our modules it may import, and which third parties.
+TABLE: dict[str, tuple[set[str], set[str]]] = {
+    "shiq_bench/records.py": (set(), set()),
+    "shiq_bench/store.py": ({"shiq_bench.records"}, set()),
+    "shiq_bench/api.py": ({"shiq_bench.records", "shiq_bench.batch"}, {"torch"}),
+    "shiq_bench/batch.py": (set(), {"torch"}),
+    "shiq_bench/ops.py": ({"shiq_bench.batch"}, {"torch"}),
+    "algorithms": ({"shiq_bench.api", "shiq_bench.batch", "shiq_bench.ops"}, {"torch"}),
+    "tasks/tree.py": ({"shiq_bench.api", "shiq_bench.records"}, {"numpy"}),
+    "tasks/bfcl": (
+        {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "tasks.bfcl"},
+        {"bfcl_eval", "rich"},
+    ),
+    "shiq_bench/reporting": (
+        {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "shiq_bench.reporting"},
+        {"numpy", "scipy", "pandas", "rich"},
+    ),
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def inside(module: str, allowed: set[str]) -> bool:
+    return any(module == a or module.startswith(a + ".") for a in allowed)
+
+
+@pytest.mark.parametrize("place", TABLE)
+def test_direct_imports(place: str) -> None:
+    ours, third = TABLE[place]
+    path = ROOT / place
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    assert files
+    for file in files:
+        for module in imports(file):
+            top = module.split(".")[0]
+            if top in STANDARD:
+                continue
+            allowed = inside(module, ours) if top in OURS else top in third
+            # ``from tasks.bfcl import data`` names the package; the submodule is its own.
+            assert allowed, f"{file.relative_to(ROOT)} imports {module}"
+
+
+def test_the_table_catches_a_trespass(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from tasks.tree import Tree\n")
+    assert "tasks.tree" in imports(bad)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "algorithms").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_an_algorithm_is_under_sixty_lines_of_code(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    docs: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            first = node.body[0]
+            docs |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = [
+        line
+        for n, line in enumerate(file.read_text().splitlines(), 1)
+        if n not in docs and line.strip() and not line.strip().startswith("#")
+    ]
+    assert len(lines) < 60
+
+
+def test_the_engine_names_no_algorithm_and_no_task() -> None:
+    """No import of a concrete one, and no comparison with a registered name."""
+    names = {p.stem for place in ("algorithms", "tasks") for p in (ROOT / place).iterdir() if not p.stem.startswith("_")}
+    for file in sorted((ROOT / "shiq_bench").rglob("*.py")):
+        assert not {m for m in imports(file) if m.split(".")[0] in ("algorithms", "tasks")}, file
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Compare):
+                constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                assert not constants & names, f"{file}:{node.lineno} compares with the name of an algorithm or a task"
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import shiq_bench.records, shiq_bench.store, shiq_bench.api", ("torch", "numpy", "pandas", "transformers")),
+        ("import shiq_bench.reporting.tables, shiq_bench.reporting.runs", ("torch", "transformers", "vllm")),
+        ("import shiq_bench.cli", ("torch", "numpy", "pandas", "transformers", "vllm", "datasets")),
+        ("import tasks.bfcl", ("torch", "numpy", "transformers")),
+        ("import tasks.tree", ("torch", "transformers")),
+        ("import algorithms.shiq", ("transformers", "vllm", "pandas")),
+        ("import shiq_bench.generation", ("torch", "transformers", "vllm")),
+    ],
+)
+def test_transitive_imports(code: str, absent: tuple[str, ...]) -> None:
+    script = f"{code}; import sys; print(*[m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == ""
