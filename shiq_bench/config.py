@@ -143,11 +143,16 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
     spec = RunSpec(
         algo=algo,
         task=task,
-        algo_options={name: getattr(algorithm, name) for name in known["algorithm"]},
-        task_options={name: getattr(made_task, name) for name in known["task"]},
+        algo_options=_outcome(algorithm),
+        task_options=_outcome(made_task),
         **{**made_task.defaults, **given["run"], "engine": engine},
     )
     return Resolved(spec, algorithm, made_task)
+
+
+def _outcome(made: Any) -> dict[str, Any]:
+    """The options that can change a result, with their values; ``outcome: False`` in a field's metadata excepts it."""
+    return {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.metadata.get("outcome", True)}
 
 
 def _owner(key: str, known: Mapping[str, Mapping[str, Any]], algo: str, task: str) -> tuple[str, str]:

@@ -134,10 +134,10 @@ def score_paths(
     device = next(policy.parameters()).device
 
     def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
-        logp = policy(**model_inputs(inputs))["logp"]
         if reference is None:
-            return [logp]
-        return [logp, policy.kl_from(reference, inputs), logp - reference(**model_inputs(inputs))["logp"]]
+            return [policy(**model_inputs(inputs))["logp"]]
+        logp, ref_logp, kl = policy.compare(reference, inputs)
+        return [logp, kl, logp - ref_logp]
 
     policy.eval()
     columns = over_actions(trajectories, "padded", device, compute)

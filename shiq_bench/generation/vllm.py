@@ -71,6 +71,13 @@ class VLLMGenerator(Generator):
             )
         self.vocabulary = vocabulary
         self.max_length = max_length
+        self._settings: dict[str, Any] = {
+            "vocabulary": vocabulary,
+            "max_length": max_length,
+            "dtype": dtype,
+            "gpu_memory": gpu_memory,
+            "trust_remote_code": trust_remote_code,
+        }
         gpu = torch.cuda.is_available()
         size = sum(p.stat().st_size for p in model.glob("*.safetensors"))
         options: dict[str, Any] = {
@@ -145,6 +152,11 @@ class VLLMGenerator(Generator):
     def load(self, folder: Path) -> None:
         """Replace the weights in place and forget every cached prefix; see :meth:`Generator.load`."""
         check_weights(folder)
+        if self._llm.model_config.hf_text_config.tie_word_embeddings:
+            # A head that shares the embedding keeps its old, repacked copy over reload_weights on a CPU.
+            self.close()
+            self.__init__(folder, **self._settings)  # type: ignore[misc]
+            return
         with _contained(self._eager), _silent():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             # Keys and values of prompts seen before came from the old weights.

@@ -109,15 +109,19 @@ class Policy(nn.Module):
         return {"logp": logp, "lse": lse}
 
     @torch.no_grad()
-    def kl_from(self, other: Policy, inputs: dict[str, Tensor], chunk: int = 512) -> Tensor:
-        """Exact KL(self || other) in nats at each action position of a layout. ``[M]``"""
-        index = inputs["index"]
+    def compare(self, other: Policy, inputs: dict[str, Tensor], chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+        """``logp`` of self and of other, and exact KL(self || other), at each action of a layout; each ``[M]``, nats."""
+        index, targets = inputs["index"], inputs["targets"]
         mine, theirs = self._run(inputs), other._run(inputs)
-        parts = [
-            kl_rows(self._logits(mine, index[i : i + chunk]), other._logits(theirs, index[i : i + chunk]), self.vocab)
-            for i in range(0, len(index), chunk)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, len(index), chunk):
+            rows = slice(start, start + chunk)
+            logits, reference = self._logits(mine, index[rows]), other._logits(theirs, index[rows])
+            logp, _ = stats_from_logits(logits, targets[rows], self.vocab)
+            ref_logp, _ = stats_from_logits(reference, targets[rows], self.vocab)
+            parts.append((logp, ref_logp, kl_rows(logits, reference, self.vocab)))
+        logp, ref_logp, kl = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logp, ref_logp, kl
 
     def _logits(self, states: Tensor, index: Tensor) -> Tensor:
         if not self.plain_head:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -47,8 +47,9 @@ class Bfcl(Task):
     max_steps: int = 20
     tool_chars: int = 200
     timeout: float = 10.0
-    workers: int = 0
+    workers: int = field(default=0, metadata={"outcome": False})
 
+    defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": 96, "eval_samples": 2}
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("reward", "higher", "Mean reward"),
         Metric("turn_success", "higher", "Turn success", percent=True),
@@ -185,7 +186,7 @@ class Bfcl(Task):
         groups = data.documents(self.root).values()
         blocks = tuple("\n".join(data.signature(document) for document in group) for group in groups)
         return TinyModel(
-            vocabulary=2048, width=256, layers=4, heads=4, steps=300, batch=8,
+            vocabulary=2048, width=192, layers=3, heads=3, steps=300, batch=8,
             learning_rate=2e-3, context_weight=0.1, phrases=blocks,
         )  # fmt: skip
 
