@@ -179,25 +179,30 @@ def generation(
     print_generation(task, prompts, max_tokens, model)
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: bad input is one line and exit code 2, an interruption 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UserError as error:
         from shiq_bench.console import one_line
 
         typer.echo(f"error: {one_line(error)}", err=True)
-        sys.exit(2)
+        code = 2
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted: the same command with --resume goes on from here", err=True)
-        sys.exit(130)
+        code = INTERRUPTED
     except Exception as error:
         # Click's own errors (unknown option, missing value) carry their exit code and one line.
         show = getattr(error, "format_message", None)
         if show is None:
             raise
         typer.echo(f"error: {show()}", err=True)
-        sys.exit(getattr(error, "exit_code", 2))
+        code = getattr(error, "exit_code", 2)
+    if code == INTERRUPTED:
+        typer.echo("interrupted: the same command with --resume goes on from here", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
             f"{spec.algo} needs {', '.join(type(n).__name__ for n in missing)}, which the engine does not supply"
         )
     run = Run(resolved, report, StopFlag())
+    if spec.model != "tiny":
+        resolve_model(spec, resolved.task, report)  # a wrong path is found before anything is written
     check_writable(run.folder, need_mb=100)
     if done := _earlier(run, resume, fresh):
         return done

@@ -96,7 +96,12 @@ def solve(algorithm: Algorithm, table: Table, reference: Tensor, log_mu: Tensor,
         return algorithm.loss(Stats(table.stats(logits), ref), batch).total / count
 
     optimiser = torch.optim.LBFGS(
-        [logits], max_iter=100, history_size=50, tolerance_grad=1e-13, tolerance_change=1e-18, line_search_fn="strong_wolfe"
+        [logits],
+        max_iter=100,
+        history_size=50,
+        tolerance_grad=1e-13,
+        tolerance_change=1e-18,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

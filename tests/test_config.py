@@ -12,13 +12,29 @@ from shiq_bench.records import UserError
 
 def test_defaults_and_overrides() -> None:
     plain = resolve("shiq", "tree", {})
-    assert plain.spec.algo_options == {"beta": plain.algorithm.beta, "shift": True, "multi_step": True, "token_wise": True}  # type: ignore[attr-defined]
+    assert plain.spec.algo_options == {
+        "beta": plain.algorithm.beta,
+        "shift": True,
+        "multi_step": True,
+        "token_wise": True,
+    }  # type: ignore[attr-defined]
     assert plain.spec.samples == 0, "the task's own default"
     changed = resolve("shiq", "tree", {"beta": "0.3", "depth": "2", "samples": "1", "shift": "no", "reward": "final"})
     assert changed.algorithm.beta == 0.3 and changed.algorithm.shift is False  # type: ignore[attr-defined]
-    assert (changed.spec.samples, changed.spec.task_options["depth"], changed.spec.task_options["reward"]) == (1, 2, "final")
+    assert (changed.spec.samples, changed.spec.task_options["depth"], changed.spec.task_options["reward"]) == (
+        1,
+        2,
+        "final",
+    )
     assert changed.spec.run_id != plain.spec.run_id
-    assert resolve("shiq", "tree", {"algorithm.beta": 0.3, "task.depth": 2, "run.samples": 1, "shift": False, "reward": "final"}).spec == changed.spec
+    assert (
+        resolve(
+            "shiq",
+            "tree",
+            {"algorithm.beta": 0.3, "task.depth": 2, "run.samples": 1, "shift": False, "reward": "final"},
+        ).spec
+        == changed.spec
+    )
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,16 @@ def test_an_algorithm_is_under_sixty_lines_of_code(file: Path) -> None:
 
 def test_the_engine_names_no_algorithm_and_no_task() -> None:
     """No import of a concrete one, and no comparison with a registered name."""
-    names = {p.stem for place in ("algorithms", "tasks") for p in (ROOT / place).iterdir() if not p.stem.startswith("_")}
+    names = {
+        p.stem for place in ("algorithms", "tasks") for p in (ROOT / place).iterdir() if not p.stem.startswith("_")
+    }
     for file in sorted((ROOT / "shiq_bench").rglob("*.py")):
         assert not {m for m in imports(file) if m.split(".")[0] in ("algorithms", "tasks")}, file
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Compare):
-                constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                constants = {
+                    c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)
+                }
                 assert not constants & names, f"{file}:{node.lineno} compares with the name of an algorithm or a task"
 
 

@@ -28,7 +28,12 @@ DRAWS = 2000
 )
 @pytest.mark.parametrize("engine", ["vllm"])
 def test_reaches_the_oracle_and_samples_from_it(
-    algo: str, settings: dict[str, Any], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+    algo: str,
+    settings: dict[str, Any],
+    engine: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Any,
 ) -> None:
     """Enumerated data through the whole machinery: KL(pi* || pi) <= 1e-2, and what the sampler
     draws is distributed as pi* (chi-square over completions, rare ones pooled, p > 0.001)."""
@@ -46,7 +51,14 @@ def test_reaches_the_oracle_and_samples_from_it(
     log_rho = np.array([logp.sum() for logp, _ in reference]).reshape(shape)
     oracle = tree.oracle(log_rho, BETA)
 
-    train(policy, source.tokenizer(), prepare(data, reference, resolved.algorithm, False), resolved.algorithm, spec, tmp_path)
+    train(
+        policy,
+        source.tokenizer(),
+        prepare(data, reference, resolved.algorithm, False),
+        resolved.algorithm,
+        spec,
+        tmp_path,
+    )
 
     log_pi = np.array([logp.sum() for logp, _ in policy_stats(policy, data, "padded", "fp32")]).reshape(shape)
     np.testing.assert_allclose(np.exp(log_pi).sum(1), 1, atol=1e-4)
@@ -59,7 +71,9 @@ def test_reaches_the_oracle_and_samples_from_it(
     try:
         generator.load(tmp_path / "policy")  # weights into a live engine: stale ones would fail the test
         prompts = [[c] for c in range(tree.contexts) for _ in range(DRAWS)]
-        drawn = generator.generate(prompts, temperature=1.0, max_tokens=tree.depth, seeds=range(len(prompts)), stop_ids=())
+        drawn = generator.generate(
+            prompts, temperature=1.0, max_tokens=tree.depth, seeds=range(len(prompts)), stop_ids=()
+        )
     finally:
         generator.close()
     p_values = []
@@ -70,7 +84,9 @@ def test_reaches_the_oracle_and_samples_from_it(
         p_values.append(pooled_chisquare(counts, oracle[c] * DRAWS))
         assert pooled_chisquare(counts, np.exp(log_rho[c]) * DRAWS) < 1e-6, "the test must tell pi* from the reference"
     record_property("kl", kl)
-    print(f"\n{algo}: KL(pi* || rho) {start:.3f}, KL(pi* || pi) {kl:.2e}, chi-square p {min(p_values):.3f} and {max(p_values):.3f}")
+    print(
+        f"\n{algo}: KL(pi* || rho) {start:.3f}, KL(pi* || pi) {kl:.2e}, chi-square p {min(p_values):.3f} and {max(p_values):.3f}"
+    )
     assert kl <= 1e-2
     assert min(p_values) > 1e-3
 

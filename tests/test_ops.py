@@ -28,9 +28,13 @@ def naive(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, voc
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("positions", "width", "rows", "vocab"), [(1, 3, 5, 5), (7, 8, 11, 11), (64, 16, 40, 33), (130, 4, 9, 2)])
+@pytest.mark.parametrize(
+    ("positions", "width", "rows", "vocab"), [(1, 3, 5, 5), (7, 8, 11, 11), (64, 16, 40, 33), (130, 4, 9, 2)]
+)
 @pytest.mark.parametrize("chunk", [1, 16, 1000])
-def test_equals_the_naive_form(dtype: torch.dtype, positions: int, width: int, rows: int, vocab: int, chunk: int) -> None:
+def test_equals_the_naive_form(
+    dtype: torch.dtype, positions: int, width: int, rows: int, vocab: int, chunk: int
+) -> None:
     """Values and both gradients, with rows beyond the vocabulary that must have no part in either."""
     g = torch.Generator().manual_seed(positions)
     hidden = torch.randn(positions, width, generator=g).to(dtype).requires_grad_()

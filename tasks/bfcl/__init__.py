@@ -117,9 +117,7 @@ class Bfcl(Task):
                 raise UserError(f"bfcl {self.category} has no prompt {prompt_id!r}")
             entry = self.entries[prompt_id]
             messages = opening(self.root, entry, style)
-            dialogues.append(
-                Dialogue(entry, self.executor.open(entry.request), codec, messages, style, max_length)
-            )
+            dialogues.append(Dialogue(entry, self.executor.open(entry.request), codec, messages, style, max_length))
         if dialogues and all(dialogue.done for dialogue in dialogues):
             shortest = min(len(dialogue.transcript.token_ids) for dialogue in dialogues)
             raise UserError(
@@ -214,9 +212,7 @@ def _turn_errors(dialogue: Dialogue, outcome: Outcome) -> list[str | None]:
     gold = dialogue.entry.gold[: len(dialogue.entry.turns)]
     reached: list[str | None] = [] if outcome.failure else outcome.value["turns"]
     missing = "unscored" if outcome.failure else "not reached"
-    return [
-        None if not calls else reached[turn] if turn < len(reached) else missing for turn, calls in enumerate(gold)
-    ]
+    return [None if not calls else reached[turn] if turn < len(reached) else missing for turn, calls in enumerate(gold)]
 
 
 def _called_in_vain(dialogue: Dialogue) -> bool:

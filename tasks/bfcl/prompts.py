@@ -48,9 +48,7 @@ def tool_messages(calls: Sequence[str], results: Sequence[str], style: Style, to
     clean = [_printable(result) for result in results]
     if style == "compact":
         return [{"role": "tool", "content": "\n".join(result[:tool_chars] for result in clean)}]
-    return [
-        {"role": "tool", "name": call, "content": result} for call, result in zip(calls, clean, strict=True)
-    ]
+    return [{"role": "tool", "name": call, "content": result} for call, result in zip(calls, clean, strict=True)]
 
 
 def _printable(text: str) -> str:

@@ -36,7 +36,9 @@ def two_tokens(logp: list[list[float]], lse: list[list[float]], rewards: list[li
     return Stats(TokenStats(logps, lses), TokenStats(zero, zero)), batch, logps, lses
 
 
-def check(algorithm: Algorithm, made: Any, total: float, grad_logp: list[list[float]], grad_lse: list[list[float]]) -> None:
+def check(
+    algorithm: Algorithm, made: Any, total: float, grad_logp: list[list[float]], grad_lse: list[list[float]]
+) -> None:
     stats, batch, logps, lses = made
     value = algorithm.loss(stats, batch).total
     assert value.item() == pytest.approx(total, abs=1e-12)
@@ -106,7 +108,9 @@ def test_sft_selections() -> None:
 
 def test_sft_prefers_within_a_prompt() -> None:
     """The best of each prompt, not of the batch."""
-    stats, batch, *_ = two_tokens([[-1.0, 0.0], [-2.0, 0.0], [-4.0, 0.0]], [[0.0, 0.0]] * 3, [[0, 5.0], [0, 1.0], [0, 2.0]])
+    stats, batch, *_ = two_tokens(
+        [[-1.0, 0.0], [-2.0, 0.0], [-4.0, 0.0]], [[0.0, 0.0]] * 3, [[0, 5.0], [0, 1.0], [0, 2.0]]
+    )
     batch.group.copy_(torch.tensor([0, 1, 1]))
     assert SFT(select="preferred").loss(stats, batch).total.item() == 1.0 + 4.0
 

@@ -141,7 +141,7 @@ def test_is_empty(text: str, empty: bool) -> None:
     [
         ("cd(folder='a')", True),
         ("mean(numbers=[1, -2])", True),
-        ("cd(folder=\"a\")", False),
+        ('cd(folder="a")', False),
         ("[cd(folder='a')]", False),
         ("cd('a')", False),
         ("open(file='a')", False),

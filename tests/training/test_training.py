@@ -1,0 +1,262 @@
+"""Layout, pairs, the policy module, the reference pass and the trainer, on small random models."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from shiq_bench.api import Algorithm, Pairs, algorithms
+from shiq_bench.records import RunSpec, Trajectory, UserError
+from shiq_bench.training import reference as reference_module
+from shiq_bench.training.data import Collator, centred, lay_out, make_pairs, prepare, to_batch
+from shiq_bench.training.policy import Policy, buckets
+from shiq_bench.training.reference import model_inputs, policy_stats, reference_pass
+from shiq_bench.training.trainer import last_checkpoint, train
+
+VOCAB = 60
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB + 4, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def trajectories() -> list[Trajectory]:
+    """Six prompts, four answers each, ragged, tool tokens between actions, rewards 0, 1 and 2."""
+    rng = random.Random(0)
+    made = []
+    for prompt in range(6):
+        for k in range(4):
+            n = rng.randint(6, 24)
+            mask = (False, False, *(rng.random() < 0.6 for _ in range(n - 3)), True)
+            rewards = (0.0,) * (n - 1) + (float(k % 3),)
+            made.append(Trajectory(f"p{prompt}", tuple(rng.randrange(VOCAB) for _ in range(n)), mask, rewards))
+    return made
+
+
+def naive(model: Any, trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """One trajectory at a time, all logits, over the vocabulary alone."""
+    ids = torch.tensor([trajectory.token_ids])
+    with torch.no_grad():
+        logits = model(ids).logits[0, :, :VOCAB].double()
+    actions = [i for i, a in enumerate(trajectory.action_mask) if a]
+    logp = [logits[i - 1].log_softmax(-1)[trajectory.token_ids[i]].item() for i in actions]
+    return np.array(logp), np.array([logits[i - 1].logsumexp(-1).item() for i in actions])
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_layouts_give_the_naive_statistics(model: Any, trajectories: list[Trajectory], layout: Any) -> None:
+    """Prompt, tool and padding tokens are left out, each action is predicted from the state before it."""
+    for ours, trajectory in zip(
+        policy_stats(Policy(model, VOCAB), trajectories, layout, "fp32"), trajectories, strict=True
+    ):
+        for a, b in zip(ours, naive(model, trajectory), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_an_all_ones_mask_on_a_packed_row_leaks(model: Any, trajectories: list[Trajectory]) -> None:
+    """The trap: with it trajectories see each other, and the test above would fail."""
+    policy = Policy(model, VOCAB)
+    inputs = lay_out(trajectories, "packed")
+    with torch.no_grad():
+        right = policy(**model_inputs(inputs))["logp"]
+        leaking = policy(**model_inputs(inputs), attention_mask=torch.ones_like(inputs["input_ids"]))["logp"]
+    assert (right - leaking).abs().max() > 0.1
+
+
+def test_buckets_hold_every_row_once_with_little_padding() -> None:
+    lengths = [5, 100, 90, 79, 6, 80, 5]
+    made = buckets(lengths)
+    assert sorted(row for rows, _ in made for row in rows) == list(range(7))
+    for rows, longest in made:
+        assert max(lengths[r] for r in rows) == longest
+        assert min(lengths[r] for r in rows) >= 0.8 * longest
+
+
+def test_a_scaled_head_is_found_and_served(trajectories: list[Trajectory]) -> None:
+    """Cohere multiplies its logits: hidden @ head.T is not what it samples from."""
+    torch.manual_seed(0)
+    model = CohereForCausalLM(
+        CohereConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=4, logit_scale=0.25, initializer_range=0.3,
+        )
+    ).eval()  # fmt: skip
+    policy = Policy(model, VOCAB)
+    assert not policy.plain_head
+    for ours, t in zip(policy_stats(policy, trajectories, "padded", "fp32"), trajectories, strict=True):
+        np.testing.assert_allclose(ours[0], naive(model, t)[0], atol=2e-5)
+
+
+def test_a_foreign_tokenizer_is_refused(model: Any) -> None:
+    with pytest.raises(UserError, match="do not belong together"):
+        Policy(model, VOCAB + 5)
+
+
+def test_kl_along_the_path_is_exact(model: Any, trajectories: list[Trajectory]) -> None:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    a, b = Policy(model, VOCAB), Policy(other, VOCAB)
+    inputs = lay_out(trajectories[:3], "padded")
+    logp, ref_logp, kl = a.compare(b, inputs, chunk=4)
+    expected = []
+    for t in trajectories[:3]:
+        ids = torch.tensor([t.token_ids])
+        with torch.no_grad():
+            p, q = (m(ids).logits[0, :, :VOCAB].double().log_softmax(-1) for m in (model, other))
+        expected += [float((p[i - 1].exp() * (p[i - 1] - q[i - 1])).sum()) for i, x in enumerate(t.action_mask) if x]
+    np.testing.assert_allclose(kl.numpy(), expected, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(logp, a(**model_inputs(inputs))["logp"])
+        torch.testing.assert_close(ref_logp, b(**model_inputs(inputs))["logp"])
+
+
+def test_pairs_by_hand() -> None:
+    """Returns 2, 0, 0: two hard pairs and a tie; sigma(2) in both orders for Bradley-Terry, the tie at one half."""
+
+    def made(total: float, weight: float = 1.0) -> Trajectory:
+        return Trajectory("p", (1, 2), (False, True), (0.0, total), weight=weight)
+
+    group = [made(2.0), made(0.0), made(0.0, weight=3.0)]
+    hard = make_pairs(group, Pairs(), "hard")
+    assert (hard.pairs, hard.weights, hard.ties) == ([(0, 1), (0, 2)], [1.0, 3.0], 1)
+    kept = make_pairs(group, Pairs(ties="keep"), "hard")
+    assert (kept.pairs[2:], kept.weights[2:], kept.ties) == ([(1, 2), (2, 1)], [1.5, 1.5], 0)
+    soft = make_pairs(group, Pairs(), "bradley_terry")
+    assert soft.pairs == [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)]
+    s = 1 / (1 + np.exp(-2))
+    np.testing.assert_allclose(soft.weights, [s, 1 - s, 3 * s, 3 * (1 - s), 1.5, 1.5])
+
+
+def test_centring_takes_the_prompts_mean_off_the_last_action(trajectories: list[Trajectory]) -> None:
+    means = centred(trajectories)
+    assert means["p0"] == pytest.approx((0 + 1 + 2 + 0) / 4)
+    for algo, moved in (("shiq", True), ("dpo", False)):
+        algorithm = algorithms.get(algo)()
+        groups = prepare(trajectories, None, algorithm, center_rewards=True)
+        batch = to_batch(Collator(algorithm, "padded", "hard")(groups))
+        totals = batch.rewards.sum(1).reshape(6, 4).sum(1)
+        assert torch.allclose(totals, torch.zeros(6), atol=1e-6) == moved
+
+
+def test_reference_pass_is_cached_by_what_decides_it(
+    model: Any, trajectories: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path))
+    calls = 0
+    real = reference_module.policy_stats
+
+    def counted(*a: Any, **k: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return real(*a, **k)
+
+    monkeypatch.setattr(reference_module, "policy_stats", counted)
+    policy = Policy(model, VOCAB)
+    first = reference_pass(policy, "w", trajectories, "padded", "fp32")
+    again = reference_pass(policy, "w", trajectories, "padded", "fp32")
+    assert calls == 1
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+    shifted = [
+        dataclasses.replace(
+            trajectories[0],
+            action_mask=(False, *trajectories[0].action_mask[1:-1], False),
+            rewards=(0.0,) * len(trajectories[0].token_ids),
+        ),
+        *trajectories[1:],
+    ]
+    for n, arguments in enumerate(
+        [
+            ("other", trajectories, "padded", "fp32"),
+            ("w", shifted, "padded", "fp32"),
+            ("w", trajectories, "packed", "fp32"),
+            ("w", trajectories, "padded", "bf16"),
+        ]
+    ):
+        reference_pass(policy, *arguments)  # type: ignore[arg-type]
+        assert calls == 2 + n
+    # Rewards and sources are no part of it.
+    reference_pass(
+        policy, "w", [dataclasses.replace(t, source="x", truncated=True) for t in trajectories], "padded", "fp32"
+    )
+    assert calls == 5
+
+
+def trained(
+    model: Any, trajectories: list[Trajectory], algorithm: Algorithm, folder: Path, **changes: Any
+) -> tuple[Any, Any]:
+    spec = RunSpec(
+        "a", "t", steps=4, groups_per_step=6, learning_rate=1e-3, precision="fp32", schedule="constant", warmup=0.0,
+        **changes,
+    )  # fmt: skip
+    policy = Policy(copy.deepcopy(model), VOCAB)
+    stats = policy_stats(policy, trajectories, "padded", "fp32")
+    return policy, train(policy, None, prepare(trajectories, stats, algorithm, False), algorithm, spec, folder)
+
+
+@pytest.mark.parametrize("algo", algorithms.names())
+def test_six_prompts_at_once_equal_six_times_one(
+    model: Any, trajectories: list[Trajectory], algo: str, tmp_path: Path
+) -> None:
+    """Accumulated by prompt groups of unequal counts: same losses, same gradients, same weights."""
+    algorithm = algorithms.get(algo)()
+    whole, a = trained(model, trajectories, algorithm, tmp_path / "a")
+    parts, b = trained(model, trajectories, algorithm, tmp_path / "b", micro_groups=1)
+    packed, c = trained(model, trajectories, algorithm, tmp_path / "c", layout="packed")
+    for other in (b, c):
+        for x, y in zip(a.history, other.history, strict=True):
+            assert y["loss"] == pytest.approx(x["loss"], rel=2e-4)
+            assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=2e-3)
+    for p, q, r in zip(whole.parameters(), parts.parameters(), packed.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=0, atol=2e-4)
+        torch.testing.assert_close(r, p, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("algo", algorithms.names())
+def test_training_changes_the_policy_and_lowers_the_loss(
+    model: Any, trajectories: list[Trajectory], algo: str, tmp_path: Path
+) -> None:
+    policy, result = trained(model, trajectories, algorithms.get(algo)(), tmp_path)
+    assert any(not torch.equal(p, q) for p, q in zip(policy.model.parameters(), model.parameters(), strict=True))
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.history[0].get("abs_w", 0.0) < 1e-6
+
+
+def test_scoring_after_bf16_training_is_float32(model: Any, trajectories: list[Trajectory], tmp_path: Path) -> None:
+    """Mixed precision wraps the module's forward; left in place it would follow the policy into evaluation."""
+    spec = RunSpec("a", "t", steps=1, groups_per_step=6, precision="bf16")
+    policy = Policy(copy.deepcopy(model), VOCAB)
+    algorithm = algorithms.get("sft")()
+    train(policy, None, prepare(trajectories, None, algorithm, False), algorithm, spec, tmp_path)
+    fresh = policy_stats(Policy(copy.deepcopy(policy.model), VOCAB), trajectories, "padded", "fp32")
+    for a, b in zip(policy_stats(policy, trajectories, "padded", "fp32"), fresh, strict=True):
+        np.testing.assert_allclose(a[0], b[0], atol=1e-6)
+
+
+def test_a_cut_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert last_checkpoint(tmp_path / "none") is None
