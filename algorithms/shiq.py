@@ -26,7 +26,7 @@ class ShiQ(Algorithm):
     the first token's term, a loss on sequences.
     """
 
-    beta: float = 0.1
+    beta: float = 0.01
     shift: bool = True
     multi_step: bool = True
     token_wise: bool = True

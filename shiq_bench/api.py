@@ -190,7 +190,7 @@ class Task(ABC):
         """Facts about the task that a reader of its tables should know."""
         return []
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most tasks hold nothing)
         """Free worker processes."""
 
 

@@ -64,7 +64,7 @@ def run(
     values = {k: v for k, v in values.items() if k not in ("algo", "task")}
     if not algo or not task:
         raise UserError(
-            f"{'--algo' if not algo else '--task'} is missing: type, for example, shiq-bench run --algo shiq --task bfcl"
+            f"{'--algo' if not algo else '--task'} is missing: type, say, shiq-bench run --algo shiq --task bfcl"
         )
     flags = {
         "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
@@ -109,7 +109,7 @@ def _print_spec(console: Any, spec: RunSpec) -> None:
 def table(
     runs: Annotated[list[str] | None, typer.Argument(help="Run ids; all of the folder by default.")] = None,
     results: Results = Path("results"),
-    format: Annotated[str, typer.Option(help="rich, md or csv.")] = "rich",  # noqa: A002
+    format: Annotated[str, typer.Option(help="rich, md or csv.")] = "rich",
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Mix records of different source versions.")
     ] = False,

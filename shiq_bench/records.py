@@ -143,7 +143,7 @@ class Score:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _setting(default: Any, help: str, *, outcome: bool = True) -> Any:  # noqa: A002
+def _setting(default: Any, help: str, *, outcome: bool = True) -> Any:
     return field(default=default, metadata={"help": help, "outcome": outcome})
 
 

@@ -180,7 +180,8 @@ def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
         step = last_checkpoint(run.folder / "checkpoints")
         where = f" (checkpoint {step.name.split('-')[-1]})" if step else ""
         raise UserError(
-            f"{record.run_id} is already there with status {record.status}{where}: add --resume to go on, or --fresh to start again"
+            f"{record.run_id} is already there with status {record.status}{where}: "
+            "add --resume to go on, or --fresh to start again"
         )
     return None
 
@@ -344,7 +345,8 @@ def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
         out |= {"pairs": sum(len(s.pairs) for s in sets), "ties_dropped": sum(s.ties for s in sets)}
         if not out["pairs"]:
             raise UserError(
-                f"{run.spec.algo} needs preference pairs, and every prompt's returns are tied: draw more samples, or keep gold"
+                f"{run.spec.algo} needs preference pairs, and every prompt's returns are tied: "
+                "draw more samples, or keep gold"
             )
         if empty := sum(not s.pairs for s in sets):
             run.deviations.append(f"{empty} of {len(sets)} prompts have no preference pair (all returns tied)")

@@ -109,7 +109,7 @@ def test_an_installed_package_registers_by_entry_point(tmp_path: Path) -> None:
     site = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site)]
     subprocess.run([*command, str(package)], check=True, capture_output=True)
-    code = "from shiq_bench.api import algorithms; print(algorithms.get('theirs').__name__, 'theirs' in algorithms.names())"
+    code = "from shiq_bench.api import algorithms as a; print(a.get('theirs').__name__, 'theirs' in a.names())"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["Theirs", "True"]

@@ -107,7 +107,7 @@ def test_interrupted_and_resumed_is_the_same_run(home: Path, whole: Path, tmp_pa
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint before the end"
         time.sleep(0.005)
     process.send_signal(how)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     if record(tmp_path)["status"] == "done":
         pytest.skip("the run was over before the signal arrived")
     if how != signal.SIGKILL:
@@ -216,7 +216,8 @@ def test_list_names_everything_with_a_line(home: Path) -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys; sys.argv = ['x', '--help']\nfrom shiq_bench.cli import main\ntry:\n    main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['x', '--help']\nfrom shiq_bench.cli import main\n"
+    code += "try:\n    main()\nexcept SystemExit: pass\n"
     code += "print('HEAVY', [m for m in ('torch', 'pandas', 'numpy', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in done.stdout

@@ -110,7 +110,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def compare(self, other: Policy, inputs: dict[str, Tensor], chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
-        """``logp`` of self and of other, and exact KL(self || other), at each action of a layout; each ``[M]``, nats."""
+        """``logp`` of self and of other, and exact KL(self || other), at each action; each ``[M]``, nats."""
         index, targets = inputs["index"], inputs["targets"]
         mine, theirs = self._run(inputs), other._run(inputs)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []

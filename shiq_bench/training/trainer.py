@@ -186,7 +186,8 @@ def train(
     micro = spec.micro_groups or max(1, spec.groups_per_step // world)
     if spec.groups_per_step % (micro * world):
         raise UserError(
-            f"groups_per_step {spec.groups_per_step} is no multiple of micro_groups x devices ({micro} x {world}): change one"
+            f"groups_per_step {spec.groups_per_step} is no multiple of micro_groups x devices ({micro} x {world}): "
+            "change one"
         )
     if not groups:
         raise UserError("there is nothing to train on: no prompt has a trajectory")

@@ -49,7 +49,9 @@ class Bfcl(Task):
     timeout: float = 10.0
     workers: int = field(default=0, metadata={"outcome": False})
 
-    defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": 96, "eval_samples": 2}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "samples": 2, "groups_per_step": 2, "steps": 200, "learning_rate": 3e-4, "max_tokens": 96, "eval_samples": 2,
+    }  # fmt: skip
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("reward", "higher", "Mean reward"),
         Metric("turn_success", "higher", "Turn success", percent=True),

@@ -91,7 +91,7 @@ def test_dpo() -> None:
 
 
 def test_sft_selections() -> None:
-    """Log-likelihoods -1, -2, -4 with returns 0, 1, 1: all 7, preferred (ties kept) 6, above 0.5 likewise, above 1 none."""
+    """Log-likelihoods -1, -2, -4, returns 0, 1, 1: all 7, preferred (ties kept) 6, above 0.5 likewise, above 1 none."""
     rows = [[-0.5, -0.5], [-1.0, -1.0], [-2.0, -2.0]]
     for options, kept in (
         ({}, (1, 1, 1)),

@@ -1,0 +1,40 @@
+"""The README's promises that a machine can check."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shiq_bench.api import algorithms, load_plugin
+from shiq_bench.config import resolve
+from shiq_bench.models import resolve_model
+from shiq_bench.training.data import prepare
+from shiq_bench.training.reference import reference_pass
+from shiq_bench.training.trainer import train
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_baseline_it_shows_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code block, pasted into a plugin file as a reader would, lowers its loss on a language model."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (tmp_path / "mine.py").write_text(code)
+    load_plugin(tmp_path / "mine.py")
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path))
+    try:
+        resolved = resolve("my-method", "tree", {"steps": 8, "engine": "hf"})
+        source = resolve_model(resolved.spec, resolved.task)
+        data, policy = resolved.task.trajectories("rl"), source.policy()
+        stats = reference_pass(policy, source.weights_hash, data, "padded", "fp32")
+        groups = prepare(data, stats, resolved.algorithm, False)
+        history = train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path / "run").history
+        assert history[-1]["loss"] < history[0]["loss"]
+    finally:
+        algorithms._classes.pop("my-method", None)
+
+
+def test_it_names_every_command_it_should() -> None:
+    for text in ("make demo", "make test", "shiq-bench run --algo shiq --task bfcl", "shiq-bench table", "shiq-bench list"):
+        assert text in README
