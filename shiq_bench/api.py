@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserError
+from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserError, stable_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +93,7 @@ class Metric:
     better: Literal["higher", "lower", "neither"]
     title: str
     percent: bool = False
+    headline: bool = False  # shown with its difference to the reference
 
 
 class Codec(Protocol):
@@ -219,6 +220,9 @@ class Registry(Generic[T]):
         """
 
         def register(cls: type[T]) -> type[T]:
+            built_in = self._module(name)
+            if built_in and not f"{cls.__module__}.".startswith(f"{built_in}."):
+                raise UserError(f"two {self.kind}s are called {name!r}: {built_in} and {cls.__module__}")
             have = self._classes.setdefault(name, cls)
             if (have.__module__, have.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise UserError(f"two {self.kind}s are called {name!r}: {have.__module__} and {cls.__module__}")
@@ -227,13 +231,24 @@ class Registry(Generic[T]):
 
         return register
 
+    def _module(self, name: str) -> str | None:
+        """The built-in module of a name, imported or not."""
+        stem = name.replace("-", "_")
+        module = f"{self.package}.{stem}"
+        return module if stem.isidentifier() and importlib.util.find_spec(module) else None
+
     def _load_all(self) -> None:
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             if not module.name.startswith("_"):
                 importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=f"shiq_bench.{self.package}"):
-            point.load()
+            try:
+                point.load()
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"plugin {point.value} cannot be imported: {type(error).__name__}: {error}") from error
 
     def names(self) -> list[str]:
         """Every registered name, sorted; imports every module."""
@@ -247,8 +262,7 @@ class Registry(Generic[T]):
             UserError: no such name; the nearest is suggested.
         """
         if name not in self._classes:
-            module = f"{self.package}.{name.replace('-', '_')}"
-            if name.replace("-", "_").isidentifier() and importlib.util.find_spec(module):
+            if module := self._module(name):
                 importlib.import_module(module)
             if name not in self._classes:
                 names = self.names()
@@ -278,7 +292,7 @@ def load_plugin(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise UserError(f"no plugin file at {path}")
-    name = f"shiq_bench_plugin_{path.stem}"
+    name = f"shiq_bench_plugin_{path.stem}_{stable_hash(str(path))[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file: a plugin ends in .py")

@@ -63,7 +63,7 @@ def print_tokens(positions: int, width: int, chunk: int, vocabularies: list[int]
         bound = (2 * min(chunk, positions) * vocabulary + vocabulary * width) * 4 / 2**20
         for form in ("chunked", "naive"):
             got = _in_child(form, positions, width, vocabulary, chunk)
-            cells = (f"{got['seconds']:.2f}", f"{got['mib']:.0f}") if got else ("out of memory", "–")
+            cells = (got, "–") if isinstance(got, str) else (f"{got['seconds']:.2f}", f"{got['mib']:.0f}")
             out.add_row(str(vocabulary), form, *cells, f"{bound:.0f}" if form == "chunked" else "")
     console = Console()
     console.print(out)
@@ -73,25 +73,30 @@ def print_tokens(positions: int, width: int, chunk: int, vocabularies: list[int]
     )
 
 
-def _in_child(*arguments: Any) -> dict[str, float] | None:
+def _in_child(*arguments: Any) -> dict[str, float] | str:
+    """The measurement of a fresh process, or why there is none."""
     code = (
         f"import json; from shiq_bench.bench import measure_tokens; print(json.dumps(measure_tokens(*{arguments!r})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    if done.returncode == 0:
+        return {k: float(v) for k, v in json.loads(done.stdout.splitlines()[-1]).items()}
+    return "killed" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
 
 
 def print_generation(task_name: str, count: int, max_tokens: int, model: str) -> None:
     """The same prompts, sampled once by each engine with the same seeds."""
-    from shiq_bench.config import resolve
+    from shiq_bench.api import tasks
     from shiq_bench.console import LiveReport
     from shiq_bench.evaluation.evaluate import score_paths
     from shiq_bench.generation import make_generator
     from shiq_bench.models import resolve_model
-    from shiq_bench.records import Transcript
+    from shiq_bench.records import RunSpec, Transcript
 
-    resolved = resolve("sft", task_name, {"model": model})
-    spec, task = resolved.spec, resolved.task
+    if count < 1 or max_tokens < 1:
+        raise UserError(f"--prompts {count} --max-tokens {max_tokens}: expected 1 or more of each")
+    task = tasks.get(task_name)()
+    spec = RunSpec("", task_name, **{**task.defaults, "model": model, "max_tokens": max_tokens})
     with LiveReport(Console(stderr=True)) as report:
         source = resolve_model(spec, task, report)
         codec, policy = source.codec(), source.policy()
@@ -114,7 +119,7 @@ def print_generation(task_name: str, count: int, max_tokens: int, model: str) ->
                 out.add_row(engine, str(error))
                 continue
             settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": max_tokens, "stop_ids": codec.end_ids}
-            generator.generate(prompts[:8], seeds=range(8), **settings)  # warm up
+            generator.generate(prompts[:8], seeds=range(len(prompts[:8])), **settings)  # warm up
             start = time.perf_counter()
             completions = generator.generate(prompts, seeds=range(count), **settings)
             seconds = time.perf_counter() - start

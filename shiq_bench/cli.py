@@ -56,7 +56,7 @@ def run(
     """Train one method on one task, evaluate it beside its reference, and print the table."""
     from rich.console import Console
 
-    from shiq_bench.config import parse_sets, read_yaml, resolve
+    from shiq_bench.config import merged, parse_sets, read_yaml, resolve
 
     _plugins(plugin)
     values: dict[str, Any] = read_yaml(config) if config else {}
@@ -70,9 +70,8 @@ def run(
         "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
         "results": None if results is None else str(results),
     }  # fmt: skip
-    values |= {k: v for k, v in flags.items() if v is not None}
-    values |= parse_sets(sets or [])
-    resolved = resolve(algo, task, values)
+    given = {k: v for k, v in flags.items() if v is not None}
+    resolved = resolve(algo, task, merged(values, given, parse_sets(sets or [])))
     console = Console()
     _print_spec(console, resolved.spec)
     if dry_run:
@@ -88,6 +87,8 @@ def run(
     with LiveReport(Console(stderr=True)) as report:
         record = execute(resolved, resume=resume, fresh=fresh, report=report)
     run_table(record, metrics=resolved.task.metrics, console=console)
+    for note in resolved.task.notes():
+        console.print(f"{task}: {note}", style="dim", highlight=False)
     path = run_folder(resolved.spec.results, record.run_id) / RECORD
     console.print(f"\nrecord: {path}", soft_wrap=True, highlight=False)
     if record.status == "diverged":
@@ -149,7 +150,7 @@ def list_(plugin: Plugins = None) -> None:
     for registry in (algorithms, tasks):
         out.add_row(f"[bold]{registry.kind}s[/bold]")
         for name in registry.names():
-            out.add_row(f"  {name}", (registry.get(name).__doc__ or "").strip().splitlines()[0])
+            out.add_row(f"  {name}", (registry.get(name).__doc__ or "–").strip().splitlines()[0])
     Console().print(out)
 
 

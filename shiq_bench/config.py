@@ -119,6 +119,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return flat
 
 
+def merged(*sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Later sources win over earlier ones, also where one writes ``run.steps`` and the other ``steps``."""
+    out: dict[str, Any] = {}
+    for source in sources:
+        for key, value in source.items():
+            prefix, _, name = key.rpartition(".")
+            same = [
+                k for k in out if k.rpartition(".")[2] == name and (not prefix or k.rpartition(".")[0] in ("", prefix))
+            ]
+            for k in same:
+                if k not in source:
+                    del out[k]
+            out[key] = value
+    return out
+
+
 def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
     """Check every name and value, and fill in every default.
 
@@ -135,8 +151,8 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
         given[owner][name] = coerce(key, value, known[owner][name])
     try:
         algorithm, made_task = algorithm_class(**given["algorithm"]), task_class(**given["task"])
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{algo} on {task}: {error}") from error
     engine = given["run"].get("engine", "auto")
     if engine == "auto":
         engine = "vllm" if find_spec("vllm") else "hf"

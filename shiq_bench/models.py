@@ -43,7 +43,10 @@ class ModelSource:
 
     def tokenizer(self) -> Any:
         """The tokenizer of the folder."""
-        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.folder} holds no tokenizer: {_one_line(error)}") from error
 
     def codec(self) -> Codec:
         """Messages to ids and back; a model of fixed words has no chat to speak of."""
@@ -139,7 +142,7 @@ def _source(folder: Path, tiny: bool, trust: bool) -> ModelSource:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: expected config.json and *.safetensors")
-    others = [p for name in ("config.json", "tokenizer.json", "chat_template.jinja") if (p := folder / name).is_file()]
+    others = [p for kind in ("json", "jinja", "txt", "model", "py") for p in folder.glob(f"*.{kind}")]
     return ModelSource(folder, hash_files([*weights, *others]), tiny, trust)
 
 

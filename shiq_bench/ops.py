@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shiq_bench.batch import Stats, TokenStats
+from shiq_bench.batch import Batch, Stats, TokenStats
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -131,6 +131,14 @@ def reference_of(stats: Stats) -> TokenStats:
 def log_ratio(stats: Stats) -> Tensor:
     """w_t = ln pi(a_t | s_t) - ln rho(a_t | s_t), zero in the padding. ``[N, A]``"""
     return stats.policy.logp - reference_of(stats).logp
+
+
+def group_mean(x: Tensor, batch: Batch) -> Tensor:
+    """Weighted mean of ``x`` over each trajectory's prompt group. ``[N]`` to ``[N]``"""
+    zeros = torch.zeros_like(x)
+    total = zeros.index_add(0, batch.group, x * batch.weight)
+    weight = zeros.index_add(0, batch.group, batch.weight.to(x.dtype))
+    return (total / weight.clamp(min=1e-30))[batch.group]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

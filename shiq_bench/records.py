@@ -132,6 +132,8 @@ class Score:
     Attributes:
         total: the return, equal to the sum of the trajectory's rewards.
         turns: reward of each turn.
+        scored: False where scoring itself failed; such an episode counts as a failure in
+            evaluations and is left out of training data.
         metrics: numbers by metric name. A metric that is a rate over turns is given as two
             numbers, ``name`` (successes) and ``name/n`` (trials); otherwise n counts episodes.
         details: anything worth reading later (texts, verdicts); must be JSON.
@@ -141,6 +143,7 @@ class Score:
     turns: tuple[float, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    scored: bool = True
 
 
 def _setting(default: Any, help: str, *, outcome: bool = True) -> Any:
@@ -206,6 +209,15 @@ class RunSpec:
             raise UserError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup is {self.warmup}; expected a share between 0 and 1")
+        if self.micro_groups and self.groups_per_step % self.micro_groups:
+            raise UserError(
+                f"groups_per_step {self.groups_per_step} is no multiple of micro_groups {self.micro_groups}"
+            )
+        for name in ("seed", "data_seed", "eval_seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 0 to 4294967295")
+        if self.weight_decay < 0 or self.max_grad_norm < 0 or not 0 < self.gpu_memory <= 1:
+            raise UserError("expected weight_decay and max_grad_norm of 0 or more, and gpu_memory between 0 and 1")
         if self.max_tokens >= self.max_length:
             raise UserError(
                 f"max_tokens ({self.max_tokens}) leaves no room for a prompt in max_length ({self.max_length})"
@@ -252,6 +264,7 @@ class RunRecord:
     spec: RunSpec
     schema_version: int = SCHEMA_VERSION
     source_hash: str = ""
+    weights_hash: str = ""
     git_commit: str | None = None
     git_dirty: bool | None = None
     packages: Mapping[str, str] = field(default_factory=dict)

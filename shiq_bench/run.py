@@ -33,6 +33,7 @@ from shiq_bench.reporting import runs
 from shiq_bench.store import (
     cached_folder,
     check_writable,
+    code_hash,
     read_trajectories,
     source_hash,
     write_json,
@@ -44,7 +45,7 @@ from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.trainer import Diverged, Interrupted, StopFlag, last_checkpoint, train
 
 #: Raise it when offline data or reference evaluations would come out differently for one key.
-DATA_VERSION = 1
+DATA_VERSION = 2
 SUPPLIED: tuple[type[Need], ...] = (Reference, Rewards, Pairs)
 SPLITS = ("rl", "heldout")
 MODES: tuple[Mode, ...] = ("greedy", "sampled")
@@ -60,6 +61,7 @@ class Run:
     resolved: Resolved
     report: Report
     stop: StopFlag
+    record: RunRecord
     timings: dict[str, float] = field(default_factory=dict)
     gaps: dict[str, float] = field(default_factory=dict)
     deviations: list[str] = field(default_factory=list)
@@ -81,6 +83,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return runs.run_folder(self.spec.results, self.spec.run_id)
+
+    def keep(self, **changes: Any) -> None:
+        """Change the record and store it."""
+        self.record = replace(self.record, **changes)
+        runs.save(self.record, self.spec.results)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -134,35 +141,37 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
         raise UserError(
             f"{spec.algo} needs {', '.join(type(n).__name__ for n in missing)}, which the engine does not supply"
         )
-    run = Run(resolved, report, StopFlag())
-    if spec.model != "tiny":
-        resolve_model(spec, resolved.task, report)  # a wrong path is found before anything is written
+    run = Run(resolved, report, StopFlag(), _fresh_record(resolved))
+    if spec.model != "tiny":  # a wrong path is found before anything is written
+        source = resolve_model(spec, resolved.task, report)
+        source.codec()
+        run.record = replace(run.record, weights_hash=source.weights_hash)
     check_writable(run.folder, need_mb=100)
     if done := _earlier(run, resume, fresh):
         return done
-    record = _fresh_record(spec)
-    runs.save(record, spec.results)
+    run.keep()
     with _signals(run.stop):
         try:
-            record = _stages(run, record, resume)
+            _stages(run, resume)
         except Diverged as error:
-            record = _closed(run, record, "diverged", str(error))
+            run.record = replace(run.record, training=error.history)
+            _closed(run, "diverged", str(error))
         except Interrupted:
             raise KeyboardInterrupt from None
         except KeyboardInterrupt:
             raise
         except UserError as error:
-            _closed(run, record, "failed", str(error))
+            _closed(run, "failed", str(error))
             raise
         except Exception as error:
-            _closed(run, record, "failed", f"{type(error).__name__}: {error}")
+            _closed(run, "failed", f"{type(error).__name__}: {error}")
             (run.folder / "error.log").write_text(traceback.format_exc())
             raise UserError(
                 f"{spec.run_id} failed: {type(error).__name__}: {error} (details in {run.folder / 'error.log'})"
             ) from error
         finally:
             run.close()
-    return record
+    return run.record
 
 
 def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
@@ -174,6 +183,12 @@ def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
     if not path.exists():
         return None
     record = runs.load(path)
+    ours = run.record
+    if record.source_hash != ours.source_hash or (ours.weights_hash and record.weights_hash != ours.weights_hash):
+        raise UserError(
+            f"{record.run_id} is already there, made by other code or from other weights: "
+            "add --fresh to run it again, or --results for another folder"
+        )
     if record.status == "done":
         return record
     if not resume:
@@ -186,7 +201,7 @@ def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
     return None
 
 
-def _stages(run: Run, record: RunRecord, resume: bool) -> RunRecord:
+def _stages(run: Run, resume: bool) -> None:
     spec, task = run.spec, run.task
     with run.timed("starting policy"):
         source = resolve_model(spec, task, run.report)
@@ -207,8 +222,8 @@ def _stages(run: Run, record: RunRecord, resume: bool) -> RunRecord:
         if run.algorithm.need(Reference):
             run.report("reference pass", 0, len(trajectories))
             stats = reference_pass(reference, source.weights_hash, trajectories, spec.layout, spec.precision)
-    record = replace(record, evaluations=evaluations, data=_describe(run, trajectories), deviations=run.deviations)
-    runs.save(record, spec.results)
+    data = _describe(run, trajectories)
+    run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=data, deviations=run.deviations)
 
     trained_folder = run.folder / "policy"
     if torch.cuda.is_available():
@@ -230,7 +245,7 @@ def _stages(run: Run, record: RunRecord, resume: bool) -> RunRecord:
                 resume=resume, stop=run.stop, on_step=on_step,
             )  # fmt: skip
             run.stop.active = False
-            record = replace(record, training=result.history, consumed=_consumed(run, result.history, trajectories))
+            run.keep(training=result.history, consumed=_consumed(run, result.history, trajectories))
         policy.eval()
         policy.model.save_pretrained(trained_folder)
         source.tokenizer().save_pretrained(trained_folder)
@@ -248,8 +263,8 @@ def _stages(run: Run, record: RunRecord, resume: bool) -> RunRecord:
                 )  # fmt: skip
                 run.gaps[f"trained {split} {mode}"] = gap
                 evaluations.append(evaluation)
-    record = replace(record, evaluations=evaluations, gaps=run.gaps)
-    return _closed(run, record, "done", None)
+    run.record = replace(run.record, evaluations=evaluations, gaps=run.gaps)
+    _closed(run, "done", None)
 
 
 def _wanted(spec: RunSpec, mode: Mode) -> bool:
@@ -263,6 +278,7 @@ def _data_key(run: Run, source: ModelSource) -> dict[str, Any]:
         "version": DATA_VERSION,
         "weights": source.weights_hash,
         "task": spec.task,
+        "code": code_hash(type(run.task)),
         "options": dict(spec.task_options),
         "engine": spec.engine,
         "max_tokens": spec.max_tokens,
@@ -284,10 +300,11 @@ def _offline_data(run: Run, source: ModelSource) -> list[Trajectory]:
         if spec.samples:
             drawn = sample(
                 task, codec, run.generator(source, source.folder), task.prompts("rl"), spec,
-                n=spec.samples, temperature=1.0, seed=spec.data_seed, source="reference",
+                n=spec.samples, temperature=1.0, seed=f"data {spec.data_seed}", source="reference",
                 on_progress=run.progress("drawing offline data"),
             )  # fmt: skip
-            found += drawn.trajectories
+            # What could not be scored has no reward to learn from.
+            found += [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
         order = {p: i for i, p in enumerate(task.prompts("rl"))}
         write_trajectories(folder / "trajectories.jsonl", sorted(found, key=lambda t: order[t.prompt_id]))
 
@@ -379,7 +396,8 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _fresh_record(spec: RunSpec) -> RunRecord:
+def _fresh_record(resolved: Resolved) -> RunRecord:
+    spec = resolved.spec
     packages = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -396,7 +414,7 @@ def _fresh_record(spec: RunSpec) -> RunRecord:
         run_id=spec.run_id,
         status="started",
         spec=spec,
-        source_hash=source_hash(),
+        source_hash=source_hash(type(resolved.algorithm), type(resolved.task)),
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if dirty is None else bool(dirty),
         packages=packages,
@@ -404,14 +422,10 @@ def _fresh_record(spec: RunSpec) -> RunRecord:
     )
 
 
-def _closed(run: Run, record: RunRecord, status: Any, error: str | None) -> RunRecord:
+def _closed(run: Run, status: Any, error: str | None) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timings = {name: round(seconds, 3) for name, seconds in run.timings.items()}
-    record = replace(
-        record, status=status, error=error, timings=timings, peak_memory_mb=peak, deviations=tuple(run.deviations)
-    )
-    runs.save(record, run.spec.results)
-    return record
+    run.keep(status=status, error=error, timings=timings, peak_memory_mb=peak, deviations=tuple(run.deviations))
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ class Tree(Task):
     tree_seed: int = 0
 
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("reward", "higher", "mean reward"),
+        Metric("reward", "higher", "mean reward", headline=True),
         Metric("length", "neither", "mean length"),
     )
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -118,6 +118,10 @@ class Tree(Task):
         out = []
         for episode in episodes:
             tokens = episode.transcript.token_ids[1:]
+            if len(tokens) != self.depth:
+                raise UserError(
+                    f"tree: an answer has {len(tokens)} tokens of {self.depth}: raise max_tokens and max_length"
+                )
             rewards = self.token_rewards[int(episode.prompt_id), self._index(tokens)]
             trajectory = episode.transcript.trajectory(
                 episode.prompt_id, {t + 1: float(r) for t, r in enumerate(rewards)}, source

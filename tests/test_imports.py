@@ -26,6 +26,31 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "tasks.bfcl"},
         {"bfcl_eval", "rich"},
     ),
+    "shiq_bench/training": (
+        {
+            "shiq_bench.api",
+            "shiq_bench.batch",
+            "shiq_bench.ops",
+            "shiq_bench.records",
+            "shiq_bench.store",
+            "shiq_bench.training",
+        },
+        {"numpy", "safetensors", "torch", "transformers"},
+    ),
+    "shiq_bench/generation": (
+        {"shiq_bench.api", "shiq_bench.records", "shiq_bench.generation"},
+        {"numpy", "safetensors", "torch", "transformers", "vllm"},
+    ),
+    "shiq_bench/evaluation": (
+        {
+            "shiq_bench.api",
+            "shiq_bench.records",
+            "shiq_bench.generation",
+            "shiq_bench.training",
+            "shiq_bench.reporting",
+        },
+        {"numpy", "torch"},
+    ),
     "shiq_bench/reporting": (
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "shiq_bench.reporting"},
         {"numpy", "scipy", "pandas", "rich"},
@@ -38,7 +63,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level and node.module, f"{path}: a relative import hides where it goes"
             found.add(node.module)
     return found
 

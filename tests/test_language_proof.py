@@ -26,19 +26,15 @@ DRAWS = 2000
     ("algo", "settings"),
     [("shiq", {}), ("dpo", {"pair_labels": "bradley_terry", "steps": 800})],
 )
-@pytest.mark.parametrize("engine", ["vllm"])
 def test_reaches_the_oracle_and_samples_from_it(
     algo: str,
     settings: dict[str, Any],
-    engine: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Any,
 ) -> None:
     """Enumerated data through the whole machinery: KL(pi* || pi) <= 1e-2, and what the sampler
     draws is distributed as pi* (chi-square over completions, rare ones pooled, p > 0.001)."""
-    if engine == "vllm":
-        pytest.importorskip("vllm")
     monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
     resolved = resolve(algo, "tree", {"beta": BETA, "depth": 3, "actions": 4, "schedule": "cosine", **settings})
     spec, tree = resolved.spec, resolved.task

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from shiq_bench.api import algorithms, load_plugin
 from shiq_bench.config import resolve
@@ -13,6 +14,8 @@ from shiq_bench.models import resolve_model
 from shiq_bench.training.data import prepare
 from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.trainer import train
+from tasks.tree import Tree
+from tests.tables import Table, kl, solve
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -31,10 +34,25 @@ def test_the_baseline_it_shows_trains(tmp_path: Path, monkeypatch: pytest.Monkey
         groups = prepare(data, stats, resolved.algorithm, False)
         history = train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path / "run").history
         assert history[-1]["loss"] < history[0]["loss"]
+
+        tree = Tree(actions=3, depth=2)
+        table = Table.of(tree)
+        reference = table.random_logits(seed=1)
+        log_mu = table.log_completions(table.random_logits(seed=2))
+        method = algorithms.get("my-method")(beta=0.7)  # type: ignore[call-arg]
+        found = table.log_completions(solve(method, table, reference, log_mu))
+        oracle = torch.tensor(tree.oracle(table.log_completions(reference).numpy(), 0.7)).log()
+        assert kl(oracle, found) <= 1e-6, "the fixed point it claims by default"
     finally:
         algorithms._classes.pop("my-method", None)
 
 
 def test_it_names_every_command_it_should() -> None:
-    for text in ("make demo", "make test", "shiq-bench run --algo shiq --task bfcl", "shiq-bench table", "shiq-bench list"):
+    for text in (
+        "make demo",
+        "make test",
+        "shiq-bench run --algo shiq --task bfcl",
+        "shiq-bench table",
+        "shiq-bench list",
+    ):
         assert text in README

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,7 +43,7 @@ def sample(
     *,
     n: int,
     temperature: float,
-    seed: int,
+    seed: str,
     source: str,
     on_progress: Step = lambda done, total: None,
 ) -> Sampled:
@@ -96,7 +97,8 @@ def evaluate(
         task, codec, generator, prompts, spec,
         n=1 if greedy else spec.eval_samples,
         temperature=0.0 if greedy else 1.0,
-        seed=spec.eval_seed, source=who, on_progress=on_progress,
+        # The purpose is part of the seed: evaluation samples are fresh even where data_seed is the same number.
+        seed=f"evaluation {split} {spec.eval_seed}", source=who, on_progress=on_progress,
     )  # fmt: skip
     gap, paths = score_paths(drawn.trajectories, policy, reference if mode == "sampled" else None)
     if gap > MAX_GAP:
@@ -111,7 +113,7 @@ def evaluate(
                 "prompt_id": trajectory.prompt_id,
                 **{k: float(v) for k, v in score.metrics.items()},
                 "truncated": float(trajectory.truncated),
-                **path,
+                **{k: v if math.isfinite(v) else None for k, v in path.items()},
                 "details": dict(score.details),
             }
         )

@@ -25,7 +25,7 @@ def rollout(
     temperature: float,
     max_tokens: int,
     max_length: int,
-    seed: int,
+    seed: int | str,
     on_progress: Progress | None = None,
 ) -> None:
     """Play every episode to its end, all live ones together; the episodes hold the result.

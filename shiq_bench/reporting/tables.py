@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, RenderableType
 
-#: Metrics whose difference from the reference gets a row of its own, chosen before any run.
-PAIRED = ("reward", "turn_success", "entry_accuracy")
-
 #: What a comparison can be printed as.
 FORMATS = ("rich", "md", "csv")
 
@@ -42,9 +39,7 @@ BOLD_SEEDS = 6
 
 #: Metrics every task's evaluation may hold; a task's own Metric of the same name comes first.
 ENGINE_METRICS = (
-    Metric("reward", "higher", "mean reward"),
-    Metric("entry_accuracy", "higher", "entry accuracy", percent=True),
-    Metric("turn_success", "higher", "turn success", percent=True),
+    Metric("reward", "higher", "mean reward", headline=True),
     Metric("kl", "neither", "KL to reference (nats)"),
     Metric("kl_k1", "neither", "KL, k1 estimate (nats)"),
     Metric("kl_token", "neither", "KL a token (nats)"),
@@ -152,8 +147,6 @@ def compare(
     metrics: Sequence[Metric] | Mapping[str, Sequence[Metric]] = (),
     *,
     allow_mixed: bool = False,
-    paired: Sequence[str] = PAIRED,
-    detectable: str = "entry_accuracy",
 ) -> Comparison:
     """Group records into blocks and columns, and compute every cell.
 
@@ -162,8 +155,6 @@ def compare(
         metrics: the tasks' metrics (by task name where there are several tasks), which give order,
             titles, units and direction; what they leave out follows by name.
         allow_mixed: compare runs of different versions of the source, and say so underneath.
-        paired: metrics that get a row "trained minus reference".
-        detectable: the rate whose minimum detectable effect is printed.
 
     Raises:
         UserError: no records, one run given twice, or different source hashes.
@@ -188,7 +179,7 @@ def compare(
     for key in keys:
         task = groups[key][0].spec.task
         known = metrics.get(task, ()) if isinstance(metrics, Mapping) else metrics
-        blocks.append(_block(groups[key], known, differing, tuple(paired), detectable))
+        blocks.append(_block(groups[key], known, differing))
 
     captions = []
     if len(hashes) > 1:
@@ -310,7 +301,7 @@ def _checkpoint(evaluation: Evaluation | None, metric: str) -> Estimate | None:
     if evaluation is None or metric not in evaluation.metrics:
         return None
     values = evaluation.metrics[metric]
-    prompts = {e["prompt_id"] for e in evaluation.examples if e.get(metric) is not None}
+    prompts = {e["prompt_id"] for e in evaluation.examples if e.get(metric) is not None and e.get(f"{metric}/n", 1)}
     return t_interval(values.get("mean"), values.get("stderr"), values.get("n") or 0, len(prompts))
 
 
@@ -330,8 +321,6 @@ def _block(
     records: Sequence[RunRecord],
     known: Sequence[Metric],
     differing: set[str],
-    paired: Sequence[str],
-    detectable: str,
 ) -> Block:
     columns = _columns(records)
     # In the order the runs evaluated them, splits kept together.
@@ -340,6 +329,8 @@ def _block(
     places = tuple(sorted(seen, key=lambda p: splits.index(p[0])))
     names = dict.fromkeys(name for r in records for e in r.evaluations for name in e.metrics)
     metrics = _ordered(names, known)
+    # Chosen by the task before any run: the metrics that get a difference to the reference.
+    paired = [m.name for m in metrics if m.headline]
 
     cells: dict[tuple[str, str, str, str], Cell] = {}
     differences: dict[tuple[str, str, str, str], Cell] = {}
@@ -386,7 +377,7 @@ def _block(
         best=_winners(columns, places, metrics),
         captions=(),
     )
-    captions = tuple(_captions(block, records, detectable, disagree))
+    captions = tuple(_captions(block, records, disagree))
     return Block(**{**{f.name: getattr(block, f.name) for f in fields(block)}, "captions": captions})
 
 
@@ -398,7 +389,7 @@ def _ordered(names: Iterable[str], known: Sequence[Metric]) -> list[Metric]:
     rest = [n for n in names if n not in listed]
     own = [Metric(n, "neither", n.replace("_", " ")) for n in sorted(rest) if n not in engine]
     shared = [m for m in ENGINE_METRICS if m.name in rest]
-    first = [m for m in shared if m.name in PAIRED]
+    first = [m for m in shared if m.headline]
     return [*(first if not task else []), *task, *(first if task else []), *own, *(m for m in shared if m not in first)]
 
 
@@ -433,7 +424,7 @@ def _winners(columns: Sequence[Column], places: Sequence[Place], metrics: Sequen
 # --- captions ------------------------------------------------------------------------------------
 
 
-def _captions(block: Block, records: Sequence[RunRecord], detectable: str, disagree: int) -> Iterable[str]:
+def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
     trained = block.columns[1:]
     numbers = [*block.cells.values(), *block.differences.values()]
     over = {c.over for k, c in block.cells.items() if k[2] != "reference"}
@@ -479,7 +470,9 @@ def _captions(block: Block, records: Sequence[RunRecord], detectable: str, disag
     yield from _cut(block)
     if block.conditions["model"] == "tiny":
         yield "Model: tiny, trained from scratch on the spot for this task; it says nothing about larger models."
-    yield from _detectable(block, detectable)
+    for metric in block.metrics:
+        if metric.headline and metric.percent and metric.name not in block.rates:
+            yield from _detectable(block, metric.name)
     yield from _settings(trained)
     for column in trained:
         spent = [r.consumed for r in column.done]

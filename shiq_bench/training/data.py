@@ -60,7 +60,7 @@ def make_pairs(group: Sequence[Trajectory], need: Pairs, labels: PairLabels) -> 
             if gap == 0 and need.ties == "drop" and labels == "hard":
                 ties += 1
                 continue
-            p = 1 / (1 + math.exp(-gap)) if labels == "bradley_terry" else (0.5 if gap == 0 else float(gap > 0))
+            p = 0.5 * (1 + math.tanh(gap / 2)) if labels == "bradley_terry" else (0.5 if gap == 0 else float(gap > 0))
             for pair, weight in (((i, j), both * p), ((j, i), both * (1 - p))):
                 if weight > 0:
                     out.pairs.append(pair)

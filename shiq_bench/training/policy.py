@@ -112,6 +112,9 @@ class Policy(nn.Module):
     def compare(self, other: Policy, inputs: dict[str, Tensor], chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
         """``logp`` of self and of other, and exact KL(self || other), at each action; each ``[M]``, nats."""
         index, targets = inputs["index"], inputs["targets"]
+        if not len(index):
+            nothing = torch.zeros(0, device=index.device)
+            return nothing, nothing, nothing
         mine, theirs = self._run(inputs), other._run(inputs)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(index), chunk):

@@ -16,6 +16,9 @@ from shiq_bench.store import cached_folder
 from shiq_bench.training.data import Layout, lay_out
 from shiq_bench.training.policy import Policy
 
+#: Raise it when the same inputs would give other statistics, so that older ones are not used.
+REFERENCE_VERSION = 1
+
 #: Tokens in one forward pass without gradient.
 TOKENS_PER_PASS = 16384
 
@@ -104,6 +107,8 @@ def reference_pass(
     implementation, layout and device type; never a learning rate, a seed or a folder.
     """
     key = {
+        "version": REFERENCE_VERSION,
+        "torch": torch.__version__,
         "weights": weights_hash,
         "data": stable_hash([[t.token_ids, t.action_mask] for t in trajectories]),
         "vocab": policy.vocab,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from shiq_bench.training.data import Collator, Row, to_batch, to_stats
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import model_inputs
 
+#: The last file of a checkpoint to be written.
+STATE = "trainer_state.json"
+
 
 class Diverged(Exception):
     """The loss or the gradient is no longer a finite number."""
@@ -27,6 +31,7 @@ class Diverged(Exception):
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"{what} is not finite at step {step}")
         self.step = step
+        self.history: list[dict[str, float]] = []
 
 
 class Interrupted(Exception):
@@ -113,8 +118,12 @@ class PolicyTrainer(Trainer):
                 raise Diverged(self.state.global_step, "the loss" if name == "loss" else "the gradient")
         if "loss" in logs:
             for name in sorted({name for entry in self._pending for name in entry}):
-                values = [entry[name] for entry in self._pending if name in entry]
-                logs[name] = sum(values) if name in ("tokens", "trajectories") else sum(values) / len(values)
+                # A metric that is no number (0/0 in a batch without pairs) is left out, not written as one.
+                found = [e for e in self._pending if math.isfinite(e.get(name, math.nan))]
+                if name in ("tokens", "trajectories"):
+                    logs[name] = sum(e[name] for e in found)
+                elif found:
+                    logs[name] = sum(e[name] * e["tokens"] for e in found) / max(1.0, sum(e["tokens"] for e in found))
             self._pending.clear()
         super().log(logs, start_time)
 
@@ -133,7 +142,10 @@ class PolicyTrainer(Trainer):
         tensors: dict[str, Tensor] = {}
         for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
             tensors |= load_file(file)
-        policy.model.load_state_dict(tensors, strict=False)
+        missing = set(policy.model.load_state_dict(tensors, strict=False).missing_keys)
+        # save_pretrained leaves out what is tied; anything else that is missing would stay untrained unnoticed.
+        if missing - set(policy.model.all_tied_weights_keys):
+            raise UserError(f"{resume_from_checkpoint} lacks weights of the model: {', '.join(sorted(missing))}")
         policy.model.tie_weights()
 
 
@@ -150,7 +162,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     found: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         try:
-            found.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
+            found.append((json.loads((path / STATE).read_text())["global_step"], path))
         except (OSError, ValueError, KeyError):
             continue
     return max(found)[1] if found else None
@@ -182,20 +194,18 @@ def train(
         UserError: the global batch cannot be cut as asked.
     """
     stop = stop or StopFlag()
-    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    micro = spec.micro_groups or max(1, spec.groups_per_step // world)
-    if spec.groups_per_step % (micro * world):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            f"groups_per_step {spec.groups_per_step} is no multiple of micro_groups x devices ({micro} x {world}): "
-            "change one"
+            "several processes for one run are not supported: start it without torchrun or accelerate launch"
         )
+    micro = spec.micro_groups or spec.groups_per_step
     if not groups:
         raise UserError("there is nothing to train on: no prompt has a trajectory")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=spec.groups_per_step // (micro * world),
+        gradient_accumulation_steps=spec.groups_per_step // micro,
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
         warmup_steps=round(spec.warmup * spec.steps),
@@ -215,6 +225,7 @@ def train(
         report_to=[],
         log_level="error",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would cut our flat tensors across devices
     trainer = PolicyTrainer(
         policy,
         algorithm,
@@ -226,17 +237,24 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder) if resume else None
+    if checkpoint is not None:
+        state = json.loads((checkpoint / STATE).read_text())
+        if state["global_step"] >= spec.steps:  # Trainer would do one update more before it looks
+            trainer._load_from_checkpoint(str(checkpoint))
+            return TrainResult(_history(state["log_history"]), state["global_step"])
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Diverged as error:
+        error.history = _history(trainer.state.log_history)
+        raise
     finally:
         # Accelerate wraps forward in autocast; left in place, scoring would quietly be in bfloat16.
         trainer.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)
-    step = trainer.state.global_step
-    if stop.raised and step < spec.steps:
-        raise Interrupted(step)
-    history = [
-        {k: v for k, v in entry.items() if isinstance(v, int | float)}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
-    return TrainResult(history, step)
+    if stop.raised:
+        raise Interrupted(trainer.state.global_step)
+    return TrainResult(_history(trainer.state.log_history), trainer.state.global_step)
+
+
+def _history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The numbers of each update, out of what Trainer logs."""
+    return [{k: v for k, v in entry.items() if isinstance(v, int | float)} for entry in log if "loss" in entry]

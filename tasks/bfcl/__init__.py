@@ -53,15 +53,15 @@ class Bfcl(Task):
         "samples": 2, "groups_per_step": 2, "steps": 200, "learning_rate": 3e-4, "max_tokens": 96, "eval_samples": 2,
     }  # fmt: skip
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("reward", "higher", "Mean reward"),
-        Metric("turn_success", "higher", "Turn success", percent=True),
-        Metric("entry_accuracy", "higher", "Entry accuracy (official)", percent=True),
-        Metric("length", "neither", "Action tokens"),
-        Metric("forced_end", "lower", "Forced ends", percent=True),
-        Metric("unparsable", "lower", "Unparsable answers", percent=True),
-        Metric("refused", "lower", "Refused calls", percent=True),
-        Metric("gamed", "lower", "Passed while calling in an empty turn", percent=True),
-        Metric("unscored", "lower", "Entries not scored", percent=True),
+        Metric("reward", "higher", "mean reward", headline=True),
+        Metric("turn_success", "higher", "turn success", percent=True, headline=True),
+        Metric("entry_accuracy", "higher", "entry accuracy (official)", percent=True, headline=True),
+        Metric("length", "neither", "action tokens"),
+        Metric("forced_end", "lower", "forced ends", percent=True),
+        Metric("unparsable", "lower", "unparsable answers", percent=True),
+        Metric("refused", "lower", "refused calls", percent=True),
+        Metric("gamed", "lower", "passed, calling in an empty turn", percent=True),
+        Metric("unscored", "lower", "entries not scored", percent=True),
     )
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class Bfcl(Task):
             "overruns": dialogue.overruns,
         }
         values = {name: float(value) for name, value in metrics.items()}
-        return trajectory, Score(sum(rewards), tuple(rewards), values, details)
+        return trajectory, Score(sum(rewards), tuple(rewards), values, details, scored=not outcome.failure)
 
     def tiny(self) -> TinyModel:
         """The embedded default; the signatures of each class are one token of its vocabulary."""

@@ -12,9 +12,9 @@ from shiq_bench.records import Evaluation, RunRecord, RunSpec, Status
 from shiq_bench.reporting.statistics import summarise
 
 METRICS = (
-    Metric("reward", "higher", "mean reward"),
-    Metric("turn_success", "higher", "turn success", percent=True),
-    Metric("entry_accuracy", "higher", "entry accuracy", percent=True),
+    Metric("reward", "higher", "mean reward", headline=True),
+    Metric("turn_success", "higher", "turn success", percent=True, headline=True),
+    Metric("entry_accuracy", "higher", "entry accuracy", percent=True, headline=True),
     Metric("unparsable", "lower", "unparsable answers", percent=True),
     Metric("forced_end", "lower", "forced ends", percent=True),
 )
