@@ -19,7 +19,7 @@ from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserEr
 class Tree(Task):
     """A token tree with random rewards: every completion can be enumerated, so pi* is known exactly.
 
-    A prompt is one token; a completion is ``depth`` tokens out of ``actions``, each a word of the
+    A prompt is two tokens; a completion is ``depth`` tokens out of ``actions``, each a word of the
     vocabulary, so nothing a policy can emit lies outside the tree. Rewards are standard normal,
     at every token or summed at the last one. All ``contexts`` prompts serve all splits: the task
     proves implementations and says nothing about generalisation.
@@ -83,6 +83,10 @@ class Tree(Task):
         """One id a context, whatever the split."""
         return [str(c) for c in range(self.contexts)]
 
+    def _prompt(self, context: int) -> tuple[int, int]:
+        """Two different tokens: after one alone, a model with relative positions cannot tell x from x x or x x x."""
+        return context, (context + 1) % self.actions
+
     def _index(self, tokens: Sequence[int]) -> int:
         return int(sum(a * self.actions ** (self.depth - t - 1) for t, a in enumerate(tokens)))
 
@@ -93,9 +97,9 @@ class Tree(Task):
         return [
             Trajectory(
                 prompt_id=str(c),
-                token_ids=(c, *map(int, y)),
-                action_mask=(False,) + (True,) * self.depth,
-                rewards=(0.0, *map(float, self.token_rewards[c, i])),
+                token_ids=(*self._prompt(c), *map(int, y)),
+                action_mask=(False, False) + (True,) * self.depth,
+                rewards=(0.0, 0.0, *map(float, self.token_rewards[c, i])),
                 source="enumerated",
                 weight=1 / len(self.completions),
             )
@@ -105,7 +109,7 @@ class Tree(Task):
 
     def episodes(self, prompt_ids: Sequence[str], codec: Codec, max_length: int) -> list[Episode]:
         """Dialogues of one answer, ``depth`` tokens long."""
-        return [Episode(p, Transcript([int(p)]), room=self.depth) for p in prompt_ids]
+        return [Episode(p, Transcript(self._prompt(int(p))), room=self.depth) for p in prompt_ids]
 
     def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
         """One answer ends the episode."""
@@ -117,14 +121,14 @@ class Tree(Task):
         """Rewards are looked up; a token outside the tree cannot happen, its vocabulary being the tree's."""
         out = []
         for episode in episodes:
-            tokens = episode.transcript.token_ids[1:]
+            tokens = episode.transcript.token_ids[2:]
             if len(tokens) != self.depth:
                 raise UserError(
                     f"tree: an answer has {len(tokens)} tokens of {self.depth}: raise max_tokens and max_length"
                 )
             rewards = self.token_rewards[int(episode.prompt_id), self._index(tokens)]
             trajectory = episode.transcript.trajectory(
-                episode.prompt_id, {t + 1: float(r) for t, r in enumerate(rewards)}, source
+                episode.prompt_id, {t + 2: float(r) for t, r in enumerate(rewards)}, source
             )
             total = float(rewards.sum())
             out.append((trajectory, Score(total, (total,), {"reward": total, "length": float(len(tokens))})))

@@ -24,7 +24,7 @@ DRAWS = 2000
 
 @pytest.mark.parametrize(
     ("algo", "settings"),
-    [("shiq", {}), ("dpo", {"pair_labels": "bradley_terry", "steps": 800})],
+    [("shiq", {"steps": 400}), ("dpo", {"steps": 400, "pair_labels": "bradley_terry"})],
 )
 def test_reaches_the_oracle_and_samples_from_it(
     algo: str,
@@ -33,7 +33,7 @@ def test_reaches_the_oracle_and_samples_from_it(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Any,
 ) -> None:
-    """Enumerated data through the whole machinery: KL(pi* || pi) <= 1e-2, and what the sampler
+    """Enumerated data through the whole machinery: KL(pi* || pi) <= 1e-4, and what the sampler
     draws is distributed as pi* (chi-square over completions, rare ones pooled, p > 0.001)."""
     monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
     resolved = resolve(algo, "tree", {"beta": BETA, "depth": 3, "actions": 4, "schedule": "cosine", **settings})
@@ -66,7 +66,7 @@ def test_reaches_the_oracle_and_samples_from_it(
     generator = make_generator("vllm", source.folder, tokenizer_vocab=tree.actions, max_length=16)
     try:
         generator.load(tmp_path / "policy")  # weights into a live engine: stale ones would fail the test
-        prompts = [[c] for c in range(tree.contexts) for _ in range(DRAWS)]
+        prompts = [tree._prompt(c) for c in range(tree.contexts) for _ in range(DRAWS)]
         drawn = generator.generate(
             prompts, temperature=1.0, max_tokens=tree.depth, seeds=range(len(prompts)), stop_ids=()
         )
@@ -82,12 +82,13 @@ def test_reaches_the_oracle_and_samples_from_it(
     record_property("kl", kl)
     numbers = f"KL(pi* || rho) {start:.3f}, KL(pi* || pi) {kl:.2e}"
     print(f"\n{algo}: {numbers}, chi-square p {min(p_values):.3f} and {max(p_values):.3f}")
-    assert kl <= 1e-2
+    assert kl <= 1e-4, "1e-2 would do; what the machinery reaches is far below"
     assert min(p_values) > 1e-3
 
 
 def pooled_chisquare(counts: np.ndarray, expected: np.ndarray) -> float:
     """p of a chi-square test, completions expected fewer than five times pooled into one bin."""
+    expected = expected.astype(np.float64)
     rare = expected < 5
     observed = np.append(counts[~rare], counts[rare].sum())
     wanted = np.append(expected[~rare], expected[rare].sum())
