@@ -298,7 +298,7 @@ def test_metrics_come_in_the_tasks_order_then_the_rest() -> None:
     assert [m.name for m in by_task] == names
     untold = compare([made]).blocks[0].metrics
     assert {m.name for m in untold} == set(names)
-    assert [m.name for m in untold][0] == "reward"
+    assert untold[0].name == "reward"
 
 
 def test_print_table_to_a_pipe_has_room_and_no_colour() -> None:
