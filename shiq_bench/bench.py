@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,18 @@ from rich.table import Table
 
 from shiq_bench.ops import stats_from_logits, token_stats
 from shiq_bench.records import UserError
+
+
+def peak_rss() -> float:
+    """Peak resident memory of this process, in MiB.
+
+    Linux counts ``ru_maxrss`` from before exec, the parent's included; ``VmHWM`` is this program's own.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk: int) -> dict[str, float]:
@@ -30,7 +43,7 @@ def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk
     def peak() -> float:
         if device == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_rss()
 
     before = peak()
     start = time.perf_counter()

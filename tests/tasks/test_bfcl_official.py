@@ -217,7 +217,9 @@ def test_compact_prompt_is_small(bfcl: Bfcl) -> None:
     lines = system["content"].splitlines()
     assert "echo(content: str, file_name: str=?)" in lines
     tiny = bfcl.tiny()
-    assert len(tiny.phrases) == 129 and set(lines[1:]) <= set(tiny.phrases)
+    signatures = [line for block in tiny.phrases for line in block.splitlines()]
+    assert len(tiny.phrases) == 8 and len(set(signatures)) == 129 and set(lines[1:]) <= set(signatures)
+    assert any(block in system["content"] for block in tiny.phrases), "a class's signatures are one token as they stand"
     assert user == bfcl.entries[FIRST].turns[0][0]
     assert tool_messages(["ls()", "pwd()"], ["x" * 300, "y"], "compact", 200) == [
         {"role": "tool", "content": "x" * 200 + "\ny"}
