@@ -264,6 +264,7 @@ class RunRecord:
     spec: RunSpec
     schema_version: int = SCHEMA_VERSION
     source_hash: str = ""
+    code_hash: str = ""
     weights_hash: str = ""
     git_commit: str | None = None
     git_dirty: bool | None = None

@@ -184,7 +184,8 @@ def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
         return None
     record = runs.load(path)
     ours = run.record
-    if record.source_hash != ours.source_hash or (ours.weights_hash and record.weights_hash != ours.weights_hash):
+    same_code = (record.source_hash, record.code_hash) == (ours.source_hash, ours.code_hash)
+    if not same_code or (ours.weights_hash and record.weights_hash != ours.weights_hash):
         raise UserError(
             f"{record.run_id} is already there, made by other code or from other weights: "
             "add --fresh to run it again, or --results for another folder"
@@ -414,7 +415,8 @@ def _fresh_record(resolved: Resolved) -> RunRecord:
         run_id=spec.run_id,
         status="started",
         spec=spec,
-        source_hash=source_hash(type(resolved.algorithm), type(resolved.task)),
+        source_hash=source_hash(),
+        code_hash=code_hash(type(resolved.algorithm), type(resolved.task)),
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if dirty is None else bool(dirty),
         packages=packages,

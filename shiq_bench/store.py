@@ -157,20 +157,20 @@ def hash_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def source_hash(*classes: type) -> str:
-    """Hash of this project's own Python source and of the classes' (a plugin's), so that tables can refuse to mix."""
+def source_hash() -> str:
+    """Hash of this project's own Python source, so that tables can refuse to mix versions."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for package in ("shiq_bench", "algorithms", "tasks"):
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    for cls in classes:
-        digest.update(code_hash(cls).encode())
     return digest.hexdigest()[:16]
 
 
-def code_hash(cls: type) -> str:
-    """Hash of the file that defines a class, or of its whole package."""
-    path = Path(inspect.getfile(cls))
-    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+def code_hash(*classes: type) -> str:
+    """Hash of the files that define some classes (whole packages where they are packages): plugins too."""
+    files: list[Path] = []
+    for cls in classes:
+        path = Path(inspect.getfile(cls))
+        files += sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     return hash_files(files)[:16]

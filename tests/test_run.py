@@ -268,3 +268,33 @@ def test_another_learning_rate_shares_the_reference_pass(home: Path, whole: Path
     assert run(home, tmp_path, "--set", "learning_rate=1e-3", "--seed", "7").returncode == 0
     assert {p.name for p in (home / "reference").iterdir()} == before
     assert record(tmp_path)["training"] != record(whole)["training"]
+
+
+def test_two_methods_stand_in_one_table(home: Path, whole: Path, tmp_path: Path) -> None:
+    """Different algorithms from one version of the source are what a table is for."""
+    assert run(home, tmp_path).returncode == 0
+    assert run(home, tmp_path, algo="sft").returncode == 0
+    done = shiq_bench(home, "table", "--results", str(tmp_path), "--format", "md")
+    assert done.returncode == 0, done.stderr
+    assert "shiq" in done.stdout and "sft" in done.stdout
+
+
+def test_an_edited_plugin_is_not_passed_off_as_the_run_it_was(home: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    text = (
+        "from dataclasses import dataclass\n"
+        "from shiq_bench.api import Algorithm, algorithm\n"
+        "from shiq_bench.batch import LossOutput\n"
+        "@algorithm('mine')\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Algorithm):\n"
+        "    'Likelihood.'\n"
+        "    def loss(self, stats, batch):\n"
+        "        return LossOutput(-1.0 * stats.policy.logp.sum())\n"
+    )
+    plugin.write_text(text)
+    results = tmp_path / "results"
+    assert run(home, results, "--plugin", str(plugin), algo="mine").returncode == 0
+    plugin.write_text(text.replace("-1.0", "-2.0"))
+    again = run(home, results, "--plugin", str(plugin), algo="mine")
+    assert again.returncode == 2 and "--fresh" in again.stderr
