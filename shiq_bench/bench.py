@@ -99,6 +99,8 @@ def _in_child(*arguments: Any) -> dict[str, float] | str:
 
 def print_generation(task_name: str, count: int, max_tokens: int, model: str) -> None:
     """The same prompts, sampled once by each engine with the same seeds."""
+    from transformers.utils import logging as transformers_logging
+
     from shiq_bench.api import tasks
     from shiq_bench.console import LiveReport
     from shiq_bench.evaluation.evaluate import score_paths
@@ -106,6 +108,7 @@ def print_generation(task_name: str, count: int, max_tokens: int, model: str) ->
     from shiq_bench.models import resolve_model
     from shiq_bench.records import RunSpec, Transcript
 
+    transformers_logging.disable_progress_bar()
     if count < 1 or max_tokens < 1:
         raise UserError(f"--prompts {count} --max-tokens {max_tokens}: expected 1 or more of each")
     task = tasks.get(task_name)()
