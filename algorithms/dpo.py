@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from shiq_bench.api import Algorithm, Need, Pairs, Reference, algorithm
+from shiq_bench.api import Algorithm, Pairs, Reference, Support, algorithm
 from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.ops import log_ratio
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
 
 
 @algorithm("dpo")
@@ -24,7 +29,7 @@ class DPO(Algorithm):
 
     beta: float = 0.1
 
-    needs: ClassVar[tuple[Need, ...]] = (Reference(), Pairs(ties="drop"))
+    needs = (Reference(), Pairs(ties="drop"), Support())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -45,3 +50,7 @@ class DPO(Algorithm):
     def count(self, batch: Batch) -> Tensor:
         """Weight of the pairs."""
         return batch.pair_weight.sum()
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """pi*."""
+        return exact.optimum(self.beta)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from shiq_bench.api import Algorithm, Need, Rewards, algorithm
+from shiq_bench.api import Algorithm, Rewards, algorithm
 from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.ops import masked_mean
+
+if TYPE_CHECKING:
+    from shiq_bench.exact import Exact
 
 
 @algorithm("sft")
@@ -26,8 +30,7 @@ class SFT(Algorithm):
     select: Literal["all", "preferred", "above"] = "all"
     threshold: float = 0.0
 
-    needs: ClassVar[tuple[Need, ...]] = (Rewards(),)
-    fixed_point: ClassVar[Literal["optimum", "data"]] = "data"
+    needs = (Rewards(),)
 
     def _kept(self, batch: Batch) -> Tensor:
         """Weight of each trajectory, zero where it is not selected. ``[N]``"""
@@ -36,7 +39,8 @@ class SFT(Algorithm):
             return batch.weight
         if self.select == "above":
             return batch.weight * (returns > self.threshold)
-        best = torch.full_like(returns, -torch.inf).scatter_reduce(0, batch.group, returns, "amax")
+        counted = returns.masked_fill(batch.weight == 0, -torch.inf)
+        best = torch.full_like(returns, -torch.inf).scatter_reduce(0, batch.group, counted, "amax")
         return batch.weight * (returns >= best[batch.group])
 
     def loss(self, stats: Stats, batch: Batch) -> LossOutput:
@@ -47,3 +51,13 @@ class SFT(Algorithm):
     def count(self, batch: Batch) -> Tensor:
         """Weight of the selected trajectories."""
         return self._kept(batch).sum()
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """The data that the rule selects."""
+        returns, context = exact.paths.returns, exact.paths.context
+        if self.select == "all":
+            return exact.reweighted(np.zeros_like(returns))
+        bar = np.full(context.max() + 1, -np.inf)
+        np.maximum.at(bar, context, np.where(exact.weight > 0, returns, -np.inf))
+        kept = returns > self.threshold if self.select == "above" else returns >= bar[context]
+        return exact.reweighted(np.where(kept, 0.0, -np.inf))

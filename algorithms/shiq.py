@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-from shiq_bench.api import Algorithm, Need, Reference, Rewards, algorithm
+from shiq_bench.api import Algorithm, Reference, Rewards, Support, algorithm
 from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.ops import log_ratio, masked_mean, next_step, reference_of, sum_to_end
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
 
 
 @algorithm("shiq")
@@ -31,7 +36,7 @@ class ShiQ(Algorithm):
     multi_step: bool = True
     token_wise: bool = True
 
-    needs: ClassVar[tuple[Need, ...]] = (Reference(), Rewards())
+    needs = (Reference(), Rewards(), Support())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -55,3 +60,7 @@ class ShiQ(Algorithm):
             "target": masked_mean(target, batch.mask),
         }
         return LossOutput((squared.sum(-1) * batch.weight).sum(), metrics)
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """pi*, of every ablation alike."""
+        return exact.optimum(self.beta)

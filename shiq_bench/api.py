@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserError, stable_hash
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-    from shiq_bench.batch import Batch, LossOutput, Stats
+    from shiq_bench.batch import Batch, Dense, LossOutput, Stats
+    from shiq_bench.exact import Exact
+    from shiq_bench.world import World
 
 
 # --- needs: what an algorithm asks of the engine -------------------------------------------------
@@ -34,14 +37,28 @@ class Need:
     """Base of everything an algorithm may declare; the engine supplies exactly what is declared."""
 
 
+N = TypeVar("N", bound=Need)
+
+
 @dataclass(frozen=True)
 class Reference(Need):
-    """Token statistics of the frozen starting policy, as ``stats.reference``."""
+    """Token statistics of the starting policy, as ``stats.reference``.
+
+    With ``refresh`` N the reference becomes a copy of the policy after every N updates; 0 is never.
+    """
+
+    refresh: int = 0
 
 
 @dataclass(frozen=True)
 class Rewards(Need):
-    """Rewards with a scale: ``center_rewards`` applies, and a task must be able to score."""
+    """Rewards with a scale: ``center_rewards`` applies, and a task must be able to score.
+
+    ``unit`` asks for returns in [0, 1]: the engine divides by the task's ``largest_return`` and
+    refuses what still lies outside.
+    """
+
+    unit: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,20 +71,86 @@ class Pairs(Need):
     ties: Literal["drop", "keep"] = "drop"
 
 
+@dataclass(frozen=True)
+class Labels(Need):
+    """Whether each trajectory is desirable, judged against its prompt's mean return, as ``batch.label``."""
+
+
+@dataclass(frozen=True)
+class Mismatched(Need):
+    """Policy and reference on each prompt with another prompt's answer, as ``stats.mismatched``."""
+
+
+@dataclass(frozen=True)
+class Support(Need):
+    """The loss only finds its fixed point where the data cover what the reference may do; a gap is warned of."""
+
+
+@dataclass(frozen=True)
+class ValueHead(Need):
+    """A learned V(s_t), zero at the start, as ``stats.value``."""
+
+
+@dataclass(frozen=True)
+class QHeads(Need):
+    """Learned Q(s_t, .) over the vocabulary, independently initialised, as ``stats.q``."""
+
+    count: int = 2
+
+
+@dataclass(frozen=True)
+class TargetNetwork(Need):
+    """A Polyak average of everything trained, ``tau`` of the new at every update, as ``stats.target``."""
+
+    tau: float = 0.005
+
+
+@dataclass(frozen=True)
+class BehaviourModel(Need):
+    """A model of the data fitted beforehand by maximum likelihood, frozen, as ``stats.behaviour``.
+
+    ``start`` makes it the starting point of the policy as well.
+    """
+
+    start: bool = False
+
+
+@dataclass(frozen=True)
+class SumLogits(Need):
+    """Sum of the policy's logits over the vocabulary, as ``stats.sum_logits``."""
+
+
+@dataclass(frozen=True)
+class MaxRatio(Need):
+    """max_a pi_target(a|s_t) / pi_behaviour(a|s_t) over actions whose behaviour is at least ``floor``,
+    as ``stats.max_ratio``; needs a target network and a behaviour model."""
+
+    floor: float = 0.01
+
+
+@dataclass(frozen=True)
+class OnPolicy(Need):
+    """Fresh samples of the current policy at every update, ``samples`` a prompt."""
+
+    samples: int = 8
+
+
 class Algorithm(ABC):
     """One method: a frozen dataclass of hyperparameters, declared needs, and a pure ``loss``.
 
     Class attributes:
-        needs: what the engine must supply.
-        fixed_point: the policy that minimises the loss on full-support data, which the contract
-            tests hold it to: ``optimum`` (pi* of the KL-regularised objective) or ``data`` (the
-            weighted data distribution).
         logp_reduction: how a completion's log-probability is made from its tokens'.
+        couples_groups: True where the loss holds an estimate over the whole batch, so that prompt
+            groups do not add up.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ()
-    fixed_point: ClassVar[Literal["optimum", "data"]] = "optimum"
     logp_reduction: ClassVar[Literal["sum", "mean"]] = "sum"
+    couples_groups: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the engine must supply; most methods override it with a plain class attribute."""
+        return ()
 
     @abstractmethod
     def loss(self, stats: Stats, batch: Batch) -> LossOutput:
@@ -77,7 +160,24 @@ class Algorithm(ABC):
         """What ``loss(...).total`` is a sum over, as a 0-dim tensor; by default trajectory weights."""
         return batch.weight.sum()
 
-    def need(self, kind: type[Need]) -> Need | None:
+    def act(self, dense: Dense) -> Tensor:
+        """Logits of the policy that is sampled and judged, from those that were trained. ``[..., V]``"""
+        return dense.logits
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """Log-probabilities of the policy (as it acts) that training converges to. ``[S, A]``
+
+        The contract tests hold the method to it on worlds small enough to be solved. None says
+        that there is no finite one, or that none is known.
+        """
+        return None
+
+    @property
+    def reweights(self) -> bool:
+        """Whether it acts otherwise than by softmax of its logits."""
+        return type(self).act is not Algorithm.act
+
+    def need(self, kind: type[N]) -> N | None:
         """The declared need of this kind, or None."""
         return next((n for n in self.needs if isinstance(n, kind)), None)
 
@@ -87,13 +187,14 @@ class Algorithm(ABC):
 
 @dataclass(frozen=True)
 class Metric:
-    """A number a task reports for every episode, and which way is better."""
+    """A number a task reports, and which way is better."""
 
     name: str
     better: Literal["higher", "lower", "neither"]
     title: str
     percent: bool = False
     headline: bool = False  # shown with its difference to the reference
+    exact: bool = False  # computed from a whole table, so no single episode has it
 
 
 class Codec(Protocol):
@@ -158,6 +259,22 @@ class Task(ABC):
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def largest_return(self) -> float:
+        """What the return of an episode cannot exceed; methods that want returns in [0, 1] divide by it."""
+        return 1.0
+
+    def defaults_for(self, model: str | None) -> Mapping[str, Any]:
+        """Settings this task starts from, given the model asked for (None: not said).
+
+        A key ``algorithm.x`` applies to algorithms that have a field ``x``.
+        """
+        return self.defaults
+
+    def world(self, seed: int) -> World | None:
+        """The task as tables, where it is one: instance number ``seed``. Else None."""
+        return None
 
     @abstractmethod
     def prompts(self, split: str) -> list[str]:

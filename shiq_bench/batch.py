@@ -23,6 +23,7 @@ class Batch:
     truncated: Tensor  # [N] bool, cut by a limit
     pairs: Tensor  # [P, 2] long, (preferred, other) inside a group
     pair_weight: Tensor  # [P] weight of the pair
+    label: Tensor | None = None  # [N] chance that the trajectory is labelled desirable: 0 or 1 once drawn
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,31 @@ class TokenStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the engine computed because the algorithm declared it needs it."""
+    """What the engine computed because the algorithm declared it needs it, over the batch's trajectories.
+
+    Everything but ``policy``, ``value``, ``q`` and ``sum_logits`` is without gradient. Padding
+    holds zeros.
+    """
 
     policy: TokenStats
     reference: TokenStats | None = None
+    behaviour: TokenStats | None = None  # the policy that the data imitate, fitted beforehand
+    value: Tensor | None = None  # [N, A] V(s_t), of the value head
+    q: tuple[TokenStats, ...] = ()  # one a head: Q(s_t, a_t) = logp + lse, and ln sum_a exp Q(s_t, a) = lse
+    sum_logits: Tensor | None = None  # [N, A] sum over the vocabulary of the policy's logits
+    max_ratio: Tensor | None = None  # [N, A] max_a of target policy over behaviour, where behaviour has a floor
+    actions: int = 0  # |A|, the size of the vocabulary
+    target: Stats | None = None  # the same of the target network
+    mismatched: Stats | None = None  # policy and reference on answers to other prompts, [N, A']
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The whole distribution at some states, for acting: ``[..., V]`` each, without gradient."""
+
+    logits: Tensor
+    q: tuple[Tensor, ...] = ()
+    behaviour: Tensor | None = None  # logits of the behaviour model
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
     engine: Annotated[str | None, typer.Option(help="Sampler: vllm, hf or auto.")] = None,
     center_rewards: Annotated[bool | None, typer.Option(help="Subtract each prompt's mean return.")] = None,
+    allow_off_policy: Annotated[
+        bool, typer.Option("--allow-off-policy", help="Let an on-policy method learn from stored trajectories.")
+    ] = False,
     results: Annotated[Path | None, typer.Option(help="Folder of run records.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     sets: Sets = None,
@@ -68,7 +71,7 @@ def run(
         )
     flags = {
         "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
-        "results": None if results is None else str(results),
+        "allow_off_policy": allow_off_policy or None, "results": None if results is None else str(results),
     }  # fmt: skip
     given = {k: v for k, v in flags.items() if v is not None}
     resolved = resolve(algo, task, merged(values, given, parse_sets(sets or [])))

@@ -11,13 +11,14 @@ import types
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shiq_bench.api import Algorithm, Task, algorithms, suggest, tasks
 from shiq_bench.records import RunSpec, UserError
 
 #: Fields of RunSpec that are not settings.
 _NAMES = {"algo", "task", "algo_options", "task_options"}
+T = TypeVar("T")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -149,10 +150,11 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
         if name in given[owner]:
             raise UserError(f"{key} is given twice")
         given[owner][name] = coerce(key, value, known[owner][name])
-    try:
-        algorithm, made_task = algorithm_class(**given["algorithm"]), task_class(**given["task"])
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{algo} on {task}: {error}") from error
+    made_task = _make(task_class, given["task"], algo, task)
+    defaults = made_task.defaults_for(given["run"].get("model"))
+    advised = {k.removeprefix("algorithm."): v for k, v in defaults.items() if k.startswith("algorithm.")}
+    advised = {k: v for k, v in advised.items() if k in known["algorithm"]}
+    algorithm = _make(algorithm_class, {**advised, **given["algorithm"]}, algo, task)
     engine = given["run"].get("engine", "auto")
     if engine == "auto":
         engine = "vllm" if find_spec("vllm") else "hf"
@@ -161,9 +163,16 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
         task=task,
         algo_options=_outcome(algorithm),
         task_options=_outcome(made_task),
-        **{**made_task.defaults, **given["run"], "engine": engine},
+        **{**{k: v for k, v in defaults.items() if "." not in k}, **given["run"], "engine": engine},
     )
     return Resolved(spec, algorithm, made_task)
+
+
+def _make(cls: type[T], options: Mapping[str, Any], algo: str, task: str) -> T:
+    try:
+        return cls(**options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{algo} on {task}: {error}") from error
 
 
 def _outcome(made: Any) -> dict[str, Any]:

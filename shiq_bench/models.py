@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shiq_bench.api import Algorithm, Codec, Need, Task, TinyModel
+from shiq_bench.api import Algorithm, Codec, Task, TinyModel
 from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.chat import TINY_TEMPLATE, ChatCodec
 from shiq_bench.generation.rollout import replay
@@ -153,7 +153,7 @@ def _source(folder: Path, tiny: bool, trust: bool) -> ModelSource:
 class WeightedLikelihood(Algorithm):
     """Maximum likelihood with a weight a token, carried in the place of rewards: fits starting policies."""
 
-    needs: ClassVar[tuple[Need, ...]] = ()
+    needs = ()
 
     def loss(self, stats: Stats, batch: Batch) -> LossOutput:
         return LossOutput(-(stats.policy.logp * batch.rewards).sum())

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 SCHEMA_VERSION = 1
 
 #: Version of the run identity: raise it when the meaning of a hashed field changes.
-RUN_ID_VERSION = 1
+RUN_ID_VERSION = 2
 
 Finish = Literal["stop", "length"]
 Status = Literal["started", "done", "failed", "diverged"]
@@ -163,18 +163,24 @@ class RunSpec:
     algo_options: Mapping[str, Any] = field(default_factory=dict)
     task_options: Mapping[str, Any] = field(default_factory=dict)
 
-    model: str = _setting("tiny", "'tiny' (trained on the spot), a folder, or a hub id")
+    model: str = _setting("tiny", "'tiny' (trained on the spot), a folder, a hub id, or 'table' where the task is one")
     revision: str = _setting("main", "revision of a hub model")
     trust_remote_code: bool = _setting(False, "run code that comes with a hub model")
     seed: int = _setting(0, "training seed: order of the data, dropout, heads")
+    seeds: int = _setting(1, "tables only: instances trained at once, the first of them number `seed`")
 
     samples: int = _setting(4, "completions drawn from the reference for every training prompt")
     gold: bool = _setting(True, "add the task's own demonstrations to the training data")
     data_seed: int = _setting(0, "seed of the offline data, shared by every method")
     center_rewards: bool = _setting(False, "subtract each prompt's mean return (moves v*, not pi*)")
-    pair_labels: Literal["hard", "bradley_terry"] = _setting(
-        "hard", "preference pairs from returns: the higher wins, or both orders weighted by sigma(R - R')"
+    labels: Literal["hard", "bradley_terry", "sampled"] = _setting(
+        "hard",
+        "preferences from returns: the higher wins; both ways, weighted by sigma(R - R'); or one way, drawn with it",
     )
+    collect: Literal["auto", "offline", "fresh"] = _setting(
+        "auto", "train on stored trajectories, on fresh samples of the current policy, or on what the method is for"
+    )
+    allow_off_policy: bool = _setting(False, "let an on-policy method learn from stored data: biased, and marked")
 
     steps: int = _setting(200, "optimiser updates")
     groups_per_step: int = _setting(4, "prompts in a global batch, each with all its trajectories")
@@ -182,7 +188,7 @@ class RunSpec:
     schedule: Literal["constant", "cosine", "linear"] = _setting("cosine", "learning-rate schedule after warm-up")
     warmup: float = _setting(0.1, "share of the steps spent warming up")
     weight_decay: float = _setting(0.0, "AdamW weight decay")
-    max_grad_norm: float = _setting(1.0, "gradient clipping")
+    max_grad_norm: float = _setting(1.0, "gradient clipping; 0 is none")
     precision: Literal["fp32", "bf16"] = _setting("bf16", "autocast of the network body; the head is always float32")
     layout: Literal["padded", "packed"] = _setting("padded", "how trajectories share a forward pass")
 
@@ -201,7 +207,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         for name, low in {
             "steps": 0, "groups_per_step": 1, "samples": 0, "max_tokens": 1, "max_length": 2,
-            "eval_samples": 0, "save_every": 1, "eval_limit": 0, "micro_groups": 0,
+            "eval_samples": 0, "save_every": 1, "eval_limit": 0, "micro_groups": 0, "seeds": 1,
         }.items():  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; expected {low} or more")
@@ -244,7 +250,7 @@ class Evaluation:
         mode: ``greedy`` or ``sampled``.
         step: optimiser updates behind the policy.
         metrics: name -> {mean, n, stderr}; stderr is clustered by prompt, null below two prompts.
-        examples: one entry an episode: prompt_id and raw metric values.
+        examples: one entry an episode (tables: one a seed): prompt_id and raw metric values.
     """
 
     policy: str
@@ -271,6 +277,7 @@ class RunRecord:
     packages: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
+    curve: Sequence[Evaluation] = ()
     training: Sequence[Mapping[str, float]] = ()
     consumed: Mapping[str, float] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -301,7 +308,8 @@ class RunRecord:
         try:
             spec = RunSpec(**data["spec"])
             evaluations = tuple(Evaluation(**e) for e in data["evaluations"])
-            record = cls(**{**data, "spec": spec, "evaluations": evaluations})
+            curve = tuple(Evaluation(**e) for e in data.get("curve", ()))
+            record = cls(**{**data, "spec": spec, "evaluations": evaluations, "curve": curve})
         except (KeyError, TypeError) as error:
             raise UserError(f"not a run record of schema {version}: {error}") from None
         if record.status not in get_args(Status):

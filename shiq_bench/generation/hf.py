@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from shiq_bench.generation import Generator, Request, check_weights
+from shiq_bench.generation import Generator, Guide, Request, check_weights
 from shiq_bench.records import Completion, UserError
 
 #: Most tokens (rows times the longest prompt and answer among them) of one batch.
@@ -34,9 +34,11 @@ class HFGenerator(Generator):
         max_length: int,
         dtype: str,
         trust_remote_code: bool = False,
+        guide: Guide | None = None,
     ) -> None:
         """See :func:`shiq_bench.generation.make_generator`; ``vocabulary`` ids can be drawn."""
         self.vocabulary = vocabulary
+        self.guide = guide
         self.max_length = max_length
         self._dtype = getattr(torch, dtype)
         self._trust_remote_code = trust_remote_code
@@ -95,10 +97,12 @@ class HFGenerator(Generator):
         padding = [width - len(r.prompt) for r in requests]
         ids = [[0] * n + r.prompt for n, r in zip(padding, requests, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in padding]
-        chooser = _Chooser(self.vocabulary, temperature, requests, self._device)
+        attention = torch.tensor(mask, device=self._device)
+        guide = self.guide.begin(attention) if self.guide is not None else None
+        chooser = _Chooser(self.vocabulary, temperature, requests, self._device, guide)
         self._model.generate(
             input_ids=torch.tensor(ids, device=self._device),
-            attention_mask=torch.tensor(mask, device=self._device),
+            attention_mask=attention,
             generation_config=GenerationConfig(max_new_tokens=max(limits), do_sample=False, pad_token_id=0),
             logits_processor=LogitsProcessorList([chooser]),
             stopping_criteria=StoppingCriteriaList([_Stop(limits, stop_ids, width, self._device)]),
@@ -118,9 +122,17 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc,unused-ignore]
     decided before the batch was put together.
     """
 
-    def __init__(self, vocabulary: int, temperature: float, requests: list[Request], device: torch.device) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        temperature: float,
+        requests: list[Request],
+        device: torch.device,
+        guide: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> None:
         self.vocabulary = vocabulary
         self.temperature = temperature
+        self.guide = guide
         self.tokens: list[Tensor] = []
         self.logps: list[Tensor] = []
         # [N, T]; drawn on the CPU, so that a seed means the same on every device
@@ -131,7 +143,8 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc,unused-ignore]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``scores [N, V]``: raw logits in, and out with a single finite entry a row."""
-        logp = scores[:, : self.vocabulary].float().log_softmax(-1)
+        logits = scores[:, : self.vocabulary].float()
+        logp = (logits if self.guide is None else self.guide(input_ids, logits)).log_softmax(-1)
         step = len(self.tokens)
         if self.temperature == 0 or step >= self.uniform.shape[1]:
             token = logp.argmax(-1)

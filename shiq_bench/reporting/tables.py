@@ -426,9 +426,15 @@ def _winners(columns: Sequence[Column], places: Sequence[Place], metrics: Sequen
 
 def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
     trained = block.columns[1:]
+    table = block.conditions["model"] == "table"
     numbers = [*block.cells.values(), *block.differences.values()]
     over = {c.over for k, c in block.cells.items() if k[2] != "reference"}
-    if any(c.estimate.half for c in numbers):
+    if table:
+        yield (
+            "±: 95% interval over instances, Student's t; every number of an instance is exact. "
+            "n: instances, each with data and training of its own. Minus reference: paired by instance."
+        )
+    elif any(c.estimate.half for c in numbers):
         text = "±: 95% interval"
         if "seeds" in over:
             text += (
@@ -444,7 +450,7 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
         if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
             text += " No ±: fewer than two of them, or all alike, which bounds nothing."
         yield text
-    if numbers:
+    if numbers and not table:
         text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them"
         if _uneven(block):
             text += "; a cell with another n has it in brackets"
@@ -467,7 +473,8 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
     if shown & {"kl", "kl_k1", "kl_token"}:
         text = "KL: policy to reference, exact per-position, nats a dialogue, on its own samples at temperature 1"
         yield text + ("; k1 is the sampled log-ratio, its check." if "kl_k1" in shown else ".")
-    yield from _cut(block)
+    if not table:
+        yield from _cut(block)
     if block.conditions["model"] == "tiny":
         yield "Model: tiny, trained from scratch on the spot for this task; it says nothing about larger models."
     for metric in block.metrics:

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shiq_bench.api import Algorithm, Pairs, Rewards
+from shiq_bench.api import Algorithm, Labels, Pairs, Rewards
 from shiq_bench.batch import Batch, Stats, TokenStats
 from shiq_bench.ops import scatter_actions
-from shiq_bench.records import Trajectory
+from shiq_bench.records import Trajectory, UserError, stable_hash
 
 Layout = Literal["padded", "packed"]
-PairLabels = Literal["hard", "bradley_terry"]
+LabelRule = Literal["hard", "bradley_terry", "sampled"]
+Columns = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Row:
     """A trajectory with what was computed about it beforehand.
 
-    ``reward_shift`` is subtracted from the return, at the last action (centring moves v*, not pi*).
-    ``ref_logp`` and ``ref_lse`` are ``[T]`` over its action tokens.
+    Attributes:
+        reward_shift: subtracted from the return, at the last action (centring moves v*, not pi*).
+        reference: the reference's ``logp`` and ``lse`` over the action tokens. ``[T]`` each
+        mismatch: the same prompt with another prompt's answer.
+        mismatch_reference: ``reference`` for it.
     """
 
     trajectory: Trajectory
     reward_shift: float = 0.0
-    ref_logp: np.ndarray | None = None
-    ref_lse: np.ndarray | None = None
+    reference: Columns | None = None
+    mismatch: Trajectory | None = None
+    mismatch_reference: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -43,29 +48,93 @@ class PairSet:
     ties: int
 
 
-def make_pairs(group: Sequence[Trajectory], need: Pairs, labels: PairLabels) -> PairSet:
+def _sigma(x: float) -> float:
+    return 0.5 * (1 + math.tanh(x / 2))
+
+
+def _draws(group: Sequence[Trajectory], what: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers that belong to a prompt and a seed, not to the batch it comes in."""
+    return np.random.default_rng(int(stable_hash([group[0].prompt_id, what, seed])[:16], 16)).random(shape)
+
+
+def make_pairs(group: Sequence[Trajectory], need: Pairs, labels: LabelRule, seed: int = 0) -> PairSet:
     """Preference pairs from the returns of one prompt's trajectories.
 
     ``hard``: every pair of unequal return once, the higher first. ``bradley_terry``: both orders,
     weighted by sigma(R - R') and its complement, the expected labels of a Bradley-Terry judge.
-    Weights of the trajectories multiply. A tie carries no hard label: it is dropped and counted
-    where the need says so, else kept in both orders at one half.
+    ``sampled``: one order, drawn with that probability. Weights of the trajectories multiply. A tie
+    carries no hard label: it is dropped and counted where the need says so, else kept in both
+    orders at one half.
     """
     out = PairSet([], [], 0)
     ties = 0
-    for i in range(len(group)):
-        for j in range(i + 1, len(group)):
+    n = len(group)
+    coins = _draws(group, "pairs", seed, (n, n)) if labels == "sampled" else None
+    for i in range(n):
+        for j in range(i + 1, n):
             gap = group[i].total_reward - group[j].total_reward
             both = group[i].weight * group[j].weight
             if gap == 0 and need.ties == "drop" and labels == "hard":
                 ties += 1
                 continue
-            p = 0.5 * (1 + math.tanh(gap / 2)) if labels == "bradley_terry" else (0.5 if gap == 0 else float(gap > 0))
+            if coins is not None:
+                p = float(coins[i, j] < _sigma(gap))
+            else:
+                p = _sigma(gap) if labels == "bradley_terry" else (0.5 if gap == 0 else float(gap > 0))
             for pair, weight in (((i, j), both * p), ((j, i), both * (1 - p))):
                 if weight > 0:
                     out.pairs.append(pair)
                     out.weights.append(weight)
     return PairSet(out.pairs, out.weights, ties)
+
+
+def make_labels(group: Sequence[Trajectory], labels: LabelRule, seed: int = 0) -> list[float]:
+    """Chance that each of one prompt's trajectories is labelled desirable, judged against their mean return.
+
+    ``hard``: 1 above the mean, 0 below, one half at it. ``bradley_terry``: sigma(R - mean).
+    ``sampled``: 0 or 1, drawn with that probability.
+    """
+    mean = centred(group)[group[0].prompt_id]
+    gaps = [t.total_reward - mean for t in group]
+    if labels == "hard":
+        return [0.5 if abs(gap) < 1e-9 else float(gap > 0) for gap in gaps]
+    chances = [_sigma(gap) for gap in gaps]
+    if labels == "bradley_terry":
+        return chances
+    return [float(u < p) for u, p in zip(_draws(group, "labels", seed, (len(group),)), chances, strict=True)]
+
+
+def mismatched(trajectory: Trajectory, other: Trajectory, max_length: int) -> Trajectory:
+    """The prompt of one trajectory with all that followed the prompt of another, cut at ``max_length``.
+
+    Rewards are zero: nobody has judged it.
+    """
+    prompt = trajectory.token_ids[: trajectory.action_mask.index(True)]
+    start = other.action_mask.index(True)
+    room = max(1, max_length - len(prompt))
+    ids, mask = other.token_ids[start:][:room], other.action_mask[start:][:room]
+    return Trajectory(
+        trajectory.prompt_id,
+        (*prompt, *ids),
+        (False,) * len(prompt) + tuple(mask),
+        (0.0,) * (len(prompt) + len(ids)),
+        source="mismatched",
+        weight=trajectory.weight,
+    )
+
+
+def with_mismatches(groups: Sequence[Sequence[Trajectory]], max_length: int) -> list[list[Trajectory]]:
+    """For every trajectory of every group, its prompt with an answer of the next group.
+
+    Raises:
+        UserError: there is a single prompt.
+    """
+    if len(groups) < 2:
+        raise UserError("mismatched answers need at least two prompts with trajectories; there is one")
+    return [
+        [mismatched(t, mates[i % len(mates)], max_length) for i, t in enumerate(group)]
+        for group, mates in zip(groups, [*groups[1:], groups[0]], strict=True)
+    ]
 
 
 def centred(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -135,23 +204,43 @@ class Collator:
     Args:
         algorithm: read for its needs only.
         layout: ``padded`` or ``packed``.
-        labels: how returns become preference pairs.
+        labels: how returns become preferences.
+        seed: of preferences that are drawn.
+        dtype: of rewards, weights and reference columns.
     """
 
-    def __init__(self, algorithm: Algorithm, layout: Layout, labels: PairLabels) -> None:
-        need = algorithm.need(Pairs)
-        self.pairs = need if isinstance(need, Pairs) else None
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        layout: Layout,
+        labels: LabelRule,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.pairs = algorithm.need(Pairs)
+        self.desirable = algorithm.need(Labels) is not None
         self.layout: Layout = layout
-        self.labels: PairLabels = labels
+        self.labels: LabelRule = labels
+        self.seed = seed
+        self.dtype = dtype
 
     def __call__(self, groups: Sequence[Sequence[Row]]) -> dict[str, Tensor]:
-        """Tensors of :func:`lay_out`, of :class:`~shiq_bench.batch.Batch`, and ``ref_logp``/``ref_lse``."""
-        rows = [row for group in groups for row in group]
-        out = lay_out([row.trajectory for row in rows], self.layout)
-        mask = out["mask"]
+        """Tensors of :func:`lay_out`, of :class:`~shiq_bench.batch.Batch`, and ``ref_logp``/``ref_lse``.
 
-        def actions(values: list[list[float]]) -> Tensor:
-            return scatter_actions(torch.tensor([v for row in values for v in row], dtype=torch.float32), mask)
+        Mismatched trajectories, where rows have them, are laid out behind the real ones: ``index``
+        and ``targets`` run on through them, and ``mis_mask`` is their mask. ``[N, A]``
+        """
+        rows = [row for group in groups for row in group]
+        mates = [row.mismatch for row in rows if row.mismatch is not None]
+        out = lay_out([row.trajectory for row in rows] + mates, self.layout)
+        mask = out["mask"][: len(rows)]
+        if mates:
+            out["mis_mask"] = out["mask"][len(rows) :]
+        out["mask"] = mask
+
+        def actions(values: Sequence[Sequence[float] | np.ndarray], where: Tensor = mask) -> Tensor:
+            flat = np.concatenate([np.asarray(row, dtype=np.float64) for row in values])
+            return scatter_actions(torch.as_tensor(flat, dtype=self.dtype), where)
 
         out["rewards"] = actions([action_rewards(row) for row in rows])
         sampler = [t.sampler_logp or (math.nan,) * len(t.token_ids) for t in (row.trajectory for row in rows)]
@@ -162,38 +251,121 @@ class Collator:
             ]
         )
         out["group"] = torch.tensor([g for g, group in enumerate(groups) for _ in group])
-        out["weight"] = torch.tensor([row.trajectory.weight for row in rows], dtype=torch.float32)
+        out["weight"] = torch.tensor([row.trajectory.weight for row in rows], dtype=self.dtype)
         out["truncated"] = torch.tensor([row.trajectory.truncated for row in rows])
         pairs: list[tuple[int, int]] = []
         weights: list[float] = []
+        labels: list[float] = []
         first = 0
         for group in groups:
+            members = [row.trajectory for row in group]
             if self.pairs is not None:
-                found = make_pairs([row.trajectory for row in group], self.pairs, self.labels)
+                found = make_pairs(members, self.pairs, self.labels, self.seed)
                 pairs += [(first + i, first + j) for i, j in found.pairs]
                 weights += found.weights
+            if self.desirable:
+                labels += make_labels(members, self.labels, self.seed)
             first += len(group)
         out["pairs"] = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-        out["pair_weight"] = torch.tensor(weights, dtype=torch.float32)
-        if all(row.ref_logp is not None and row.ref_lse is not None for row in rows):
-            out["ref_logp"] = actions([row.ref_logp.tolist() for row in rows if row.ref_logp is not None])
-            out["ref_lse"] = actions([row.ref_lse.tolist() for row in rows if row.ref_lse is not None])
+        out["pair_weight"] = torch.tensor(weights, dtype=self.dtype)
+        if self.desirable:
+            out["label"] = torch.tensor(labels, dtype=self.dtype)
+        if all(row.reference is not None for row in rows):
+            for i, name in enumerate(("ref_logp", "ref_lse")):
+                out[name] = actions([row.reference[i] for row in rows if row.reference is not None])
+        if mates and all(row.mismatch_reference is not None for row in rows):
+            columns = [row.mismatch_reference for row in rows if row.mismatch_reference is not None]
+            for i, name in enumerate(("mis_ref_logp", "mis_ref_lse")):
+                out[name] = actions([c[i] for c in columns], out["mis_mask"])
         return out
 
 
-def to_batch(inputs: dict[str, Tensor]) -> Batch:
+def to_batch(inputs: Mapping[str, Tensor]) -> Batch:
     """The part of a collated dict that a loss sees."""
     names = ("mask", "rewards", "sampler_logp", "group", "weight", "truncated", "pairs", "pair_weight")
-    return Batch(**{name: inputs[name] for name in names})
+    return Batch(**{name: inputs[name] for name in names}, label=inputs.get("label"))
 
 
-def to_stats(outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> Stats:
-    """Flat model outputs and cached reference columns, as the loss sees them: ``[N, A]`` each."""
-    mask = inputs["mask"]
-    policy = TokenStats(*(scatter_actions(outputs[name], mask) for name in ("logp", "lse")))
-    if "ref_logp" not in inputs:
-        return Stats(policy)
-    return Stats(policy, TokenStats(inputs["ref_logp"].to(policy.logp.dtype), inputs["ref_lse"].to(policy.lse.dtype)))
+def to_stats(
+    outputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    *,
+    reference: Mapping[str, Tensor] | None = None,
+    behaviour: Mapping[str, Tensor] | None = None,
+    target: Mapping[str, Tensor] | None = None,
+    max_ratio: Tensor | None = None,
+    actions: int = 0,
+) -> Stats:
+    """Flat model outputs and cached reference columns, as the loss sees them: ``[N, A]`` each.
+
+    Args:
+        outputs: of the trained policy: ``logp`` and ``lse``, and of its heads ``value``, ``q0_logp``,
+            ``q0_lse`` ..., ``sum_logits``. ``[M]`` over real, then mismatched actions.
+        reference: of a live reference, which wins over cached columns.
+        behaviour: of the behaviour model.
+        target: of the target network, heads included.
+        max_ratio: ``[M]``
+        actions: size of the vocabulary.
+    """
+    mask, mates = inputs["mask"], inputs.get("mis_mask")
+    n = len(mask)
+    everywhere = mask if mates is None else torch.cat([mask, mates])
+
+    def place(flat: Tensor) -> Tensor:
+        return scatter_actions(flat, everywhere)
+
+    def tokens(found: Mapping[str, Tensor], prefix: str = "", rows: slice = slice(0, n)) -> TokenStats:
+        return TokenStats(place(found[f"{prefix}logp"])[rows], place(found[f"{prefix}lse"])[rows])
+
+    def heads(found: Mapping[str, Tensor]) -> dict[str, Any]:
+        count = sum(name.startswith("q") and name.endswith("_lse") for name in found)
+        return {
+            "value": place(found["value"])[:n] if "value" in found else None,
+            "q": tuple(tokens(found, f"q{i}_") for i in range(count)),
+        }
+
+    def cached(prefix: str) -> TokenStats | None:
+        if f"{prefix}logp" not in inputs:
+            return None
+        dtype = outputs["logp"].dtype
+        return TokenStats(inputs[f"{prefix}logp"].to(dtype), inputs[f"{prefix}lse"].to(dtype))
+
+    strangers = slice(n, 2 * n)
+    mismatched_stats = None
+    if mates is not None:
+        against = tokens(reference, rows=strangers) if reference else cached("mis_ref_")
+        mismatched_stats = Stats(tokens(outputs, rows=strangers), against)
+    return Stats(
+        policy=tokens(outputs),
+        reference=tokens(reference) if reference else cached("ref_"),
+        behaviour=tokens(behaviour) if behaviour else None,
+        sum_logits=place(outputs["sum_logits"])[:n] if "sum_logits" in outputs else None,
+        max_ratio=place(max_ratio)[:n] if max_ratio is not None else None,
+        actions=actions,
+        target=Stats(tokens(target), **heads(target)) if target else None,
+        mismatched=mismatched_stats,
+        **heads(outputs),
+    )
+
+
+def in_unit_range(trajectories: Sequence[Trajectory], algorithm: Algorithm, largest: float) -> list[Trajectory]:
+    """Rewards divided by the largest return, for algorithms that want returns in [0, 1]; for others as they are.
+
+    Raises:
+        UserError: a return, or what is left of one at some action, still lies outside.
+    """
+    need = algorithm.need(Rewards)
+    if need is None or not need.unit:
+        return list(trajectories)
+    out = [replace(t, rewards=tuple(r / largest for r in t.rewards)) for t in trajectories]
+    to_go = [np.cumsum(t.rewards[::-1]) for t in out]
+    low, high = min(float(g.min()) for g in to_go), max(float(g.max()) for g in to_go)
+    if low < -1e-9 or high > 1 + 1e-9:
+        raise UserError(
+            f"returns from {low:.3g} to {high:.3g}: this method wants every return in [0, 1]; "
+            "rescale the task's rewards (tabular tasks: reward_scale=1)"
+        )
+    return out
 
 
 def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
@@ -206,14 +378,23 @@ def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
 
 def prepare(
     trajectories: Sequence[Trajectory],
-    reference: Sequence[tuple[np.ndarray, np.ndarray]] | None,
+    reference: Sequence[Columns] | None,
     algorithm: Algorithm,
     center_rewards: bool,
+    mismatches: Sequence[Trajectory] | None = None,
+    mismatch_reference: Sequence[Columns] | None = None,
 ) -> list[list[Row]]:
     """Training groups, with reference columns and centring where the algorithm wants them."""
     means = centred(trajectories) if center_rewards and algorithm.need(Rewards) else {}
-    rows = []
-    for i, trajectory in enumerate(trajectories):
-        logp, lse = reference[i] if reference is not None else (None, None)
-        rows.append(Row(trajectory, means.get(trajectory.prompt_id, 0.0), logp, lse))
-    return group_rows(rows)
+    return group_rows(
+        [
+            Row(
+                trajectory,
+                means.get(trajectory.prompt_id, 0.0),
+                reference[i] if reference is not None else None,
+                mismatches[i] if mismatches is not None else None,
+                mismatch_reference[i] if mismatch_reference is not None else None,
+            )
+            for i, trajectory in enumerate(trajectories)
+        ]
+    )

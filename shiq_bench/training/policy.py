@@ -2,16 +2,94 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from shiq_bench.api import Algorithm, QHeads, SumLogits, ValueHead
+from shiq_bench.batch import Dense
 from shiq_bench.ops import kl_rows, stats_from_logits, token_stats
 from shiq_bench.records import UserError
 
+#: What a policy knows about the states of some actions: tensors whose first axis is the action. ``[M, ...]``
+States = tuple[Tensor, ...]
 
-class Policy(nn.Module):
+#: Standard deviation of a fresh Q head's weights, that of most models' own.
+Q_SCALE = 0.02
+
+
+def rows(states: States, where: slice) -> States:
+    """The states of some of the actions."""
+    return tuple(s[where] for s in states)
+
+
+class Heads(nn.Module):
+    """Learned functions of the final hidden state beside the language model's own head, in float32.
+
+    Args:
+        width: size of the hidden state.
+        vocab: size of the tokenizer's vocabulary.
+        value: whether there is a V, linear and zero at the start.
+        q: how many Qs there are, linear, each initialised on its own.
+        seed: of the Qs.
+    """
+
+    def __init__(self, width: int, vocab: int, value: bool, q: int, seed: int) -> None:
+        super().__init__()
+        # Drawn on the CPU, so that a seed means the same on every device.
+        generator = torch.Generator().manual_seed(seed)
+        self.value = nn.Parameter(torch.zeros(width)) if value else None
+        self.bias = nn.Parameter(torch.zeros(())) if value else None
+        self.q = nn.ParameterList(Q_SCALE * torch.randn(vocab, width, generator=generator) for _ in range(q))
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``hidden [M, D]`` -> ``value``, and ``q{i}_logp`` and ``q{i}_lse`` at the targets, each ``[M]``."""
+        out: dict[str, Tensor] = {}
+        if self.value is not None and self.bias is not None:
+            with torch.autocast(hidden.device.type, enabled=False):
+                out["value"] = hidden.float() @ self.value + self.bias
+        for i, weight in enumerate(self.q):
+            out[f"q{i}_logp"], out[f"q{i}_lse"] = token_stats(hidden, weight, targets)
+        return out
+
+
+class Scorer(nn.Module):
+    """Anything that says how likely each action was: a policy, or what a method acts by."""
+
+    vocab: int
+
+    @abstractmethod
+    def states(self, inputs: dict[str, Tensor]) -> States:
+        """One pass of the network over laid-out inputs, down to where the actions are taken."""
+
+    @abstractmethod
+    def logits(self, states: States) -> Tensor:
+        """At least float32. ``[M, V]`` with V >= ``vocab``: what lies beyond is no token."""
+
+    @torch.no_grad()
+    def compare(self, other: Scorer, inputs: dict[str, Tensor], chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+        """``logp`` of self and of other, and exact KL(self || other), at each action; each ``[M]``, nats."""
+        targets = inputs["targets"]
+        if not len(targets):
+            nothing = torch.zeros(0, device=targets.device)
+            return nothing, nothing, nothing
+        mine, theirs = self.states(inputs), other.states(inputs)
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, len(targets), chunk):
+            where = slice(start, start + chunk)
+            logits, reference = self.logits(rows(mine, where)), other.logits(rows(theirs, where))
+            logp, _ = stats_from_logits(logits, targets[where], self.vocab)
+            ref_logp, _ = stats_from_logits(reference, targets[where], self.vocab)
+            parts.append((logp, ref_logp, kl_rows(logits, reference, self.vocab)))
+        logp, ref_logp, kl = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logp, ref_logp, kl
+
+
+class Policy(Scorer):
     """Wraps a transformers causal LM so that its forward returns statistics instead of logits.
 
     Statistics are computed inside ``forward`` because a sharded wrapper (FSDP) only gathers the
@@ -30,10 +108,21 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.vocab = vocab
-        rows = model.get_output_embeddings().weight.shape[0]
-        if vocab > rows:
-            raise UserError(f"the tokenizer has {vocab} tokens and the model {rows}: they do not belong together")
+        self.heads: Heads | None = None
+        self.sums_logits = False
+        size = model.get_output_embeddings().weight.shape[0]
+        if vocab > size:
+            raise UserError(f"the tokenizer has {vocab} tokens and the model {size}: they do not belong together")
         self.plain_head = self._head_is_plain()
+
+    def equip(self, algorithm: Algorithm, seed: int) -> Self:
+        """Add what an algorithm learns beside the logits; a policy that has its heads keeps them."""
+        self.sums_logits = algorithm.need(SumLogits) is not None
+        value, q = algorithm.need(ValueHead) is not None, algorithm.need(QHeads)
+        if self.heads is None and (value or q):
+            weight = self.model.get_output_embeddings().weight
+            self.heads = Heads(weight.shape[1], self.vocab, value, q.count if q else 0, seed).to(weight.device)
+        return self
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
@@ -43,39 +132,73 @@ class Policy(nn.Module):
         was_training = self.model.training
         self.model.eval()
         ids = torch.arange(min(4, self.vocab), device=head.weight.device)[None]
-        hidden = self._hidden(input_ids=ids)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         ours = (hidden @ head.weight.T).float()
         theirs = self.model(input_ids=ids).logits.float()
         self.model.train(was_training)
         return torch.allclose(ours, theirs, atol=1e-2 if hidden.dtype == torch.bfloat16 else 1e-4, rtol=1e-3)
 
-    def _hidden(self, **inputs: Tensor) -> Tensor:
-        hidden: Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return hidden
+    def _body(self, **inputs: Any) -> tuple[States, Any]:
+        """Final hidden states; or, where the head is not plain, logits, and hidden states if there are heads.
 
-    def _run(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Final hidden states (logits where the head is not plain) at every position. ``[B * L, ...]``
+        Returns:
+            Those tensors, ``[B, L, ...]`` each, and the cache of keys and values, if one was asked for.
+        """
+        inputs = {"use_cache": False, **inputs}
+        if self.plain_head:
+            out = self.model.base_model(**inputs)
+            return (out.last_hidden_state,), out.past_key_values
+        out = self.model(**inputs, output_hidden_states=self.heads is not None)
+        return (out.logits, *((out.hidden_states[-1],) if self.heads is not None else ())), out.past_key_values
+
+    def states(self, inputs: dict[str, Tensor]) -> States:
+        """What :meth:`_body` knows at ``inputs["index"]``.
 
         A padded batch runs in buckets of rows of similar length, each cut to its own longest, so
         that one long dialogue does not make all the others as expensive as itself.
         """
-        body = self._hidden if self.plain_head else self._all_logits
         kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask") if k in inputs}
+        index = inputs["index"]
         if "attention_mask" not in kept:
-            return body(**kept).flatten(0, 1)
+            return tuple(s.flatten(0, 1)[index] for s in self._body(**kept)[0])
         lengths = kept["attention_mask"].sum(1)
-        out: Tensor | None = None
-        for rows, longest in buckets(lengths.tolist()):
-            part = body(**{k: v[rows, :longest] for k, v in kept.items()})
-            if out is None:
-                out = part.new_zeros(*kept["input_ids"].shape, part.shape[-1])
-            out[rows, :longest] = part
-        assert out is not None
-        return out.flatten(0, 1)
+        out: list[Tensor] = []
+        for members, longest in buckets(lengths.tolist()):
+            parts, _ = self._body(**{k: v[members, :longest] for k, v in kept.items()})
+            out = out or [part.new_zeros(*kept["input_ids"].shape, part.shape[-1]) for part in parts]
+            for whole, part in zip(out, parts, strict=True):
+                whole[members, :longest] = part
+        return tuple(s.flatten(0, 1)[index] for s in out)
 
-    def _all_logits(self, **inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**inputs, use_cache=False).logits
-        return logits
+    def logits(self, states: States) -> Tensor:
+        """See :meth:`Scorer.logits`."""
+        if not self.plain_head:
+            return states[0]
+        return states[0].float() @ self.model.get_output_embeddings().weight.float().T
+
+    def dense(self, states: States) -> Dense:
+        """The whole distribution, and the Qs, at some states."""
+        heads = self.heads.q if self.heads is not None else ()
+        logits = self.logits(states)[..., : self.vocab]
+        return Dense(logits.float(), tuple(states[-1].float() @ weight.T for weight in heads))
+
+    def statistics(self, states: States, targets: Tensor) -> dict[str, Tensor]:
+        """See :meth:`forward`."""
+        weight = self.model.get_output_embeddings().weight
+        if self.plain_head:
+            logp, lse = token_stats(states[0], weight, targets, self.vocab)
+        else:
+            logp, lse = stats_from_logits(states[0], targets, self.vocab)
+        out = {"logp": logp, "lse": lse}
+        if self.heads is not None:
+            out |= self.heads(states[-1], targets)
+        if self.sums_logits:
+            with torch.autocast(targets.device.type, enabled=False):
+                if self.plain_head:
+                    out["sum_logits"] = states[0].float() @ weight[: self.vocab].float().sum(0)
+                else:
+                    out["sum_logits"] = states[0][:, : self.vocab].float().sum(-1)
+        return out
 
     def forward(
         self,
@@ -96,40 +219,86 @@ class Policy(nn.Module):
                 let trajectories see each other.
 
         Returns:
-            ``logp`` and ``lse``, each ``[M]``.
+            ``logp`` and ``lse``; what :class:`Heads` computes, where there are heads; ``sum_logits``,
+            where asked for; each ``[M]``.
         """
-        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        inputs = {"input_ids": input_ids, "index": index, "position_ids": position_ids}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-        states = self._run(inputs)[index]
-        if self.plain_head:
-            logp, lse = token_stats(states, self.model.get_output_embeddings().weight, targets, self.vocab)
-        else:
-            logp, lse = stats_from_logits(states, targets, self.vocab)
+        return self.statistics(self.states(inputs), targets)
+
+    @torch.no_grad()
+    def max_ratio(
+        self, states: States, behaviour: Policy, behaviour_states: States, floor: float, chunk: int = 512
+    ) -> Tensor:
+        """max_a pi(a|s) / pi_b(a|s) over actions that ``behaviour`` gives at least ``floor``; 0 without any. ``[M]``"""
+        parts = [torch.zeros(0, device=states[0].device)]
+        for start in range(0, len(states[0]), chunk):
+            where = slice(start, start + chunk)
+            mine = self.dense(rows(states, where)).logits.log_softmax(-1)
+            theirs = behaviour.dense(rows(behaviour_states, where)).logits.log_softmax(-1)
+            parts.append((mine - theirs).exp().where(theirs.exp() >= floor, 0).amax(-1))
+        return torch.cat(parts)
+
+
+class ActingPolicy(Scorer):
+    """What a method acts by, where that is not the softmax of what it trained; scores and guides sampling.
+
+    Args:
+        trained: with its heads.
+        behaviour: the model of the data, or None where the method acts without.
+        algorithm: says how the two make one policy.
+    """
+
+    def __init__(self, trained: Policy, behaviour: Policy | None, algorithm: Algorithm) -> None:
+        super().__init__()
+        self.trained = trained
+        self.behaviour = behaviour
+        self.algorithm = algorithm
+        self.vocab = trained.vocab
+
+    def states(self, inputs: dict[str, Tensor]) -> States:
+        """Those of the behaviour, then those of the trained policy."""
+        behaviour = self.behaviour.states(inputs) if self.behaviour is not None else ()
+        return (*behaviour[:1], *self.trained.states(inputs))
+
+    def logits(self, states: States) -> Tensor:
+        """See :meth:`Scorer.logits`."""
+        if self.behaviour is None:
+            return self.algorithm.act(self.trained.dense(states))
+        behaviour = self.behaviour.dense(states[:1]).logits
+        return self.algorithm.act(replace(self.trained.dense(states[1:]), behaviour=behaviour))
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """``logp`` and ``lse`` of the actions, each ``[M]``; arguments as of :meth:`Policy.forward`."""
+        states, targets = self.states(inputs), inputs["targets"]
+        starts = range(0, max(1, len(targets)), 512)
+        parts = [stats_from_logits(self.logits(rows(states, slice(i, i + 512))), targets[i : i + 512]) for i in starts]
+        logp, lse = (torch.cat(column) for column in zip(*parts, strict=True))
         return {"logp": logp, "lse": lse}
 
     @torch.no_grad()
-    def compare(self, other: Policy, inputs: dict[str, Tensor], chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
-        """``logp`` of self and of other, and exact KL(self || other), at each action; each ``[M]``, nats."""
-        index, targets = inputs["index"], inputs["targets"]
-        if not len(index):
-            nothing = torch.zeros(0, device=index.device)
-            return nothing, nothing, nothing
-        mine, theirs = self._run(inputs), other._run(inputs)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, len(index), chunk):
-            rows = slice(start, start + chunk)
-            logits, reference = self._logits(mine, index[rows]), other._logits(theirs, index[rows])
-            logp, _ = stats_from_logits(logits, targets[rows], self.vocab)
-            ref_logp, _ = stats_from_logits(reference, targets[rows], self.vocab)
-            parts.append((logp, ref_logp, kl_rows(logits, reference, self.vocab)))
-        logp, ref_logp, kl = (torch.cat(column) for column in zip(*parts, strict=True))
-        return logp, ref_logp, kl
+    def begin(self, mask: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Guide the sampling of a batch of prompts; see :class:`shiq_bench.generation.Guide`.
 
-    def _logits(self, states: Tensor, index: Tensor) -> Tensor:
-        if not self.plain_head:
-            return states[index]
-        return states[index].float() @ self.model.get_output_embeddings().weight.float().T
+        The trained policy runs beside the sampler's own model with keys and values of its own.
+        """
+        seen, cache = 0, None
+
+        @torch.no_grad()
+        def step(input_ids: Tensor, logits: Tensor) -> Tensor:
+            nonlocal mask, seen, cache
+            mask = torch.cat([mask, mask.new_ones(len(mask), input_ids.shape[1] - mask.shape[1])], 1)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            states, cache = self.trained._body(
+                input_ids=input_ids[:, seen:], position_ids=positions[:, seen:], attention_mask=mask,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            seen = input_ids.shape[1]
+            dense = self.trained.dense(tuple(s[:, -1] for s in states))
+            return self.algorithm.act(dense if self.behaviour is None else replace(dense, behaviour=logits))
+
+        return step
 
 
 def buckets(lengths: list[int], shortest: float = 0.8) -> list[tuple[list[int], int]]:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from shiq_bench.api import Algorithm
-from shiq_bench.records import RunSpec, UserError
-from shiq_bench.training.data import Collator, Row, to_batch, to_stats
+from shiq_bench.api import Algorithm, Mismatched
+from shiq_bench.records import RunSpec, Trajectory, UserError, stable_hash
+from shiq_bench.training.companions import Companions
+from shiq_bench.training.data import Collator, Row, group_rows, prepare, to_batch, to_stats, with_mismatches
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import model_inputs
 
 #: The last file of a checkpoint to be written.
 STATE = "trainer_state.json"
+
+#: Beside the policy's own weights, where there are heads.
+HEADS = "heads.safetensors"
 
 
 class Diverged(Exception):
@@ -56,11 +61,15 @@ class StopFlag:
 
 
 class _Callback(TrainerCallback):
-    def __init__(self, stop: StopFlag, on_step: Callable[[Mapping[str, float]], None]) -> None:
+    def __init__(
+        self, stop: StopFlag, updated: Callable[[int], None], on_step: Callable[[Mapping[str, float]], None]
+    ) -> None:
         self.stop = stop
+        self.updated = updated
         self.on_step = on_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.updated(state.global_step)
         if self.stop.raised:
             control.should_save = True
             control.should_training_stop = True
@@ -69,12 +78,35 @@ class _Callback(TrainerCallback):
         self.on_step(logs or {})
 
 
+@dataclass(frozen=True)
+class Collect:
+    """Where fresh data come from.
+
+    Attributes:
+        prompts: ids of the prompts to learn from.
+        sample: ``(prompt ids, step) -> trajectories`` of the policy as it is now; those that could
+            not be scored are left out. What it draws depends on the policy and its arguments alone.
+    """
+
+    prompts: Sequence[str]
+    sample: Callable[[Sequence[str], int], list[Trajectory]]
+
+
 class PolicyTrainer(Trainer):
     """Trainer whose loss is an :class:`~shiq_bench.api.Algorithm`'s, divided by the global count."""
 
-    def __init__(self, policy: Policy, algorithm: Algorithm, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        companions: Companions,
+        fresh: Callable[[Sequence[Sequence[int]], int], list[dict[str, Tensor]]] | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=policy, **kwargs)
         self.algorithm = algorithm
+        self.companions = companions
+        self.fresh = fresh
         # The loss is already divided by the count of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -82,10 +114,26 @@ class PolicyTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """The algorithm's count over every micro-batch of the step, on every process."""
-        counts = [self.algorithm.count(to_batch(inputs)) for inputs in batch_samples]
+        counts = [self.algorithm.count(to_batch(inputs)) for inputs in batch_samples if "mask" in inputs]
         total = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
         total = self.accelerator.gather(total).sum()
         return torch.where(total > 0, total, torch.ones_like(total))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of an update; fresh ones are drawn here, from the policy as it is now."""
+        if self.fresh is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        asked = [batch["prompt"].tolist() for batch in itertools.islice(epoch_iterator, num_batches)]
+        # Neither a sampler that draws from torch's global state nor one just opened may move it.
+        with torch.random.fork_rng():
+            batches = self.fresh(asked, self.state.global_step)
+        returns = torch.cat([batch["rewards"].sum(-1) for batch in batches if batch])
+        self._pending.append({"prompts": float(sum(map(len, asked))), "return": returns.mean().item()})
+        # A micro-batch whose prompts all failed keeps its place, for Trainer counts them.
+        batches = [batch or {"nothing": torch.zeros(1)} for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def compute_loss(
         self,
@@ -95,8 +143,11 @@ class PolicyTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """``total / global count``; gradients are averaged over processes, hence their number."""
+        if "mask" not in inputs:
+            return 0.0 * sum(p.sum() for p in model.parameters())
+        policy = self.accelerator.unwrap_model(model)
         outputs = model(**model_inputs(inputs))
-        stats = to_stats(outputs, inputs)
+        stats = to_stats(outputs, inputs, **self.companions.statistics(inputs), actions=policy.vocab)
         batch = to_batch(inputs)
         result = self.algorithm.loss(stats, batch)
         loss = result.total * self.accelerator.num_processes / num_items_in_batch
@@ -120,33 +171,46 @@ class PolicyTrainer(Trainer):
             for name in sorted({name for entry in self._pending for name in entry}):
                 # A metric that is no number (0/0 in a batch without pairs) is left out, not written as one.
                 found = [e for e in self._pending if math.isfinite(e.get(name, math.nan))]
-                if name in ("tokens", "trajectories"):
+                if name in ("tokens", "trajectories", "prompts"):
                     logs[name] = sum(e[name] for e in found)
                 elif found:
-                    logs[name] = sum(e[name] * e["tokens"] for e in found) / max(1.0, sum(e["tokens"] for e in found))
+                    weights = [e.get("tokens", 1.0) for e in found]
+                    total = sum(e[name] * w for e, w in zip(found, weights, strict=True))
+                    logs[name] = total / max(1.0, sum(weights))
             self._pending.clear()
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The bare model, by ``save_pretrained``: tied weights saved through a wrapper would crash."""
-        folder = output_dir or self.args.output_dir
+        """The bare model, by ``save_pretrained`` (tied weights saved through a wrapper would crash); then the rest."""
+        folder = output_dir or str(self.args.output_dir)
         policy = self.accelerator.unwrap_model(self.model)
         if state_dict is not None:
             state_dict = {k.removeprefix("model."): v for k, v in state_dict.items() if k.startswith("model.")}
         policy.model.save_pretrained(folder, state_dict=state_dict)
+        save_heads(policy, Path(folder))
+        self.companions.save(Path(folder))
         if self.processing_class is not None and self.args.should_save:
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         policy = self.accelerator.unwrap_model(model or self.model)
         tensors: dict[str, Tensor] = {}
-        for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
+        for file in sorted(Path(resume_from_checkpoint).glob("model*.safetensors")):
             tensors |= load_file(file)
         missing = set(policy.model.load_state_dict(tensors, strict=False).missing_keys)
         # save_pretrained leaves out what is tied; anything else that is missing would stay untrained unnoticed.
         if missing - set(policy.model.all_tied_weights_keys):
             raise UserError(f"{resume_from_checkpoint} lacks weights of the model: {', '.join(sorted(missing))}")
         policy.model.tie_weights()
+        if policy.heads is not None:
+            policy.heads.load_state_dict(load_file(Path(resume_from_checkpoint) / HEADS))
+        self.companions.load(Path(resume_from_checkpoint))
+
+
+def save_heads(policy: Policy, folder: Path) -> None:
+    """The heads of a policy that has any, as :data:`HEADS` in a folder that exists."""
+    if policy.heads is not None:
+        save_file(policy.heads.state_dict(), folder / HEADS)
 
 
 @dataclass(frozen=True)
@@ -179,19 +243,23 @@ def train(
     resume: bool = False,
     stop: StopFlag | None = None,
     on_step: Callable[[Mapping[str, float]], None] = lambda logs: None,
+    behaviour: Policy | None = None,
+    collect: Collect | None = None,
 ) -> TrainResult:
-    """Train ``policy`` in place.
+    """Train ``policy`` in place, adding the heads that ``algorithm`` needs.
 
     Args:
         groups: rows of each prompt; a step sees ``spec.groups_per_step`` whole groups.
         folder: where checkpoints go.
         resume: continue from the last complete checkpoint of ``folder``, if there is one.
         stop: set it to end after the current step, with a checkpoint.
+        behaviour: the fitted behaviour model, for algorithms that need one.
+        collect: fresh data at every update, in place of ``groups``.
 
     Raises:
         Diverged: the loss or gradient became NaN or infinite; earlier checkpoints stay.
         Interrupted: ``stop`` was set.
-        UserError: the global batch cannot be cut as asked.
+        UserError: the global batch cannot be cut as asked, or there is nothing to learn from.
     """
     stop = stop or StopFlag()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -199,8 +267,11 @@ def train(
             "several processes for one run are not supported: start it without torchrun or accelerate launch"
         )
     micro = spec.micro_groups or spec.groups_per_step
-    if not groups:
-        raise UserError("there is nothing to train on: no prompt has a trajectory")
+    if collect is None and (not groups or not all(groups)):
+        which = "no prompt has a trajectory" if not any(groups) else "a prompt has no trajectory"
+        raise UserError(f"there is nothing to train on: {which}")
+    policy.equip(algorithm, spec.seed)
+    companions = Companions(policy, algorithm, behaviour, live_reference=collect is not None, precision=spec.precision)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.steps,
@@ -229,11 +300,15 @@ def train(
     trainer = PolicyTrainer(
         policy,
         algorithm,
+        companions,
+        None if collect is None else lambda asked, step: _collected(collect, algorithm, spec, asked, step),
         args=arguments,
-        train_dataset=groups,
-        data_collator=Collator(algorithm, spec.layout, spec.pair_labels),
+        train_dataset=groups if collect is None else range(len(collect.prompts)),
+        data_collator=Collator(algorithm, spec.layout, spec.labels, spec.data_seed)
+        if collect is None
+        else lambda numbers: {"prompt": torch.tensor(numbers)},
         processing_class=tokenizer,
-        callbacks=[_Callback(stop, on_step)],
+        callbacks=[_Callback(stop, lambda step: companions.update(policy, step), on_step)],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder) if resume else None
@@ -253,6 +328,34 @@ def train(
     if stop.raised:
         raise Interrupted(trainer.state.global_step)
     return TrainResult(_history(trainer.state.log_history), trainer.state.global_step)
+
+
+def _collected(
+    collect: Collect, algorithm: Algorithm, spec: RunSpec, asked: Sequence[Sequence[int]], step: int
+) -> list[dict[str, Tensor]]:
+    """Fresh micro-batches: one for each list of prompt numbers, empty where nothing was scored.
+
+    Raises:
+        UserError: not one episode was scored.
+    """
+    names = [[collect.prompts[i] for i in batch] for batch in asked]
+    found = [t for t in collect.sample([p for batch in names for p in batch], step) if any(t.action_mask)]
+    if not found:
+        raise UserError(
+            f"not one fresh episode of {sum(map(len, names))} prompts could be scored at step {step}: "
+            "there is nothing to learn from"
+        )
+    by_prompt = [[row.trajectory for row in group] for group in group_rows([Row(t) for t in found])]
+    mismatches = None
+    if algorithm.need(Mismatched):
+        mismatches = [t for group in with_mismatches(by_prompt, spec.max_length) for t in group]
+    rows = prepare([t for g in by_prompt for t in g], None, algorithm, spec.center_rewards, mismatches)
+    groups = {group[0].trajectory.prompt_id: group for group in rows}
+    # Labels that are drawn are drawn anew at every update.
+    seed = int(stable_hash([spec.seed, step])[:15], 16)
+    collator = Collator(algorithm, spec.layout, spec.labels, seed)
+    kept = [[groups[p] for p in batch if p in groups] for batch in names]
+    return [collator(batch) if batch else {} for batch in kept]
 
 
 def _history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

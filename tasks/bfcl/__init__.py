@@ -94,6 +94,11 @@ class Bfcl(Task):
         """The pool of workers."""
         return Executor(self.root, self.workers, self.timeout)
 
+    @functools.cached_property
+    def largest_return(self) -> float:
+        """One for every turn that has ground truth, in the scenario with most of them, under either credit."""
+        return float(max(sum(map(bool, entry.gold[: len(entry.turns)])) for entry in self.entries.values()))
+
     def prompts(self, split: str) -> list[str]:
         """Ids of a split: 40% ``start``, 40% ``rl``, 20% ``heldout``.
 

@@ -1,0 +1,53 @@
+"""Contrastive policy gradient (Flet-Berliac et al. 2024, arXiv 2406.19185)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from shiq_bench.api import Algorithm, Pairs, Reference, Rewards, Support, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.ops import log_ratio
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
+
+
+@algorithm("copg")
+@dataclass(frozen=True)
+class CoPG(Algorithm):
+    """CoPG: ((R - beta w_y) - (R' - beta w_y'))^2 over pairs of one prompt's answers.
+
+    w is the sum of log-ratios over a completion's action tokens. At pi* every answer of a prompt
+    has the same R - beta w, whoever wrote the answers: the fixed point is pi* off-policy too. The
+    square does not ask which of the two is preferred, so both orders of a pair count alike.
+    """
+
+    beta: float = 0.1
+
+    needs = (Reference(), Rewards(), Pairs(ties="keep"), Support())
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Weighted squared differences of the regularised returns, summed over pairs."""
+        returns = (batch.rewards * batch.mask).sum(-1)
+        gain = returns - self.beta * log_ratio(stats).sum(-1)
+        error = gain[batch.pairs[:, 0]] - gain[batch.pairs[:, 1]]
+        total = (error.square() * batch.pair_weight).sum()
+        mean = (error.detach().abs() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
+        return LossOutput(total, {"error": mean})
+
+    def count(self, batch: Batch) -> Tensor:
+        """Weight of the pairs."""
+        return batch.pair_weight.sum()
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """pi*."""
+        return exact.optimum(self.beta)

@@ -1,0 +1,51 @@
+"""Direct reward optimisation with a value function (Richemond et al. 2024, arXiv 2405.19107)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shiq_bench.api import Algorithm, Reference, Rewards, Support, ValueHead, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.ops import log_ratio
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
+
+
+@algorithm("dro")
+@dataclass(frozen=True)
+class DRO(Algorithm):
+    """DRO-V: (R - V(x) - beta w_y)^2 / 2 over single trajectories.
+
+    w is the sum of log-ratios over a completion's action tokens; V(x) is a learned head at the
+    prompt's end. One loss trains both. The fixed point is pi* with V(x) = beta ln E_rho exp(R / beta),
+    off-policy too.
+    """
+
+    beta: float = 0.1
+
+    needs = (Reference(), Rewards(), ValueHead(), Support())
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Half the squared residuals, summed over trajectories."""
+        assert stats.value is not None
+        value = stats.value[:, 0]
+        returns = (batch.rewards * batch.mask).sum(-1)
+        error = returns - value - self.beta * log_ratio(stats).sum(-1)
+        weight = batch.weight.sum().clamp(min=1e-12)
+        metrics = {
+            "value": (value.detach() * batch.weight).sum() / weight,
+            "error": (error.detach().abs() * batch.weight).sum() / weight,
+        }
+        return LossOutput((error.square() * batch.weight).sum() / 2, metrics)
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """pi*."""
+        return exact.optimum(self.beta)

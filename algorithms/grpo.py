@@ -1,0 +1,67 @@
+"""Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from shiq_bench.api import Algorithm, Need, OnPolicy, Reference, Rewards, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.ops import group_mean, log_ratio, masked_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
+
+
+@algorithm("grpo")
+@dataclass(frozen=True)
+class GRPO(Algorithm):
+    """GRPO: mean_t ( - min(u_t A, clip(u_t, 1 - clip, 1 + clip) A) + beta (e^-w_t - 1 + w_t) ).
+
+    A = (R - mean R) / std R over the prompt's samples; u_t = pi / pi_sampler and w_t = ln pi - ln rho
+    of a token; the mean is over a trajectory's own tokens. The deviation is that of the weighted
+    population, without Bessel's correction, which has no meaning for weights. u is 1 where the
+    sampler's probability is unknown. On-policy the second term's gradient is that of KL(rho || pi)
+    at the states pi visits, so the fixed point is not pi*.
+    """
+
+    beta: float = 0.04
+    clip: float = 0.2
+    samples: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
+        if not 0 < self.clip < 1:
+            raise ValueError(f"clip is {self.clip}; expected a share between 0 and 1")
+        if self.samples < 2:
+            raise ValueError(f"samples is {self.samples}; expected 2 or more, for a mean to compare with")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Fresh samples, and the reference for the KL term."""
+        return (OnPolicy(self.samples), Reference(), Rewards())
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Clipped surrogate and KL, averaged over each trajectory's tokens, summed over trajectories."""
+        returns = (batch.rewards * batch.mask).sum(-1)
+        gap = returns - group_mean(returns, batch)
+        # The bound only acts on a group of equal returns, where what remains is rounding.
+        advantage = (gap / group_mean(gap.square(), batch).sqrt().clamp(min=1e-4))[:, None]
+        logp = stats.policy.logp
+        ratio = (logp - torch.where(batch.sampler_logp.isnan(), logp.detach(), batch.sampler_logp)).exp()
+        held = ratio.clamp(1 - self.clip, 1 + self.clip)
+        surrogate = torch.minimum(ratio * advantage, held * advantage)
+        w = log_ratio(stats)
+        k3 = (-w).exp() - 1 + w
+        each = ((self.beta * k3 - surrogate) * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)
+        metrics = {"k3": masked_mean(k3, batch.mask), "clipped": masked_mean((ratio != held).float(), batch.mask)}
+        return LossOutput((each * batch.weight).sum(), metrics)
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """Where the normalised advantages and the in-loss KL balance."""
+        return exact.group_normalised(self.beta)

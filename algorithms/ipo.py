@@ -1,0 +1,52 @@
+"""Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from shiq_bench.api import Algorithm, Pairs, Reference, Support, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.ops import log_ratio
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
+
+
+@algorithm("ipo")
+@dataclass(frozen=True)
+class IPO(Algorithm):
+    """IPO: (w_c - w_r - 1 / (2 beta))^2 over preference pairs.
+
+    w is the sum of log-ratios over a completion's action tokens, and beta is the paper's tau. With
+    both members of a pair drawn from mu, the fixed point is pi ∝ rho exp(P(y beats mu) / beta):
+    preferences stay finite even where they are certain. A tie counts half in each order.
+    """
+
+    beta: float = 0.1
+
+    needs = (Reference(), Pairs(ties="keep"), Support())
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Weighted squared distance of the margins to 1 / (2 beta), summed over pairs."""
+        w = log_ratio(stats).sum(-1)
+        margin = w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]]
+        total = ((margin - 0.5 / self.beta).square() * batch.pair_weight).sum()
+        mean = (margin.detach() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
+        return LossOutput(total, {"margin": mean})
+
+    def count(self, batch: Batch) -> Tensor:
+        """Weight of the pairs."""
+        return batch.pair_weight.sum()
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """The reference, tilted by how often an answer beats one of the data."""
+        return exact.win_rate(self.beta)

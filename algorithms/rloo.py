@@ -1,0 +1,59 @@
+"""REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv 2402.14740)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from shiq_bench.api import Algorithm, Need, OnPolicy, Reference, Rewards, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.ops import group_mean, log_ratio, masked_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
+
+
+@algorithm("rloo")
+@dataclass(frozen=True)
+class RLOO(Algorithm):
+    """RLOO: - (g_i - mean_{j != i} g_j) ln pi(y_i), with g = R - beta w_y, the bracket without gradient.
+
+    w is the sum of log-ratios over a completion's action tokens; the mean is over the prompt's other
+    samples. It is written (g_i - mean_j g_j) / (1 - sum_j p_j^2) with p a sample's share of its
+    prompt's weight: the same at equal weights, where the divisor is 1 - 1/n, and one factor a
+    prompt at any others, which turns no gradient. The fixed point is pi*, on fresh samples.
+    """
+
+    beta: float = 0.1
+    samples: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
+        if self.samples < 2:
+            raise ValueError(f"samples is {self.samples}; expected 2 or more, for one to be left out")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Fresh samples, and the reference to measure them against."""
+        return (OnPolicy(self.samples), Reference(), Rewards())
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Log-probabilities times their advantages, summed over trajectories."""
+        w = log_ratio(stats).detach()
+        gain = ((batch.rewards - self.beta * w) * batch.mask).sum(-1)
+        weight = torch.zeros_like(batch.weight).index_add(0, batch.group, batch.weight)[batch.group]
+        alone = group_mean(batch.weight / weight.clamp(min=1e-30), batch)
+        # A lone sample has g equal to the mean: the bound makes its advantage 0 and not 0 / 0.
+        advantage = (gain - group_mean(gain, batch)) / (1 - alone).clamp(min=1e-6)
+        mean = (advantage.abs() * batch.weight).sum() / batch.weight.sum().clamp(min=1e-12)
+        metrics = {"w": masked_mean(w, batch.mask), "advantage": mean}
+        return LossOutput(-(stats.policy.logp.sum(-1) * advantage * batch.weight).sum(), metrics)
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """pi*."""
+        return exact.optimum(self.beta)

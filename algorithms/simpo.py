@@ -1,0 +1,59 @@
+"""Simple preference optimisation (Meng et al. 2024, arXiv 2405.14734)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from shiq_bench.api import Algorithm, Pairs, algorithm
+from shiq_bench.batch import Batch, LossOutput, Stats
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shiq_bench.exact import Exact
+
+
+@algorithm("simpo")
+@dataclass(frozen=True)
+class SimPO(Algorithm):
+    """SimPO: - ln sigma(beta (m_c - m_r) - gamma) over preference pairs, without a reference.
+
+    m is the MEAN ln pi(a_t | s_t) over a completion's action tokens; gamma is the margin by which
+    the preferred answer has to win. Nothing ties the policy to where it started.
+    """
+
+    beta: float = 2.0
+    gamma: float = 1.0
+
+    logp_reduction = "mean"
+    needs = (Pairs(ties="drop"),)
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}; expected a positive scale")
+        if not self.gamma >= 0:
+            raise ValueError(f"gamma is {self.gamma}; expected a margin of 0 or more")
+
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        """Weighted logistic loss summed over pairs."""
+        mean = (stats.policy.logp * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)
+        margin = self.beta * (mean[batch.pairs[:, 0]] - mean[batch.pairs[:, 1]])
+        total = -(logsigmoid(margin - self.gamma) * batch.pair_weight).sum()
+        weight = batch.pair_weight.sum().clamp(min=1e-12)
+        metrics = {
+            "margin": (margin.detach() * batch.pair_weight).sum() / weight,
+            "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
+        }
+        return LossOutput(total, metrics)
+
+    def count(self, batch: Batch) -> Tensor:
+        """Weight of the pairs."""
+        return batch.pair_weight.sum()
+
+    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+        """The minimiser of this very loss, where there is one."""
+        return exact.length_normalised(self.beta, self.gamma)

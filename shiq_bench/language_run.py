@@ -1,0 +1,410 @@
+"""The main job on language models: data, reference pass, training, evaluation. Every stage is a cached file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shiq_bench.api import (
+    BehaviourModel,
+    Labels,
+    MaxRatio,
+    Mismatched,
+    Need,
+    OnPolicy,
+    Pairs,
+    QHeads,
+    Reference,
+    Rewards,
+    SumLogits,
+    Support,
+    TargetNetwork,
+    ValueHead,
+)
+from shiq_bench.config import Resolved
+from shiq_bench.evaluation.evaluate import Mode, evaluate, sample
+from shiq_bench.models import ModelSource, WeightedLikelihood, demonstrations, resolve_model
+from shiq_bench.records import Evaluation, Trajectory, UserError, stable_hash
+from shiq_bench.store import (
+    cached_folder,
+    check_writable,
+    code_hash,
+    read_trajectories,
+    write_json,
+    write_trajectories,
+)
+from shiq_bench.training.data import Row, group_rows, in_unit_range, make_pairs, prepare, with_mismatches
+from shiq_bench.training.policy import ActingPolicy, Policy, Scorer
+from shiq_bench.training.reference import reference_pass
+from shiq_bench.training.trainer import Collect, StopFlag, save_heads, train
+
+if TYPE_CHECKING:
+    from shiq_bench.run import Run
+
+#: Raise it when offline data or reference evaluations would come out differently for one key.
+DATA_VERSION = 2
+#: Raise it when a behaviour model would come out differently for one key.
+BEHAVIOUR_VERSION = 1
+SUPPLIED: tuple[type[Need], ...] = (
+    Reference, Rewards, Pairs, Labels, Mismatched, Support, ValueHead, QHeads, TargetNetwork, BehaviourModel,
+    SumLogits, MaxRatio, OnPolicy,
+)  # fmt: skip
+#: Settings of the run that decide a behaviour model, beside its data.
+FIT = (
+    "steps", "groups_per_step", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "precision",
+    "layout", "seed",
+)  # fmt: skip
+SPLITS = ("rl", "heldout")
+MODES: tuple[Mode, ...] = ("greedy", "sampled")
+
+
+def check_language(resolved: Resolved, fresh: bool) -> None:
+    """Refuse what cannot be trained as a language model, before anything is loaded or written.
+
+    Args:
+        fresh: every update learns from the current policy's own samples.
+
+    Raises:
+        UserError: with what to type instead.
+    """
+    spec, algorithm = resolved.spec, resolved.algorithm
+    missing = [n for n in algorithm.needs if not isinstance(n, SUPPLIED)]
+    if missing:
+        names = ", ".join(type(n).__name__ for n in missing)
+        raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
+    if spec.seeds > 1:
+        raise UserError(
+            f"seeds is {spec.seeds}: only tables train several at once; leave it at 1 and vary --seed, one run each"
+        )
+    rewards = algorithm.need(Rewards)
+    if rewards and rewards.unit and spec.center_rewards:
+        raise UserError(f"{spec.algo} wants returns in [0, 1], and centred ones are not: leave out --center-rewards")
+    if not fresh:
+        return
+    if algorithm.need(BehaviourModel):
+        raise UserError(
+            f"{spec.algo} needs a model of stored data, so it cannot collect fresh ones: set collect=offline"
+        )
+    each = _per_prompt(resolved)
+    least = 2 if algorithm.need(Pairs) or algorithm.need(Labels) else 1
+    if each < least:
+        raise UserError(f"{each} fresh samples a prompt, and {spec.algo} needs {least}: set samples={least} or more")
+
+
+def _per_prompt(resolved: Resolved) -> int:
+    """Fresh samples a prompt."""
+    need = resolved.algorithm.need(OnPolicy)
+    return need.samples if need else resolved.spec.samples
+
+
+def language_stages(run: Run, resume: bool, fresh: bool) -> None:
+    """Data, reference pass, training and evaluation of a run, and its record.
+
+    Args:
+        resume: go on from the last checkpoint, if there is one.
+        fresh: every update learns from the current policy's own samples.
+
+    Raises:
+        UserError: the data do not serve the algorithm, or anything on the way that the user can mend.
+        Diverged, Interrupted: training ended early.
+    """
+    spec, task, algorithm = run.spec, run.task, run.algorithm
+    with run.timed("starting policy"):
+        source = resolve_model(spec, task, run.report)
+        codec = source.codec()
+    size = sum(p.stat().st_size for p in source.folder.glob("*.safetensors")) / 2**20
+    # Two checkpoints with optimiser states and moving copies of the policy, the policy, and models fitted for it.
+    copies = 10 + 2 * sum(isinstance(n, Reference | TargetNetwork) for n in algorithm.needs)
+    check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(BehaviourModel))) * size)
+
+    trajectories = [] if fresh else _offline_data(run, source)
+    data = _describe_fresh(run) if fresh else _describe(run, trajectories)
+    trajectories = in_unit_range(trajectories, algorithm, task.largest_return) if trajectories else []
+    reference = source.policy()
+    evaluations = [
+        _reference_evaluation(run, source, reference, split, mode)
+        for split in SPLITS
+        for mode in MODES
+        if _wanted(run, mode)
+    ]
+    run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=data, deviations=run.deviations)
+    groups = [] if fresh else _groups(run, source, reference, trajectories)
+    fitted = _fitted_behaviour(run, source, trajectories) if algorithm.need(BehaviourModel) else None
+
+    trained_folder = run.folder / "policy"
+    if torch.cuda.is_available() and not fresh:
+        run.close()  # give vLLM's memory back to training
+    with run.timed("training"), tempfile.TemporaryDirectory() as scratch:
+        need = algorithm.need(BehaviourModel)
+        policy = source.policy(fitted if need and need.start else None).equip(algorithm, spec.seed)
+        behaviour = source.policy(fitted) if fitted else None
+        if spec.steps:
+            run.stop.active = True
+            result = train(
+                policy, source.tokenizer(), groups, algorithm, spec, run.folder / "checkpoints",
+                resume=resume, stop=run.stop, on_step=_counter(run, "training"), behaviour=behaviour,
+                collect=_collect(run, source, policy, Path(scratch)) if fresh else None,
+            )  # fmt: skip
+            run.stop.active = False
+            run.keep(training=result.history, consumed=_consumed(run, result.history, trajectories))
+        policy.eval()
+        _save(policy, behaviour, source, trained_folder)
+
+    with run.timed("evaluating the trained policy"):
+        acting: Scorer = policy
+        if algorithm.reweights:
+            acting = ActingPolicy(policy, behaviour, algorithm)
+            generator = run.generator(source, fitted or trained_folder, guide=acting)
+            if spec.engine != generator.name:
+                run.deviations.append("sampled by transformers: acting mixes two models' logits")
+        else:
+            generator = run.generator(source, trained_folder)
+        for split in SPLITS:
+            for mode in MODES:
+                if not _wanted(run, mode):
+                    continue
+                what = f"evaluating the trained policy: {split}, {mode}"
+                evaluation, gap = evaluate(
+                    task, codec, generator, acting, reference, spec,
+                    who="trained", split=split, mode=mode, step=spec.steps, on_progress=run.progress(what),
+                )  # fmt: skip
+                run.gaps[f"trained {split} {mode}"] = gap
+                evaluations.append(evaluation)
+    run.record = replace(run.record, evaluations=evaluations, gaps=run.gaps)
+
+
+def _wanted(run: Run, mode: Mode) -> bool:
+    return mode == "greedy" or run.spec.eval_samples > 0
+
+
+def _counter(run: Run, what: str) -> Callable[[Mapping[str, float]], None]:
+    """Reports the progress of a training."""
+    steps = 0
+
+    def on_step(logs: Mapping[str, float]) -> None:
+        nonlocal steps
+        steps = int(logs.get("step", steps + 1)) if "loss" in logs else steps
+        run.report(what, steps, run.spec.steps)
+
+    return on_step
+
+
+def _save(policy: Policy, behaviour: Policy | None, source: ModelSource, folder: Path) -> None:
+    """The policy as any tool can load it; what else it acts by in subfolders, where no tool mistakes it for a shard."""
+    policy.model.save_pretrained(folder)
+    source.tokenizer().save_pretrained(folder)
+    if policy.heads is not None:
+        (folder / "heads").mkdir(exist_ok=True)
+        save_heads(policy, folder / "heads")
+    if behaviour is not None:
+        behaviour.model.save_pretrained(folder / "behaviour")
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def _data_key(run: Run, source: ModelSource) -> dict[str, Any]:
+    """What decides the offline data, and no more: methods and seeds share it."""
+    spec = run.spec
+    return {
+        "version": DATA_VERSION,
+        "weights": source.weights_hash,
+        "task": spec.task,
+        "code": code_hash(type(run.task)),
+        "options": dict(spec.task_options),
+        "engine": spec.engine,
+        "max_tokens": spec.max_tokens,
+        "max_length": spec.max_length,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _offline_data(run: Run, source: ModelSource) -> list[Trajectory]:
+    """The task's own trajectories, its demonstrations, and samples of the reference."""
+    spec, task = run.spec, run.task
+    key = {**_data_key(run, source), "samples": spec.samples, "gold": spec.gold, "data_seed": spec.data_seed}
+
+    def build(folder: Path) -> None:
+        codec = source.codec()
+        found = list(task.trajectories("rl"))
+        if spec.gold and not found:
+            found += demonstrations(task, "rl", codec, spec.max_length)
+        if spec.samples:
+            drawn = sample(
+                task, codec, run.generator(source, source.folder), task.prompts("rl"), spec,
+                n=spec.samples, temperature=1.0, seed=f"data {spec.data_seed}", source="reference",
+                on_progress=run.progress("drawing offline data"),
+            )  # fmt: skip
+            # What could not be scored has no reward to learn from.
+            found += [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
+        order = {p: i for i, p in enumerate(task.prompts("rl"))}
+        write_trajectories(folder / "trajectories.jsonl", sorted(found, key=lambda t: order[t.prompt_id]))
+
+    with run.timed("offline data"):
+        folder = cached_folder("data", key, build)
+        trajectories = [t for t in read_trajectories(folder / "trajectories.jsonl") if any(t.action_mask)]
+    if not trajectories:
+        raise UserError(
+            f"no training data: task {spec.task} has none of its own, and samples={spec.samples}, gold={spec.gold}"
+        )
+    return trajectories
+
+
+def _groups(run: Run, source: ModelSource, reference: Policy, trajectories: list[Trajectory]) -> list[list[Row]]:
+    """Training groups, with the statistics of a reference that stays as it is."""
+    spec, need = run.spec, run.algorithm.need(Reference)
+    mismatches: list[Trajectory] | None = None
+    if run.algorithm.need(Mismatched):
+        by_prompt = [[row.trajectory for row in group] for group in group_rows([Row(t) for t in trajectories])]
+        trajectories = [t for group in by_prompt for t in group]
+        mismatches = [t for group in with_mismatches(by_prompt, spec.max_length) for t in group]
+    stats, mismatch_stats = None, None
+    if need and not need.refresh:
+        with run.timed("reference pass"):
+            run.report("reference pass", 0, len(trajectories))
+            stats = reference_pass(reference, source.weights_hash, trajectories, spec.layout, spec.precision)
+            if mismatches:
+                mismatch_stats = reference_pass(reference, source.weights_hash, mismatches, spec.layout, spec.precision)
+    return prepare(trajectories, stats, run.algorithm, spec.center_rewards, mismatches, mismatch_stats)
+
+
+def _fitted_behaviour(run: Run, source: ModelSource, trajectories: Sequence[Trajectory]) -> Path:
+    """A folder with the starting policy fitted to the data by maximum likelihood, weights of trajectories respected."""
+    spec = run.spec
+    key = {
+        "version": BEHAVIOUR_VERSION,
+        "torch": torch.__version__,
+        "weights": source.weights_hash,
+        "data": stable_hash([[t.prompt_id, t.token_ids, t.action_mask, t.weight] for t in trajectories]),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        **{name: getattr(spec, name) for name in FIT},
+    }
+    # Weights in the place of rewards: WeightedLikelihood wants one a token.
+    weighted = [replace(t, rewards=tuple(t.weight * a for a in t.action_mask)) for t in trajectories]
+
+    def build(folder: Path) -> None:
+        policy = source.policy()
+        if spec.steps:
+            with tempfile.TemporaryDirectory() as scratch:
+                train(
+                    policy, None, group_rows([Row(t) for t in weighted]), WeightedLikelihood(),
+                    replace(spec, save_every=10**9), Path(scratch), stop=StopFlag(),
+                    on_step=_counter(run, "fitting the behaviour model"),
+                )  # fmt: skip
+        policy.model.save_pretrained(folder)
+
+    with run.timed("behaviour model"):
+        return cached_folder("behaviour", key, build)
+
+
+def _collect(run: Run, source: ModelSource, policy: Policy, scratch: Path) -> Collect:
+    """Fresh episodes: the policy's weights go to the sampler by way of a folder."""
+    spec, task, codec = run.spec, run.task, source.codec()
+
+    def draw(prompt_ids: Sequence[str], step: int) -> list[Trajectory]:
+        policy.model.save_pretrained(scratch)
+        drawn = sample(
+            task, codec, run.generator(source, scratch, stale=True), prompt_ids, spec,
+            n=_per_prompt(run.resolved), temperature=1.0, seed=f"fresh {spec.seed} {step}", source="policy",
+        )  # fmt: skip
+        kept = [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
+        return in_unit_range(kept, run.algorithm, task.largest_return) if kept else []
+
+    return Collect(task.prompts("rl"), draw)
+
+
+# --- what the record says ------------------------------------------------------------------------
+
+
+def _reference_evaluation(run: Run, source: ModelSource, reference: Policy, split: str, mode: Mode) -> Evaluation:
+    """The reference's own numbers: the same for every method and seed, so computed once."""
+    spec = run.spec
+    key = {
+        **_data_key(run, source), "split": split, "mode": mode, "eval_limit": spec.eval_limit,
+        **({"eval_samples": spec.eval_samples, "eval_seed": spec.eval_seed} if mode == "sampled" else {}),
+    }  # fmt: skip
+    what = f"evaluating the reference: {split}, {mode}"
+
+    def build(folder: Path) -> None:
+        evaluation, gap = evaluate(
+            run.task, source.codec(), run.generator(source, source.folder), reference, None, spec,
+            who="reference", split=split, mode=mode, step=0, on_progress=run.progress(what),
+        )  # fmt: skip
+        write_json(folder / "evaluation.json", {"evaluation": asdict(evaluation), "gap": gap})
+
+    with run.timed("evaluating the reference"):
+        data = json.loads((cached_folder("reference-evaluation", key, build) / "evaluation.json").read_text())
+    run.gaps[f"reference {split} {mode}"] = data["gap"]
+    return Evaluation(**data["evaluation"])
+
+
+def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
+    """Counts and means of the offline data, pairs and ties included, for the record.
+
+    Raises:
+        UserError: nothing can be preferred to anything.
+    """
+    sources = Counter(t.source for t in trajectories)
+    returns: dict[str, list[float]] = {}
+    groups: dict[str, list[Trajectory]] = {}
+    for t in trajectories:
+        returns.setdefault(t.source, []).append(t.total_reward)
+        groups.setdefault(t.prompt_id, []).append(t)
+    out: dict[str, Any] = {
+        "trajectories": len(trajectories),
+        "prompts": len(groups),
+        "by_source": dict(sources),
+        "mean_return": {s: sum(r) / len(r) for s, r in returns.items()},
+        "truncated": sum(t.truncated for t in trajectories),
+        "action_tokens": sum(sum(t.action_mask) for t in trajectories),
+    }
+    need = run.algorithm.need(Pairs)
+    if (need or run.algorithm.need(Labels)) and all(len(g) == 1 for g in groups.values()):
+        what = "pairs" if need else "labels, judged against a prompt's mean return,"
+        raise UserError(f"one completion a prompt: {what} need two; raise samples")
+    if need:
+        sets = [make_pairs(g, need, run.spec.labels, run.spec.data_seed) for g in groups.values()]
+        out |= {"pairs": sum(len(s.pairs) for s in sets), "ties_dropped": sum(s.ties for s in sets)}
+        if not out["pairs"]:
+            raise UserError(
+                f"{run.spec.algo} needs preference pairs, and every prompt's returns are tied: "
+                "draw more samples, or keep gold"
+            )
+        if empty := sum(not s.pairs for s in sets):
+            run.deviations.append(f"{empty} of {len(sets)} prompts have no preference pair (all returns tied)")
+    _note_rewards(run)
+    if run.algorithm.need(OnPolicy):
+        run.deviations.append("an on-policy method, trained on stored trajectories")
+    return out
+
+
+def _describe_fresh(run: Run) -> dict[str, Any]:
+    _note_rewards(run)
+    return {"prompts": len(run.task.prompts("rl")), "fresh_samples_a_prompt": _per_prompt(run.resolved)}
+
+
+def _note_rewards(run: Run) -> None:
+    need = run.algorithm.need(Rewards)
+    if run.spec.center_rewards and need:
+        run.deviations.append("rewards centred by the prompt's mean return")
+    if need and need.unit and run.task.largest_return != 1:
+        run.deviations.append(f"rewards divided by {run.task.largest_return:g}, the largest return")
+
+
+def _consumed(run: Run, history: list[dict[str, float]], trajectories: list[Trajectory]) -> dict[str, float]:
+    # Counted from the history, for an interrupted run has forgotten what it drew.
+    fresh = _per_prompt(run.resolved) * sum(h.get("prompts", 0.0) for h in history)
+    return {
+        "updates": float(len(history)),
+        "action_tokens": sum(h["tokens"] for h in history),
+        "trajectories": sum(h["trajectories"] for h in history),
+        "samples_drawn": fresh + sum(t.source == "reference" for t in trajectories),
+        "reward_calls": fresh + len(trajectories),
+    }

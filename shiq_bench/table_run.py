@@ -1,0 +1,185 @@
+"""The main job on tables: data of every seed, one training, and exact evaluation along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from shiq_bench.api import BehaviourModel, Labels, Mismatched, OnPolicy, Pairs, Rewards, Support
+from shiq_bench.exact import (
+    expected_length,
+    expected_return,
+    kl,
+    missing_mass,
+    objective,
+    soft_optimum,
+)
+from shiq_bench.records import Evaluation, Trajectory, UserError
+from shiq_bench.reporting.statistics import summarise
+from shiq_bench.training.data import centred, in_unit_range
+from shiq_bench.training.tabular import Tables, tabulate, train_tables
+from shiq_bench.training.trainer import Diverged
+from shiq_bench.world import TabularTask, World, log_softmax
+
+if TYPE_CHECKING:
+    from shiq_bench.run import Run
+
+#: Evaluations along a training, spaced geometrically.
+POINTS = 40
+#: Share of the reference's episodes outside the data from which a method that needs support is warned of.
+MISSING = 1e-3
+METRICS = ("regret", "reward", "kl_reference", "kl_optimum", "kl_fixed", "length", "diverged")
+
+
+def table_stages(run: Run, fresh: bool) -> None:
+    """Data, training and evaluation of all seeds of a run, and its record.
+
+    Args:
+        fresh: every update learns from the current policy's own episodes.
+
+    Raises:
+        UserError: the task is no table, or its data do not serve the algorithm.
+        Diverged: no seed ended with finite numbers.
+    """
+    spec, task, algorithm = run.spec, run.task, run.algorithm
+    if not isinstance(task, TabularTask):
+        raise UserError(f"task {spec.task} is no table: give --model tiny, a folder or a hub id")
+    with run.timed("offline data"):
+        numbers = [spec.seed + k for k in range(spec.seeds)]
+        worlds = [task.world(n) for n in numbers]
+        found = [in_unit_range(task.data(n), algorithm, task.largest_return) for n in numbers]
+        if fresh:
+            _refuse_fresh(run)
+        means = [centred(t) if spec.center_rewards and algorithm.need(Rewards) else {} for t in found]
+        shifts = [[m.get(t.prompt_id, 0.0) for t in ts] for m, ts in zip(means, found, strict=True)]
+        # What the method sees, its rewards brought into [0, 1] where it asks; judged is the task's own.
+        unit = (need := algorithm.need(Rewards)) is not None and need.unit
+        seen = [replace(w, rewards=w.rewards / task.largest_return) if unit else w for w in worlds]
+        tables = tabulate(seen, found, algorithm, spec.labels, shifts, spec.data_seed)
+    kl_strength = task.kl_strength
+    # Hard labels are no Bradley-Terry judge's: preference methods then have another fixed point, or none.
+    judged = not (algorithm.need(Pairs) and spec.labels == "hard")
+    fixed = [algorithm.fixed_point(e) if judged else None for e in tables.exact]
+    optima = [soft_optimum(w, kl_strength)[0] for w in worlds]
+    run.keep(data=_describe(run, tables, found, fresh), deviations=tuple(run.deviations))
+
+    def judge(who: str, step: int, policies: Sequence[np.ndarray]) -> Evaluation:
+        examples: list[dict[str, Any]] = [
+            {"prompt_id": f"instance {task.instance + n}", **_exact(world, best, own, pi, kl_strength), "details": {}}
+            for n, world, best, own, pi in zip(numbers, worlds, optima, fixed, policies, strict=True)
+        ]
+        names = [m for m in METRICS if any(e.get(m) is not None for e in examples)]
+        return Evaluation(who, "instances", "exact", step, summarise(examples, names), examples)
+
+    curve: list[Evaluation] = []
+    points = {0, *np.geomspace(1, max(1, spec.steps), POINTS).round().astype(int).tolist()}
+
+    def on_step(step: int, log_pi: Tensor) -> None:
+        if step in points:
+            curve.append(judge("trained", step, list(log_pi.numpy())))
+            run.report("training", step, spec.steps)
+
+    with run.timed("training"):
+        how: Literal["no", "enumerated", "sampled"] = "no"
+        if fresh:
+            how = "enumerated" if task.enumerated and worlds[0].is_tree else "sampled"
+        trained = train_tables(algorithm, tables, spec, fresh=how, on_step=on_step)
+    if bool(trained.log_pi.isnan().flatten(1).any(1).all()):
+        error = Diverged(spec.steps, "the policy of every seed")
+        error.history = trained.history
+        raise error
+    reference = judge("reference", 0, [e.log_reference for e in tables.exact])
+    final = judge("trained", spec.steps, list(trained.log_pi.numpy()))
+    run.record = replace(
+        run.record,
+        evaluations=(reference, final),
+        curve=tuple(_without_details(e) for e in curve),
+        training=trained.history,
+        consumed=_consumed(run, tables, found, fresh, how),
+        weights_hash="",
+    )
+
+
+def _exact(
+    world: World, best: np.ndarray, own: np.ndarray | None, log_pi: np.ndarray, beta: float
+) -> dict[str, float | None]:
+    """Every number of one policy; nothing but ``diverged`` where the policy is not finite."""
+    if np.isnan(log_pi).any():
+        return {"diverged": 1.0}
+    out: dict[str, float | None] = {
+        "regret": objective(world, best, beta) - objective(world, log_pi, beta),
+        "reward": expected_return(world, log_pi),
+        "kl_reference": kl(world, log_pi, log_softmax(world.reference)),
+        "kl_optimum": kl(world, best, log_pi),
+        "kl_fixed": None if own is None else kl(world, own, log_pi),
+        "length": expected_length(world, log_pi),
+        "diverged": 0.0,
+    }
+    return {name: v if v is not None and np.isfinite(v) else None for name, v in out.items()}
+
+
+def _without_details(evaluation: Evaluation) -> Evaluation:
+    bare = [{k: v for k, v in e.items() if k != "details"} for e in evaluation.examples]
+    return replace(evaluation, examples=bare)
+
+
+def _refuse_fresh(run: Run) -> None:
+    for kind in (Pairs, Labels, Mismatched, BehaviourModel):
+        if run.algorithm.need(kind):
+            raise UserError(
+                f"collect=fresh on a table does not serve {run.spec.algo}, which needs {kind.__name__}: "
+                "leave collect=auto, or use --model tiny"
+            )
+    if run.spec.center_rewards:
+        raise UserError("center_rewards needs stored trajectories on a table: leave it out, or set collect=offline")
+
+
+def _describe(run: Run, tables: Tables, found: Sequence[Sequence[Trajectory]], fresh: bool) -> dict[str, Any]:
+    """Counts and divergences of the data, means over seeds; warns of what the method may miss."""
+    worlds = [e.world for e in tables.exact]
+    with np.errstate(divide="ignore"):
+        away = [kl(w, np.log(w.behaviour), log_softmax(w.reference)) for w in worlds]
+    missing = float(np.mean([missing_mass(w) for w in worlds]))
+    out: dict[str, Any] = {
+        "seeds": len(found),
+        "trajectories": sum(len(t) for t in found),
+        "kl_behaviour": float(np.mean(away)),
+        "missing_mass": missing,
+        "mean_return": {"behaviour": float(np.mean([t.total_reward for ts in found for t in ts]))},
+    }
+    if run.algorithm.need(Support) and not fresh and missing > MISSING:
+        run.deviations.append(
+            f"{run.spec.algo} needs data wherever the reference goes, and {missing:.1%} of the reference's episodes "
+            "do what the behaviour never does: nothing is learned there (coverage)"
+        )
+    if run.algorithm.need(Pairs):
+        out["pairs"] = int((tables.data["pair_weight"] > 0).sum())
+        if not out["pairs"]:
+            raise UserError(
+                f"{run.spec.algo} needs preference pairs, and no context has two episodes of different return: "
+                "raise draws"
+            )
+    if run.spec.center_rewards and run.algorithm.need(Rewards):
+        run.deviations.append("rewards centred by the prompt's mean return")
+    if run.algorithm.need(OnPolicy) and not fresh:
+        run.deviations.append("an on-policy method, trained on stored trajectories")
+    return out
+
+
+def _consumed(
+    run: Run, tables: Tables, found: Sequence[Sequence[Trajectory]], fresh: bool, how: str
+) -> dict[str, float]:
+    """Per seed: an update passes over all of a seed's data."""
+    spec = run.spec
+    stored = sum(len(t) for t in found) / len(found)
+    if not fresh:
+        return {"updates": float(spec.steps), "trajectories": stored, "reward_calls": stored}
+    need = run.algorithm.need(OnPolicy)
+    contexts = len(tables.exact[0].world.start)
+    draws = 0 if how == "enumerated" else need.samples if need else max(1, spec.samples)
+    drawn = float(spec.steps * contexts * draws)
+    return {"updates": float(spec.steps), "samples_drawn": drawn, "reward_calls": drawn}
