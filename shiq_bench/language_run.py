@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from shiq_bench.api import (
     BehaviourModel,
@@ -43,7 +44,8 @@ from shiq_bench.store import (
 from shiq_bench.training.data import Row, group_rows, in_unit_range, make_pairs, prepare, with_mismatches
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer
 from shiq_bench.training.reference import reference_pass
-from shiq_bench.training.trainer import Collect, StopFlag, save_heads, train
+from shiq_bench.training.stopping import StopFlag
+from shiq_bench.training.trainer import Collect, save_heads, train
 
 if TYPE_CHECKING:
     from shiq_bench.run import Run
@@ -75,6 +77,8 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
         UserError: with what to type instead.
     """
     spec, algorithm = resolved.spec, resolved.algorithm
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     missing = [n for n in algorithm.needs if not isinstance(n, SUPPLIED)]
     if missing:
         names = ", ".join(type(n).__name__ for n in missing)

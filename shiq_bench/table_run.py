@@ -21,8 +21,8 @@ from shiq_bench.exact import (
 from shiq_bench.records import Evaluation, Trajectory, UserError
 from shiq_bench.reporting.statistics import summarise
 from shiq_bench.training.data import centred, in_unit_range
+from shiq_bench.training.stopping import Diverged
 from shiq_bench.training.tabular import Tables, tabulate, train_tables
-from shiq_bench.training.trainer import Diverged
 from shiq_bench.world import TabularTask, World, log_softmax
 
 if TYPE_CHECKING:
@@ -78,16 +78,15 @@ def table_stages(run: Run, fresh: bool) -> None:
     curve: list[Evaluation] = []
     points = {0, *np.geomspace(1, max(1, spec.steps), POINTS).round().astype(int).tolist()}
 
-    def on_step(step: int, log_pi: Tensor) -> None:
-        if step in points:
-            curve.append(judge("trained", step, list(log_pi.numpy())))
-            run.report("training", step, spec.steps)
+    def on_point(step: int, log_pi: Tensor) -> None:
+        curve.append(judge("trained", step, list(log_pi.numpy())))
+        run.report("training", step, spec.steps)
 
     with run.timed("training"):
         how: Literal["no", "enumerated", "sampled"] = "no"
         if fresh:
             how = "enumerated" if task.enumerated and worlds[0].is_tree else "sampled"
-        trained = train_tables(algorithm, tables, spec, fresh=how, on_step=on_step)
+        trained = train_tables(algorithm, tables, spec, fresh=how, at=points, on_point=on_point)
     if bool(trained.log_pi.isnan().flatten(1).any(1).all()):
         error = Diverged(spec.steps, "the policy of every seed")
         error.history = trained.history

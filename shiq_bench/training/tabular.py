@@ -8,7 +8,7 @@ statistic is exact and in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -96,6 +96,7 @@ def tabulate(
         for name in ("input_ids", "position_ids", "attention_mask", "index", "targets"):
             del inputs[name]
         inputs["states"], inputs["actions"] = torch.as_tensor(paths.states), torch.as_tensor(paths.actions)
+        _merge_pairs(inputs)
         if algorithm.need(Mismatched):
             strange = [r.mismatch for g in groups for r in g if r.mismatch is not None]
             walked = world.paths([int(t.prompt_id) for t in strange], [_actions(t) for t in strange])
@@ -105,6 +106,16 @@ def tabulate(
     names = ("next_state", "rewards", "start", "reference", "behaviour")
     stacked = {name: torch.stack([torch.as_tensor(getattr(w, name)) for w in worlds]) for name in names}
     return Tables(exact, stacked, {name: _stack([d[name] for d in data]) for name in data[0]})
+
+
+def _merge_pairs(inputs: Tensors) -> None:
+    """Pairs of equal episodes as one pair with the sum of their weights: the same loss, far fewer terms."""
+    episode = torch.cat([inputs["group"][:, None], torch.where(inputs["mask"], inputs["actions"], -1)], dim=1)
+    kinds, kind = torch.unique(episode, dim=0, return_inverse=True)
+    first = torch.full((len(kinds),), len(kind)).scatter_reduce(0, kind, torch.arange(len(kind)), "amin")
+    pairs, of = torch.unique(first[kind][inputs["pairs"]], dim=0, return_inverse=True)
+    weight = torch.zeros(len(pairs), dtype=inputs["pair_weight"].dtype).index_add(0, of, inputs["pair_weight"])
+    inputs["pairs"], inputs["pair_weight"] = pairs, weight
 
 
 def _actions(trajectory: Trajectory) -> list[int]:
@@ -165,9 +176,9 @@ def table_stats(
         out["target"] = Stats(**of(target))
         if ratio := algorithm.need(MaxRatio):
             behaviour = fixed["behaviour"].log_softmax(-1)
-            best = (target["logits"].log_softmax(-1) - behaviour).exp()
-            best = torch.where(behaviour >= (math.log(ratio.floor) if ratio.floor else -math.inf), best, torch.zeros_like(best)).amax(-1)
-            out["max_ratio"] = _at(best, states) * mask
+            gain = (target["logits"].log_softmax(-1) - behaviour).exp()
+            likely = behaviour >= (math.log(ratio.floor) if ratio.floor else -math.inf)
+            out["max_ratio"] = _at(torch.where(likely, gain, torch.zeros_like(gain)).amax(-1), states) * mask
     if algorithm.need(Mismatched):
         strange = (data["mis_states"], data["mis_actions"], data["mis_mask"])
         out["mismatched"] = Stats(
@@ -267,15 +278,16 @@ def train_tables(
     spec: RunSpec,
     *,
     fresh: Literal["no", "enumerated", "sampled"] = "no",
-    on_step: Callable[[int, Tensor], None] = lambda step, log_pi: None,
+    at: Container[int] = (),
+    on_point: Callable[[int, Tensor], None] = lambda step, log_pi: None,
 ) -> Trained:
     """Adam on the whole data of every seed at once.
 
     Args:
         fresh: whether the data are the tables' own, or drawn from the current policy at every
             update (every completion weighted by its probability, or sampled).
-        on_step: called before the first update and after each one with the update's number and the
-            policy as it acts. ``[K, S, A]``
+        at: updates after which ``on_point`` is called, 0 being before the first, with the update's
+            number and the policy as it acts. ``[K, S, A]``
     """
     trained, fixed = initial(algorithm, tables, spec.seed)
     need_target, need_reference = algorithm.need(TargetNetwork), algorithm.need(Reference)
@@ -295,7 +307,8 @@ def train_tables(
     every_seed = vmap(loss, in_dims=(0, 0, None if target is None else 0, 0))
     history: list[dict[str, float]] = []
     data = tables.data
-    on_step(0, acting(algorithm, trained, fixed).detach())
+    if 0 in at:
+        on_point(0, acting(algorithm, trained, fixed).detach())
     for step in range(1, spec.steps + 1):
         with torch.no_grad():
             if fresh == "enumerated":
@@ -317,7 +330,8 @@ def train_tables(
                 fixed["reference"] = trained["logits"].clone()
             seen = {"loss": losses.detach(), **metrics}
             history.append({"step": float(step), **{n: float(v.nanmean()) for n, v in seen.items()}})
-            on_step(step, acting(algorithm, trained, fixed))
+            if step in at:
+                on_point(step, acting(algorithm, trained, fixed))
     with torch.no_grad():
         log_pi = acting(algorithm, trained, fixed)
     return Trained(log_pi, {n: t.detach() for n, t in trained.items()}, history)

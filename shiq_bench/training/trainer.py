@@ -22,42 +22,10 @@ from shiq_bench.training.companions import Companions
 from shiq_bench.training.data import Collator, Row, group_rows, prepare, to_batch, to_stats, with_mismatches
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import model_inputs
-
-#: The last file of a checkpoint to be written.
-STATE = "trainer_state.json"
+from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag, last_checkpoint
 
 #: Beside the policy's own weights, where there are heads.
 HEADS = "heads.safetensors"
-
-
-class Diverged(Exception):
-    """The loss or the gradient is no longer a finite number."""
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} is not finite at step {step}")
-        self.step = step
-        self.history: list[dict[str, float]] = []
-
-
-class Interrupted(Exception):
-    """Training stopped on request, after a checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted at step {step}")
-        self.step = step
-
-
-class StopFlag:
-    """A signal handler: raises a flag that training reads between steps; elsewhere it stops at once."""
-
-    def __init__(self) -> None:
-        self.active = False
-        self.raised = False
-
-    def __call__(self, *_: Any) -> None:
-        if self.raised or not self.active:  # asked twice: do not wait for the step to end
-            raise KeyboardInterrupt
-        self.raised = True
 
 
 class _Callback(TrainerCallback):
@@ -219,17 +187,6 @@ class TrainResult:
 
     history: list[dict[str, float]]
     step: int
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint: ``trainer_state.json`` is the last file of one to be written."""
-    found: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            found.append((json.loads((path / STATE).read_text())["global_step"], path))
-        except (OSError, ValueError, KeyError):
-            continue
-    return max(found)[1] if found else None
 
 
 def train(

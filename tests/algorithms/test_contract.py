@@ -388,7 +388,7 @@ def test_kto_collapses_on_what_is_mostly_undesirable() -> None:
 
 
 def test_rebel_walks_on_after_a_refresh() -> None:
-    """n iterations against a refreshed reference reach rho exp(n R / beta): the refresh happens, and where it should."""
+    """n iterations against a refreshed reference reach rho exp(n R / beta): it happens, and where it should."""
     algorithm, spec, tables = trees("rebel", refresh=1500, steps=3000, schedule="constant", learning_rate=0.1)
     log_pi = train_tables(algorithm, tables, spec).log_pi.numpy()
     for k, exact in enumerate(tables.exact):

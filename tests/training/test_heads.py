@@ -32,7 +32,8 @@ from shiq_bench.training.companions import Companions
 from shiq_bench.training.data import Row, group_rows, lay_out, prepare, to_batch, to_stats
 from shiq_bench.training.policy import ActingPolicy, Policy
 from shiq_bench.training.reference import autocast, model_inputs, policy_stats
-from shiq_bench.training.trainer import Interrupted, StopFlag, last_checkpoint, train
+from shiq_bench.training.stopping import Interrupted, StopFlag, last_checkpoint
+from shiq_bench.training.trainer import train
 from tests.training.conftest import VOCAB, build, ragged
 
 SPEC = RunSpec(

@@ -18,7 +18,8 @@ from shiq_bench.generation import make_generator
 from shiq_bench.ops import group_mean
 from shiq_bench.records import RunSpec, Trajectory, UserError, stable_hash
 from shiq_bench.training.policy import Policy
-from shiq_bench.training.trainer import Collect, Interrupted, StopFlag, train
+from shiq_bench.training.stopping import Interrupted, StopFlag
+from shiq_bench.training.trainer import Collect, train
 from tests.training.conftest import VOCAB, build
 
 PROMPTS = ("a", "b", "c")

@@ -30,7 +30,8 @@ from shiq_bench.training.data import (
 )
 from shiq_bench.training.policy import Policy, buckets
 from shiq_bench.training.reference import model_inputs, policy_stats, reference_pass
-from shiq_bench.training.trainer import last_checkpoint, train
+from shiq_bench.training.stopping import last_checkpoint
+from shiq_bench.training.trainer import train
 
 VOCAB = 60
 

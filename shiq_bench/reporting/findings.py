@@ -1,0 +1,612 @@
+"""What the records of a study say: series, paired comparisons, sentences and tables, before anything is drawn.
+
+Every sentence is computed from the records. A method wins against another where the 95% interval of
+their difference, paired over the instances that both were trained on, excludes 0; nothing else is a
+win. The same records give the same text: nothing here reads a clock or a folder.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import exp, inf, log
+from typing import Literal
+
+from shiq_bench.records import Evaluation, RunRecord
+from shiq_bench.reporting.statistics import Estimate, mean_ci_t, paired_difference
+
+Kind = Literal["curves", "against", "table"]
+Verdict = Literal["wins", "loses", "undecided"]
+
+#: Numbers at or under this are rounding, and are printed as such.
+ROUNDING = 1e-12
+
+EMPTY = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study, or why there is none.
+
+    Attributes:
+        x: what the study varied, where it varies something.
+        bound: what the metric may at most be, where the study promises something.
+        left_out: the study's own reason for not running it.
+        problem: why a run that was asked for has no finished record.
+    """
+
+    panel: str
+    method: str
+    x: float | None = None
+    record: RunRecord | None = None
+    bound: float | None = None
+    left_out: str = ""
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """``ShiQ on bandit at 0.5``."""
+        return f"{self.method} on {self.panel}" + ("" if self.x is None else f" at {self.x:g}")
+
+
+@dataclass(frozen=True)
+class View:
+    """One pair of axes, or one table: some panels of a study, some of its methods."""
+
+    title: str
+    panels: tuple[str, ...]
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A study and its records: all that a picture or a table is made of.
+
+    Attributes:
+        name: of the files.
+        asks: the question it answers, one sentence.
+        metric, label: what is shown, by its name in the records and in words.
+        better: the direction of the metric.
+        focus: the method that the others are compared with; "" for none.
+        x_label: what varies.
+        floor: smaller values count as this one; 0 is none.
+        reach: a metric and the value it has to fall to, by which speed is measured.
+    """
+
+    name: str
+    title: str
+    asks: str
+    kind: Kind
+    metric: str
+    label: str
+    better: Literal["lower", "higher"]
+    focus: str
+    x_label: str
+    panels: tuple[str, ...]
+    methods: tuple[str, ...]
+    views: tuple[View, ...]
+    cells: tuple[Cell, ...]
+    log_y: bool = True
+    log_x: bool = False
+    floor: float = 0.0
+    reach: tuple[str, float] | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, str], list[Cell]]:
+        out: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            out.setdefault((cell.panel, cell.method), []).append(cell)
+        return out
+
+    def of(self, panel: str, method: str) -> list[Cell]:
+        """Cells of one line, in the order of what varies."""
+        return sorted(self._by_place.get((panel, method), []), key=lambda c: -inf if c.x is None else c.x)
+
+    @property
+    def done(self) -> list[RunRecord]:
+        """Every finished record."""
+        return [c.record for c in self.cells if c.record is not None]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts; the first column holds names."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What stands under a picture.
+
+    Attributes:
+        lead: how to read it.
+        claims: what it shows, one sentence or two a panel.
+        grids: the numbers behind the claims.
+        notes: what is missing and why, and what the study itself remarks.
+        embedded: grids that belong under the picture itself.
+    """
+
+    lead: str
+    claims: tuple[str, ...]
+    grids: tuple[Grid, ...] = ()
+    notes: tuple[str, ...] = ()
+    embedded: tuple[Grid, ...] = ()
+
+
+def findings(sheet: Sheet) -> Findings:
+    """Everything that can be said about a study's records."""
+    make = {"curves": _curves, "against": _against, "table": _table}[sheet.kind]
+    return make(sheet)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def final(record: RunRecord, policy: str = "trained") -> Evaluation | None:
+    """The policy's last evaluation: the rule by which every number is chosen."""
+    return max((e for e in record.evaluations if e.policy == policy), key=lambda e: e.step, default=None)
+
+
+def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> dict[str, float]:
+    """Instance -> the metric, where it was measured; what is under the floor counts as the floor."""
+    if evaluation is None:
+        return {}
+    found = {str(e["prompt_id"]): e.get(metric) for e in evaluation.examples}
+    return {k: max(float(v), floor) if floor else float(v) for k, v in found.items() if v is not None}
+
+
+def series(sheet: Sheet, panel: str, method: str) -> list[tuple[float, Estimate]]:
+    """A line of a picture: the metric's mean over instances with its interval, at every x.
+
+    x is the number of updates of a curve, which starts at the first one, or what the study varies.
+    """
+    cells = [c for c in sheet.of(panel, method) if c.record is not None]
+    points: list[tuple[float, Evaluation | None]] = []
+    for cell in cells:
+        assert cell.record is not None
+        if sheet.kind == "curves":
+            points += [(float(e.step), e) for e in cell.record.curve if e.policy == "trained" and e.step]
+        else:
+            points.append((cell.x or 0.0, final(cell.record)))
+    found = [(x, mean_ci_t(values(e, sheet.metric, sheet.floor).values())) for x, e in points]
+    return [(x, e) for x, e in found if e.mean is not None]
+
+
+def start(sheet: Sheet, panel: str) -> Estimate:
+    """The metric of the policy that training starts from, over the panel's instances."""
+    every: dict[str, float] = {}
+    for cell in sheet.cells:
+        if cell.panel == panel and cell.record is not None:
+            every |= values(final(cell.record, "reference"), sheet.metric, sheet.floor)
+    return mean_ci_t(every.values())
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The focus against another method at one x.
+
+    Attributes:
+        difference: the other minus the focus where lower is better, else the reverse: positive is the focus's.
+        same: equal on every instance.
+    """
+
+    method: str
+    x: float | None
+    difference: Estimate
+    same: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """A win or a loss needs an interval that excludes 0."""
+        d = self.difference
+        if d.low is None or d.high is None:
+            return "undecided"
+        return "wins" if d.low > 0 else "loses" if d.high < 0 else "undecided"
+
+
+def duels(sheet: Sheet, panel: str) -> list[Duel]:
+    """The focus against every other method of a panel, wherever both have a record."""
+    ours = {c.x: c.record for c in sheet.of(panel, sheet.focus) if c.record is not None}
+    sign = 1 if sheet.better == "lower" else -1
+    out = []
+    for method in sheet.methods:
+        for cell in sheet.of(panel, method) if method != sheet.focus else []:
+            if cell.record is None or cell.x not in ours:
+                continue
+            mine, theirs = (
+                {k: sign * v for k, v in values(final(r), sheet.metric, sheet.floor).items()}
+                for r in (ours[cell.x], cell.record)
+            )
+            shared = mine.keys() & theirs.keys()
+            same = bool(shared) and all(mine[k] == theirs[k] for k in shared)
+            out.append(Duel(method, cell.x, paired_difference(theirs, mine), same))
+    return out
+
+
+def updates_until(record: RunRecord, metric: str, threshold: float) -> dict[str, float | None]:
+    """Instance -> updates until the metric first falls to the threshold; None where it never does.
+
+    Between two evaluations it is interpolated, linearly in updates and in the metric's logarithm.
+    """
+    out: dict[str, float | None] = {}
+    before: dict[str, tuple[int, float]] = {}
+    for evaluation in sorted(record.curve, key=lambda e: e.step):
+        for name, value in values(evaluation, metric).items():
+            if out.setdefault(name, None) is not None:
+                continue
+            if value <= threshold:
+                out[name] = _crossing(before.get(name), (evaluation.step, value), threshold)
+            before[name] = (evaluation.step, value)
+    return out
+
+
+def _crossing(before: tuple[int, float] | None, after: tuple[int, float], threshold: float) -> float:
+    if before is None:
+        return float(after[0])
+    (s0, v0), (s1, v1) = before, (after[0], max(after[1], 1e-300))
+    return s0 + (s1 - s0) * (log(v0) - log(threshold)) / (log(v0) - log(v1))
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def number(x: float | None) -> str:
+    """Two or three digits: ``0.0123``, ``1.2e-05``."""
+    if x is None:
+        return EMPTY
+    if x == 0 or 1e-3 <= abs(x) < 1e4:
+        return f"{x:.3g}" if abs(x) < 100 else f"{x:.0f}"
+    return f"{x:.1e}"
+
+
+def interval(e: Estimate) -> str:
+    """``0.012 [0.010, 0.014]``."""
+    if e.low is None or e.high is None:
+        return number(e.mean)
+    return f"{number(e.mean)} [{number(e.low)}, {number(e.high)}]"
+
+
+def listed(names: Sequence[str], none: str = "none") -> str:
+    """``A, B and C``."""
+    if len(names) < 2:
+        return names[0] if names else none
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _lead(sheet: Sheet, marks: str) -> str:
+    counts = sorted({len(values(final(r), sheet.metric)) for r in sheet.done} - {0})
+    n = EMPTY if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    text = f"{sheet.label}: {marks} mean over n = {n} instances with 95% intervals (Student's t)."
+    if sheet.focus:
+        text += (
+            f" All methods get the same instances: {sheet.focus} wins where the paired difference's 95% interval "
+            "excludes 0."
+        )
+    if sheet.floor:
+        text += f" Values under {sheet.floor:g} count as {sheet.floor:g}."
+    return text
+
+
+def _problems(sheet: Sheet) -> list[str]:
+    """Cells that were left out, failed or diverged: nothing is dropped silently."""
+    out = []
+    reasons: dict[str, list[Cell]] = {}
+    for cell in sheet.cells:
+        if cell.left_out:
+            reasons.setdefault(cell.left_out, []).append(cell)
+    for reason, cells in reasons.items():
+        methods = [m for m in sheet.methods if any(c.method == m for c in cells)]
+        panels = [p for p in sheet.panels if any(c.panel == p for c in cells)]
+        out.append(f"Left out: {listed(methods)} on {listed(panels)}: {reason}.")
+    out += [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem]
+    for cell in sheet.cells:
+        examples = [] if cell.record is None else list(((e := final(cell.record)) and e.examples) or ())
+        lost = sum(bool(e.get("diverged")) for e in examples)
+        if lost:
+            out.append(f"{cell.name} diverged on {lost} of {len(examples)} instances, which its numbers leave out.")
+    return out
+
+
+def _source(sheet: Sheet) -> list[str]:
+    counts = Counter(r.source_hash or "unknown" for r in sheet.done)
+    text = ", ".join(f"{n} of source {h}" for h, n in sorted(counts.items()))
+    lines = [f"Records: {text or 'none'}."]
+    if len(counts) > 1:
+        lines.append("MIXED SOURCES: these runs come from different versions of the code.")
+    return lines
+
+
+def _notes(sheet: Sheet) -> tuple[str, ...]:
+    return (*_problems(sheet), *sheet.notes, *_source(sheet))
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+def _curves(sheet: Sheet) -> Findings:
+    grids = [_final_grid(sheet, panel) for panel in sheet.panels]
+    claims = [_panel_claim(sheet, panel) for panel in sheet.panels]
+    embedded: list[Grid] = []
+    if sheet.reach:
+        for panel in sheet.panels:
+            claim, grid = _speed(sheet, panel, *sheet.reach)
+            claims.append(claim)
+            embedded.append(grid)
+    return Findings(_lead(sheet, "lines and bands,"), tuple(claims), (*embedded, *grids), _notes(sheet), tuple(embedded))
+
+
+def _ends(sheet: Sheet, panel: str) -> dict[str, Estimate]:
+    """Method -> its number at the end, best first."""
+    found = {}
+    for method in sheet.methods:
+        for cell in sheet.of(panel, method):
+            if cell.record is not None:
+                found[method] = mean_ci_t(values(final(cell.record), sheet.metric, sheet.floor).values())
+    known = {m: e for m, e in found.items() if e.mean is not None}
+    sign = 1 if sheet.better == "lower" else -1
+    return dict(sorted(known.items(), key=lambda item: sign * (item[1].mean or 0.0)))
+
+
+def _panel_claim(sheet: Sheet, panel: str) -> str:
+    ends = _ends(sheet, panel)
+    if not ends:
+        return f"{panel}: no finished run."
+    first, *rest = ends
+    equal = [m for m in rest if ends[m].mean == ends[first].mean]
+    word = "Lowest" if sheet.better == "lower" else "Highest"
+    text = f"{panel}: {word.lower()} at the end: {listed([first, *equal])} ({interval(ends[first])})."
+    behind = [m for m in rest if m not in equal]
+    if behind:
+        text += f" Next: {behind[0]} ({interval(ends[behind[0]])})."
+    return f"{text}{_verdicts(sheet, panel)}{_below_start(sheet, panel)}"
+
+
+def _verdicts(sheet: Sheet, panel: str) -> str:
+    """Who the focus wins against, and who not, with the differences."""
+    if not sheet.focus:
+        return ""
+    if not any(c.record for c in sheet.of(panel, sheet.focus)):
+        return f" {sheet.focus} has no finished run here: nothing is compared."
+    found = duels(sheet, panel)
+    if not found:
+        return ""
+
+    def say(verdict: Verdict) -> list[str]:
+        return [f"{d.method} ({number(abs(d.difference.mean or 0.0))})" for d in found if d.verdict == verdict]
+
+    undecided = [d.method + (" (equal)" if d.same else "") for d in found if d.verdict == "undecided"]
+    text = f" {sheet.focus} wins against {listed(say('wins'))}; it loses to {listed(say('loses'))}"
+    return text + (f"; undecided: {listed(undecided)}." if undecided else ".")
+
+
+def _below_start(sheet: Sheet, panel: str) -> str:
+    """Who ends worse than training started."""
+    worse = []
+    sign = 1 if sheet.better == "lower" else -1
+    for method in sheet.methods:
+        for cell in sheet.of(panel, method):
+            if cell.record is None:
+                continue
+            begun = values(final(cell.record, "reference"), sheet.metric, sheet.floor)
+            ended = values(final(cell.record), sheet.metric, sheet.floor)
+            d = paired_difference(ended, begun)
+            limit = d.low if sign > 0 else d.high
+            if limit is not None and sign * limit > 0:
+                worse.append(method)
+    return f" Worse than the reference they start from: {listed(worse)}." if worse else ""
+
+
+def _final_grid(sheet: Sheet, panel: str) -> Grid:
+    against = {d.method: d for d in duels(sheet, panel)} if sheet.focus else {}
+    headers = ["method", f"{sheet.label} at the end", "n"]
+    if sheet.focus:
+        headers += [f"{sheet.focus} is better by", sheet.focus]
+    rows = []
+    for method, e in _ends(sheet, panel).items():
+        row = [method, interval(e), str(e.units)]
+        if sheet.focus:
+            duel = against.get(method)
+            row += [EMPTY, ""] if duel is None else [interval(duel.difference), duel.verdict]
+        rows.append(tuple(row))
+    begun = start(sheet, panel)
+    rows.append(("(reference)", interval(begun), str(begun.units), *([""] * (len(headers) - 3))))
+    return Grid(panel, tuple(headers), tuple(rows))
+
+
+# --- speed ---------------------------------------------------------------------------------------
+
+
+def _speed(sheet: Sheet, panel: str, metric: str, threshold: float) -> tuple[str, Grid]:
+    """Updates until a threshold, instance by instance: who is there first, and by what factor."""
+    times: dict[str, dict[str, float | None]] = {}
+    worst: dict[str, float | None] = {}
+    for method in sheet.methods:
+        for cell in sheet.of(panel, method):
+            if cell.record is not None:
+                times[method] = updates_until(cell.record, metric, threshold)
+                worst[method] = max(values(final(cell.record), metric).values(), default=None)
+    firsts = _firsts(times)
+    rows = []
+    for method, found in times.items():
+        there = [t for t in found.values() if t is not None]
+        row = [
+            method,
+            f"{len(there)} of {len(found)}",
+            _geometric(there),
+            str(firsts[method]),
+            number(worst[method]) if (worst[method] or 0.0) > ROUNDING else f"<{ROUNDING:g}",
+        ]
+        if sheet.focus:
+            row.insert(3, EMPTY if method == sheet.focus else _geometric(_ratios(found, times.get(sheet.focus, {}))))
+        rows.append(tuple(row))
+    headers = ["method", "reached", "updates (geometric mean)", "first on", "worst at the end"]
+    if sheet.focus:
+        headers.insert(3, f"times {sheet.focus}'s")
+    grid = Grid(f"{panel}: updates until {metric} falls to {threshold:g}", tuple(headers), tuple(rows))
+    return _speed_claim(sheet, panel, times, firsts, f"{metric} falls to {threshold:g}"), grid
+
+
+def _speed_claim(
+    sheet: Sheet, panel: str, times: Mapping[str, Mapping[str, float | None]], firsts: Mapping[str, int], what: str
+) -> str:
+    n = max((len(t) for t in times.values()), default=0)
+    order = sorted(times, key=lambda m: -firsts[m])
+    text = f"{panel}: first to where {what}: {listed([f'{m} on {firsts[m]}' for m in order])} of {n} instances"
+    text += " (equals count for each)." if sum(firsts.values()) > n else "."
+    ours = times.get(sheet.focus)
+    if not sheet.focus or ours is None:
+        return text
+    verdicts: dict[Verdict, list[str]] = {"wins": [], "loses": [], "undecided": []}
+    for method in times:
+        if method != sheet.focus:
+            ratio = mean_ci_t(log(r) for r in _ratios(times[method], ours))
+            verdicts[Duel(method, None, ratio, False).verdict].append(method)
+    return (
+        f"{text} {sheet.focus} needs fewer updates than {listed(verdicts['wins'])}, more than "
+        f"{listed(verdicts['loses'])}; undecided: {listed(verdicts['undecided'])}."
+    )
+
+
+def _firsts(times: Mapping[str, Mapping[str, float | None]]) -> dict[str, int]:
+    """Method -> instances on which none was faster."""
+    counts = dict.fromkeys(times, 0)
+    for instance in dict.fromkeys(i for t in times.values() for i in t):
+        there = {m: t for m in times if (t := times[m].get(instance)) is not None}
+        for method, t in there.items():
+            counts[method] += t == min(there.values())
+    return counts
+
+
+def _ratios(theirs: Mapping[str, float | None], ours: Mapping[str, float | None]) -> list[float]:
+    """Their updates over ours, on the instances where both arrive."""
+    pairs = [(theirs[i], ours[i]) for i in sorted(theirs.keys() & ours.keys())]
+    return [a / b for a, b in pairs if a and b]
+
+
+def _geometric(x: Iterable[float]) -> str:
+    e = mean_ci_t(log(v) for v in x if v > 0)
+    low, mean, high = (None if v is None else exp(v) for v in (e.low, e.mean, e.high))
+    return interval(Estimate(mean, None, low, high, e.n, e.units))
+
+
+# --- against something that varies ---------------------------------------------------------------
+
+
+def _against(sheet: Sheet) -> Findings:
+    claims = [_against_claim(sheet, panel) for panel in sheet.panels]
+    grids = [_against_grid(sheet, panel) for panel in sheet.panels]
+    return Findings(_lead(sheet, "points and bands,"), tuple(claims), tuple(grids), _notes(sheet))
+
+
+def _against_claim(sheet: Sheet, panel: str) -> str:
+    lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
+    xs = sorted({x for line in lines.values() for x in line})
+    if not xs:
+        return f"{panel}: no finished run."
+    sign = 1 if sheet.better == "lower" else -1
+    best: dict[tuple[str, ...], list[float]] = {}
+    for x in xs:
+        here = {m: sign * (line[x].mean or 0.0) for m, line in lines.items() if x in line}
+        best.setdefault(tuple(m for m in here if here[m] == min(here.values())), []).append(x)
+    word = "lowest" if sheet.better == "lower" else "highest"
+    text = f"{panel}: {word}: " + "; ".join(f"{listed(m)} at {_at(x, xs)}" for m, x in best.items()) + "."
+    if not sheet.focus:
+        return text
+    if not lines.get(sheet.focus):
+        return f"{text} {sheet.focus} has no finished run here: nothing is compared."
+    found = duels(sheet, panel)
+    parts = []
+    for verdict, phrase in (("wins", "wins against"), ("loses", "loses to"), ("undecided", "is undecided against")):
+        where: dict[str, list[float]] = {}
+        for d in found:
+            if d.verdict == verdict:
+                where.setdefault(d.method, []).append(d.x or 0.0)
+        grouped: dict[str, list[str]] = {}
+        for method, x in where.items():
+            grouped.setdefault(_at(x, xs), []).append(method)
+        said = "; ".join(f"{', '.join(m)} at {at}" for at, m in grouped.items())
+        parts.append(f"{sheet.focus} {phrase} {said or 'none'}.")
+    return " ".join([text, *parts])
+
+
+def _at(some: Sequence[float], every: Sequence[float]) -> str:
+    return "every value" if len(some) == len(every) > 1 else ", ".join(f"{x:g}" for x in some)
+
+
+def _against_grid(sheet: Sheet, panel: str) -> Grid:
+    lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
+    xs = sorted({x for line in lines.values() for x in line})
+    marks = {(d.method, d.x): {"wins": " (+)", "loses": " (-)", "undecided": ""}[d.verdict] for d in duels(sheet, panel)}
+    rows = [
+        (m, *(interval(line[x]) + marks.get((m, x), "") if x in line else EMPTY for x in xs))
+        for m, line in lines.items()
+    ]
+    title = panel + (f": (+) {sheet.focus} wins, (-) it loses" if sheet.focus else "")
+    return Grid(title, (f"{sheet.x_label} →", *(f"{x:g}" for x in xs)), tuple(rows))
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _table(sheet: Sheet) -> Findings:
+    letters = {reason: chr(ord("a") + i) for i, reason in enumerate(dict.fromkeys(c.left_out for c in sheet.cells if c.left_out))}
+    grids = [
+        Grid(
+            view.title,
+            ("", *view.panels),
+            tuple((m, *(_worst_text(sheet, p, m, letters) for p in view.panels)) for m in view.methods),
+        )
+        for view in sheet.views
+    ]
+    counts = sorted({len(e.examples) for r in sheet.done if (e := final(r))})
+    seeds = "–" if not counts else " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
+    lead = (
+        f"{sheet.label}: the worst of n = {seeds} seeds, each an instance of its own, and in parentheses their mean. "
+        f"{EMPTY} where none is declared, letters where nothing was run."
+    )
+    if bounds := sorted({c.bound for c in sheet.cells if c.bound is not None}):
+        lead += f" !: above {listed([number(b) for b in bounds])} where that is promised."
+    reasons = [f"({letter}) {reason}." for reason, letter in letters.items()]
+    problems = [p for p in _problems(sheet) if not p.startswith("Left out")]
+    return Findings(lead, _bound_claims(sheet), tuple(grids), (*reasons, *problems, *sheet.notes, *_source(sheet)))
+
+
+def _worst_text(sheet: Sheet, panel: str, method: str, letters: Mapping[str, str]) -> str:
+    cells = sheet.of(panel, method)
+    if not cells:
+        return ""
+    cell = cells[0]
+    if cell.left_out:
+        return letters[cell.left_out]
+    if cell.record is None:
+        return "failed" if cell.problem else ""
+    evaluation = final(cell.record)
+    found = list(values(evaluation, sheet.metric).values())
+    if not found:
+        return EMPTY
+    worst, mean = max(found), sum(found) / len(found)
+    text = f"<{ROUNDING:g}" if worst <= ROUNDING else f"{worst:.1e} ({mean:.1e})" if mean > ROUNDING else f"{worst:.1e}"
+    total = len(evaluation.examples) if evaluation else 0
+    if len(found) < total:
+        text += f" {len(found)} of {total}"
+    return text + (" !" if cell.bound is not None and worst > cell.bound else "")
+
+
+def _bound_claims(sheet: Sheet) -> tuple[str, ...]:
+    """How many cells keep what is promised of them, and which do not."""
+    kept, broken = [], []
+    for cell in sheet.cells:
+        found = [] if cell.record is None else list(values(final(cell.record), sheet.metric).values())
+        if found and cell.bound is not None:
+            (broken if max(found) > cell.bound else kept).append(f"{cell.name} ({number(max(found))})")
+    if not kept and not broken:
+        return ()
+    limits = listed([number(b) for b in sorted({c.bound for c in sheet.cells if c.bound is not None})])
+    text = f"At or under {limits} in {len(kept)} of the {len(kept) + len(broken)} cells of which that is promised"
+    return (f"{text}; above: {listed(broken)}." if broken else f"{text}.",)

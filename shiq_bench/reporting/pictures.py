@@ -1,0 +1,297 @@
+"""A study's records to files: PNG and PDF with the findings under the axes, a page of Markdown, the numbers as CSV.
+
+Drawn from records alone, in one style: Okabe and Ito's colours, a line style and a marker for every
+method, bands that are 95% intervals. The same records give the same bytes of everything but the PDF's
+fonts' embedding order, which matplotlib fixes too: no file holds a date.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiq_bench.reporting.findings import Estimate, Findings, Grid, Sheet, View, findings, series, start
+from shiq_bench.store import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+
+#: Okabe and Ito (2008) without yellow, which is lost on white, and with a grey. Black is the focus.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
+LINES = ("--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (1, 1)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+
+#: Inches of one pair of axes, and of the margins around each.
+AXES = (4.6, 3.0)
+LEFT, RIGHT, ABOVE, BELOW = 0.75, 0.2, 0.35, 0.5
+#: Points of text under the axes, and the inches that a line of it and of a legend take.
+TEXT, LINE, LEGEND = 8.0, 0.155, 0.2
+DPI = 150
+
+RC: Mapping[str, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "lines.linewidth": 1.4,
+    "lines.markersize": 4.0, "legend.frameon": False, "legend.fontsize": 8.5, "text.parse_math": False,
+    "pdf.fonttype": 42,
+}  # fmt: skip
+
+#: In a page: what follows is not repeated in the index.
+NUMBERS = "<!-- numbers -->"
+INDEX = "theory.md"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn, in every picture of a study."""
+
+    colour: str
+    line: Any
+    marker: str
+    width: float
+
+
+def looks(sheet: Sheet) -> dict[str, Look]:
+    """Method -> look; no two are alike, in colour or without."""
+    others = [m for m in sheet.methods if m != sheet.focus]
+    out = {sheet.focus: Look("#000000", "-", "o", 2.2)} if sheet.focus else {}
+    for i, method in enumerate(others):
+        markers = MARKERS[1:]
+        out[method] = Look(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], markers[i % len(markers)], 1.4)
+    return out
+
+
+def write(sheet: Sheet, out: Path) -> list[Path]:
+    """Everything about one study: ``<name>.png``, ``.pdf`` (where it is drawn), ``.md`` and ``.csv``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    said = findings(sheet)
+    files: dict[str, bytes] = {}
+    if sheet.kind != "table":
+        files |= draw(sheet, said)
+    files["md"] = page(sheet, said).encode()
+    files["csv"] = numbers(sheet).encode()
+    for suffix, data in files.items():
+        write_atomic(out / f"{sheet.name}.{suffix}", data)
+    return [out / f"{sheet.name}.{suffix}" for suffix in files]
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+
+def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
+    """The picture as ``png`` and ``pdf``, what it shows written underneath."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(dict(RC))
+        columns = min(2, len(sheet.views))
+        rows = -(-len(sheet.views) // columns)
+        width = columns * (AXES[0] + LEFT + RIGHT) if columns > 1 else 1.45 * AXES[0] + LEFT + RIGHT
+        text = _under(sheet, said, width)
+        entries = len(sheet.methods) + 1
+        across = max(1, int(width / 1.75))
+        legend = -(-entries // across) * LEGEND + 0.15
+        panels = rows * (AXES[1] + ABOVE + BELOW)
+        height = 0.4 + panels + legend + (text.count("\n") + 1) * LINE + 0.15
+
+        figure = Figure(figsize=(width, height))
+        canvas = FigureCanvasAgg(figure)
+        figure.text(0.15 / width, 1 - 0.12 / height, sheet.title, va="top", fontsize=12, fontweight="bold")
+        handles: dict[str, Any] = {}
+        for i, view in enumerate(sheet.views):
+            column, row = i % columns, i // columns
+            one = (width - columns * (LEFT + RIGHT)) / columns
+            left = LEFT + column * (one + LEFT + RIGHT)
+            bottom = height - 0.4 - (row + 1) * (AXES[1] + ABOVE + BELOW) + BELOW
+            axes = figure.add_axes((left / width, bottom / height, one / width, AXES[1] / height))
+            handles |= _axes(sheet, view, axes)
+        order = [m for m in (*sheet.methods, _REFERENCE) if m in handles]
+        top = 0.4 + panels
+        _legend(figure, [handles[m] for m in order], order, across, 1 - top / height)
+        figure.text(
+            0.15 / width, 1 - (top + legend) / height, text, va="top", fontsize=TEXT, family="DejaVu Sans Mono",
+            linespacing=LINE * 72 / TEXT / 1.17,
+        )  # fmt: skip
+        png, pdf = io.BytesIO(), io.BytesIO()
+        canvas.print_figure(png, format="png", dpi=DPI, metadata={"Software": None})
+        canvas.print_figure(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
+
+
+_REFERENCE = "reference (the start)"
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], across: int, top: float) -> None:
+    if handles:
+        figure.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, top), ncols=across, handlelength=3.2,
+            borderaxespad=0.0, columnspacing=1.6,
+        )  # fmt: skip
+
+
+def _axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
+    """Draw one view; returns what the legend shows."""
+    axes.set_title(view.title)
+    axes.set_xlabel("updates" if sheet.kind == "curves" else sheet.x_label)
+    axes.set_ylabel(sheet.label)
+    if sheet.log_x:
+        axes.set_xscale("log")
+    if sheet.log_y:
+        axes.set_yscale("log")
+    lines = {(p, m): found for p in view.panels for m in view.methods if (found := series(sheet, p, m))}
+    begun = {p: e for p in view.panels if (e := start(sheet, p)).mean is not None}
+    bottom, top = _limits(sheet, [e for line in lines.values() for _, e in line], list(begun.values()))
+    axes.set_ylim(bottom, top)
+    handles: dict[str, Any] = {}
+    for estimate in begun.values():
+        handles[_REFERENCE] = axes.axhline(estimate.mean or 0.0, color="#999999", linewidth=1.0, linestyle=":")
+    styles = looks(sheet)
+    for i, ((_, method), line) in enumerate(lines.items()):
+        look, front = styles[method], 4 if method == sheet.focus else 3
+        x = [x for x, _ in line]
+        mean = [e.mean or 0.0 for _, e in line]
+        low = [e.mean if e.low is None else e.low for _, e in line]
+        high = [e.mean if e.high is None else e.high for _, e in line]
+        axes.fill_between(
+            x, [max(v or 0.0, bottom) for v in low], [v or 0.0 for v in high], color=look.colour, alpha=0.13,
+            linewidth=0, zorder=2,
+        )  # fmt: skip
+        every = max(1, len(x) // 7)
+        handles[method] = axes.plot(
+            x, mean, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=look.width,
+            markevery=(i % every, every), zorder=front,
+        )[0]  # fmt: skip
+    return handles
+
+
+def _limits(sheet: Sheet, drawn: Sequence[Estimate], begun: Sequence[Estimate]) -> tuple[float, float]:
+    """Of the means, with room; a band that goes lower is cut, since a logarithm has no zero."""
+    means = [e.mean for e in (*drawn, *begun) if e.mean is not None]
+    highs = [e.high for e in drawn if e.high is not None]
+    if not means:
+        return (0.1, 1.0) if sheet.log_y else (0.0, 1.0)
+    top = max(*means, *highs) if highs else max(means)
+    if not sheet.log_y:
+        low = min(*means, *[e.low for e in drawn if e.low is not None], 0.0)
+        return low, top + 0.05 * (top - low or 1.0)
+    positive = [m for m in means if m > 0] or [1e-12]
+    return max(min(positive), sheet.floor) / 1.6, max(top, min(positive)) * 1.6
+
+
+def _under(sheet: Sheet, said: Findings, width: float) -> str:
+    """The text under the axes, wrapped to the width of the figure."""
+    across = int((width - 0.3) * 72 / (0.602 * TEXT))
+    parts = [said.lead, *said.claims]
+    lines = [line for part in parts for line in textwrap.wrap(part, across, subsequent_indent="  ")]
+    for grid in said.embedded:
+        lines += ["", *aligned(grid)]
+    return "\n".join(lines)
+
+
+def aligned(grid: Grid) -> list[str]:
+    """A table in fixed-width text, its title first."""
+    rows = [grid.headers, *grid.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(grid.headers))]
+    texts = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    return [grid.title, *(t.rstrip() for t in texts)]
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def page(sheet: Sheet, said: Findings) -> str:
+    """The study in Markdown: question, picture, what it shows, numbers, what is missing."""
+    out = [f"# {sheet.title}", "", sheet.asks, ""]
+    if sheet.kind == "table":
+        out += [line for grid in said.grids for line in (*pipes(grid), "")]
+    else:
+        out += [f"![{sheet.title}]({sheet.name}.png)", ""]
+    out += [_plain(said.lead), "", *(f"- {_plain(claim)}" for claim in said.claims), ""]
+    embedded = [line for grid in said.embedded for line in (*pipes(grid), "")]
+    notes = [f"- {_plain(note)}" for note in said.notes]
+    if sheet.kind == "table":
+        out += [*notes, "", NUMBERS, ""]
+    else:
+        rest = [line for grid in said.grids if grid not in said.embedded for line in (*pipes(grid), "")]
+        out += [*embedded, *notes, "", NUMBERS, "", *rest]
+    files = " and ".join(f"[{sheet.name}.{s}]({sheet.name}.{s})" for s in ("csv", "pdf")[: 1 if sheet.kind == "table" else 2])
+    return "\n".join([*out, f"Every number with its run: {files}."]) + "\n"
+
+
+def pipes(grid: Grid) -> list[str]:
+    """A Markdown table, its title in bold above."""
+    rule = "|:--|" + "--:|" * (len(grid.headers) - 1)
+    rows = [f"| {' | '.join(_plain(c) for c in row)} |" for row in (grid.headers, *grid.rows)]
+    return [f"**{_plain(grid.title)}**", "", rows[0], rule, *rows[1:]]
+
+
+def _plain(text: str) -> str:
+    for character in "\\|*_`<":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def index(out: Path, names: Sequence[str]) -> Path:
+    """Write ``theory.md``: the pages of a folder one after the other, without their tables of numbers."""
+    parts = ["# The theory, made visible", ""]
+    for name in names:
+        path = out / f"{name}.md"
+        if path.is_file():
+            text = path.read_text(encoding="utf-8").split(NUMBERS)[0].rstrip()
+            parts += [f"#{text}", "", f"[Numbers]({name}.md)", ""]
+    write_atomic(out / INDEX, ("\n".join(parts).rstrip() + "\n").encode())
+    return out / INDEX
+
+
+def numbers(sheet: Sheet) -> str:
+    """CSV, one row a point: what is drawn or tabled, and the run it comes from."""
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["panel", "method", "x", "metric", "mean", "low", "high", "n", "run_id"])
+    for panel in sheet.panels:
+        for method in sheet.methods:
+            runs = {cell.x: cell.record.run_id for cell in sheet.of(panel, method) if cell.record is not None}
+            for x, e in series(sheet, panel, method):
+                run = runs.get(None if None in runs else x, "")
+                rows.writerow([panel, method, f"{x:g}", sheet.metric, *map(_digits, (e.mean, e.low, e.high)), e.units, run])
+    return file.getvalue()
+
+
+def _digits(x: float | None) -> str:
+    return "" if x is None else f"{x:.10g}"
+
+
+def terminal(sheet: Sheet) -> RenderableType:
+    """For a rich console: the tables of a study that is a table, and what it shows."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    said = findings(sheet)
+    parts: list[RenderableType] = [Text(sheet.title, style="bold cyan")]
+    for grid in said.grids if sheet.kind == "table" else said.embedded:
+        table = Table(
+            title=Text(grid.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+            pad_edge=False, padding=(0, 1, 0, 0), header_style="bold",
+        )  # fmt: skip
+        for i, header in enumerate(grid.headers):
+            table.add_column(Text(header), justify="left" if i == 0 else "right", overflow="fold")
+        for row in grid.rows:
+            table.add_row(*(Text(c, style="bold red" if c.endswith(" !") else "") for c in row))
+        parts += [table, Text("")]
+    parts += [Text(said.lead, style="dim"), *(Text(claim) for claim in said.claims)]
+    return Group(*parts, *(Text(note, style="dim") for note in said.notes), Text(""))
