@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -26,7 +26,7 @@ class SimPO(Algorithm):
     the preferred answer has to win. Nothing ties the policy to where it started.
     """
 
-    beta: float = 2.0
+    beta: float = field(default=2.0, metadata={"advised": False})  # a scale of margins, not a KL strength
     gamma: float = 1.0
 
     logp_reduction = "mean"

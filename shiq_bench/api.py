@@ -268,7 +268,8 @@ class Task(ABC):
     def defaults_for(self, model: str | None) -> Mapping[str, Any]:
         """Settings this task starts from, given the model asked for (None: not said).
 
-        A key ``algorithm.x`` applies to algorithms that have a field ``x``.
+        A key ``algorithm.x`` applies to algorithms that have a field ``x``, unless the field's
+        metadata say ``advised: False``.
         """
         return self.defaults
 

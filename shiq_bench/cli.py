@@ -140,6 +140,36 @@ def table(
         raise typer.Exit(1)
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A shipped study, the path of a YAML file, or all.")] = "",
+    results: Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Folder of pictures; <results>/studies by default.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="The shipped studies, one line each.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs it is made of and stop.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what other code has run.")] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Mix records of different source versions.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Run what a study still lacks, and draw its pictures and tables from the records."""
+    from rich.console import Console
+
+    from shiq_bench import study as studies
+
+    _plugins(plugin)
+    if list_ or not name:
+        studies.print_list(Console())
+        return
+    failed = studies.main(
+        name, results, out or results / "studies", Console(), Console(stderr=True),
+        dry_run=dry_run, fresh=fresh, allow_mixed=allow_mixed,
+    )  # fmt: skip
+    if failed:
+        raise UserError(f"{failed} runs failed, and are missing from what was drawn: see the lines above")
+
+
 @app.command(name="list")
 def list_(plugin: Plugins = None) -> None:
     """Algorithms and tasks, one line each."""

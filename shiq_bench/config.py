@@ -153,7 +153,8 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
     made_task = _make(task_class, given["task"], algo, task)
     defaults = made_task.defaults_for(given["run"].get("model"))
     advised = {k.removeprefix("algorithm."): v for k, v in defaults.items() if k.startswith("algorithm.")}
-    advised = {k: v for k, v in advised.items() if k in known["algorithm"]}
+    takes = {f.name for f in dataclasses.fields(algorithm_class) if f.metadata.get("advised", True)}  # type: ignore[arg-type]
+    advised = {k: v for k, v in advised.items() if k in takes}
     algorithm = _make(algorithm_class, {**advised, **given["algorithm"]}, algo, task)
     engine = given["run"].get("engine", "auto")
     if engine == "auto":

@@ -59,6 +59,7 @@ class Study:
         views: which panels and methods share a pair of axes, or a table.
         every_algorithm: methods that no label names are added under their own name.
         reach: a metric and a threshold, to measure speed by.
+        contrasts: pairs of panels to compare method by method; their instances are the same problems.
         leave_out: cells that are not run.
         bounds: panel -> what the metric may at most be there.
         no_bound: cells that the bounds do not hold for.
@@ -78,6 +79,7 @@ class Study:
     scale: Literal["log", "linear"] = "log"
     floor: float = 0.0
     reach: tuple[str, float] | None = None
+    contrasts: tuple[tuple[str, str], ...] = ()
     views: tuple[View, ...] = ()
     leave_out: tuple[Rule, ...] = ()
     no_bound: tuple[Rule, ...] = ()
@@ -108,7 +110,7 @@ class Cell:
 
 _KEYS = (
     "title", "asks", "kind", "metric", "focus", "settings", "task", "panels", "methods", "vary", "x_label", "scale",
-    "floor", "reach", "views", "leave_out", "no_bound", "every_algorithm", "notes",
+    "floor", "reach", "contrast", "views", "leave_out", "no_bound", "every_algorithm", "notes",
 )  # fmt: skip
 
 
@@ -183,6 +185,7 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
         scale=coerce("scale", data.get("scale", "log"), Literal["log", "linear"]),
         floor=coerce("floor", data.get("floor", 0.0), float),
         reach=_reach(data.get("reach")),
+        contrasts=_contrasts(data.get("contrast", []), tuple(panels)),
         views=_views(kind, data.get("views"), tuple(panels), tuple(methods)),
         leave_out=tuple(_rules("leave_out", data.get("leave_out", []), panels, methods)),
         no_bound=tuple(_rules("no_bound", data.get("no_bound", []), panels, methods)),
@@ -276,6 +279,16 @@ def _reach(data: Any) -> tuple[str, float] | None:
     if number <= 0:
         raise UserError(f"reach.{metric} is {number:g}; expected a number above 0")
     return metric, number
+
+
+def _contrasts(data: Any, panels: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    out = []
+    for given in _list("contrast", data):
+        found = _names("contrast", given, panels)
+        if len(found) != 2:
+            raise UserError(f"contrast: expected pairs of panels, and this is {given!r}")
+        out.append((found[0], found[1]))
+    return tuple(out)
 
 
 def _views(kind: str, data: Any, panels: tuple[str, ...], methods: tuple[str, ...]) -> tuple[View, ...]:
@@ -433,7 +446,9 @@ def run_missing(
     """
     from shiq_bench.run import execute
 
-    todo = {i for i, c in enumerate(cells) if not c.left_out and (c.state == "missing" or (again and c.state == "stale"))}
+    todo = {
+        i for i, c in enumerate(cells) if not c.left_out and (c.state == "missing" or (again and c.state == "stale"))
+    }
     out, shown = list(cells), [c.shown for c in cells]
     with Progress(study.name, len(todo), console) as progress:
         for i in sorted(todo):
@@ -550,7 +565,8 @@ def about(seconds: float) -> str:
 
 def sheet(study: Study, cells: Sequence[Cell], shown: Sequence[findings.Cell]) -> Sheet:
     """A study and its records as reporting sees them."""
-    metric = next(m for m in cells[0].resolved.task.metrics if m.name == study.metric)
+    known = cells[0].resolved.task.metrics
+    metric, titles = next(m for m in known if m.name == study.metric), {m.name: m.title for m in known}
     assert metric.better != "neither"
     return Sheet(
         name=study.name,
@@ -569,9 +585,16 @@ def sheet(study: Study, cells: Sequence[Cell], shown: Sequence[findings.Cell]) -
         log_y=study.scale == "log",
         log_x=study.kind == "curves",
         floor=study.floor,
-        reach=study.reach,
-        notes=(*study.notes, *(f"No bound for {_about(r)}: {r.reason}." for r in study.no_bound)),
+        reach=(*study.reach, titles[study.reach[0]]) if study.reach else None,
+        contrasts=study.contrasts,
+        notes=(*study.notes, *(_unbound(rule, study) for rule in study.no_bound)),
     )
+
+
+def _unbound(rule: Rule, study: Study) -> str:
+    who = f"methods that declare {rule.needs}" if rule.needs else findings.listed(rule.methods)
+    where = "" if rule.panels == tuple(study.panels) else f" on {findings.listed(rule.panels)}"
+    return f"Nothing is promised for {who}{where}: {rule.reason}."
 
 
 def main(
@@ -621,7 +644,9 @@ def main(
 
 def _print_plan(study: Study, cells: Sequence[Cell], console: Console) -> None:
     """What would be run, and about how long it takes by what the finished runs of the study took."""
-    counts = {state: sum((c.state if not c.left_out else "left out") == state for c in cells) for state in get_args(State)}
+    counts = {
+        state: sum((c.state if not c.left_out else "left out") == state for c in cells) for state in get_args(State)
+    }
     seconds = [sum(c.record.timings.values()) for c in cells if c.record is not None]
     guess = f", {about(sum(seconds) / len(seconds) * counts['missing'])}" if seconds and counts["missing"] else ""
     said = ", ".join(f"{n} {state}" for state, n in counts.items() if n)

@@ -54,8 +54,12 @@ def test_defaults_and_overrides() -> None:
         ("shiq", "tree", {"layout": "paded"}, "did you mean 'padded'"),
         ("shiq", "tree", {"multi_step": "no", "token_wise": "no"}, "token_wise=false needs multi_step"),
         ("shiq", "tree", {"learning_rate": "0"}, "positive"),
-        ("shiq", "tree", {"max_tokens": "16"}, "leaves no room"),
+        ("shiq", "tree", {"max_tokens": "96"}, "leaves no room"),
         ("shiq", "tree", {"actions": "1"}, "expected at least 2 actions"),
+        ("shiq", "bandit", {"coverage": "0"}, "expected a share"),
+        ("shiq", "bandit", {"off_policy": "-1"}, "off_policy"),
+        ("shiq", "bandit", {"kl_strength": "0"}, "kl_strength"),
+        ("reinforce", "bandit", {"samples": "x", "algorithm.samples": "0"}, "samples"),
     ],
 )
 def test_bad_settings_are_one_clear_line(algo: str, task: str, values: dict[str, str], message: str) -> None:

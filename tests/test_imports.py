@@ -62,7 +62,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "shiq_bench/reporting": (
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "shiq_bench.reporting"},
-        {"numpy", "scipy", "pandas", "rich"},
+        {"matplotlib", "numpy", "scipy", "pandas", "rich"},
     ),
 }
 

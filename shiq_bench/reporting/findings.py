@@ -72,7 +72,8 @@ class Sheet:
         focus: the method that the others are compared with; "" for none.
         x_label: what varies.
         floor: smaller values count as this one; 0 is none.
-        reach: a metric and the value it has to fall to, by which speed is measured.
+        reach: a metric, the value it has to fall to, by which speed is measured, and the metric in words.
+        contrasts: pairs of panels whose instances are the same problems, to be compared method by method.
     """
 
     name: str
@@ -91,7 +92,8 @@ class Sheet:
     log_y: bool = True
     log_x: bool = False
     floor: float = 0.0
-    reach: tuple[str, float] | None = None
+    reach: tuple[str, float, str] | None = None
+    contrasts: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -332,13 +334,16 @@ def _notes(sheet: Sheet) -> tuple[str, ...]:
 def _curves(sheet: Sheet) -> Findings:
     grids = [_final_grid(sheet, panel) for panel in sheet.panels]
     claims = [_panel_claim(sheet, panel) for panel in sheet.panels]
+    claims += [_contrast(sheet, *pair) for pair in sheet.contrasts]
     embedded: list[Grid] = []
     if sheet.reach:
         for panel in sheet.panels:
             claim, grid = _speed(sheet, panel, *sheet.reach)
             claims.append(claim)
             embedded.append(grid)
-    return Findings(_lead(sheet, "lines and bands,"), tuple(claims), (*embedded, *grids), _notes(sheet), tuple(embedded))
+    return Findings(
+        _lead(sheet, "lines and bands,"), tuple(claims), (*embedded, *grids), _notes(sheet), tuple(embedded)
+    )
 
 
 def _ends(sheet: Sheet, panel: str) -> dict[str, Estimate]:
@@ -402,6 +407,24 @@ def _below_start(sheet: Sheet, panel: str) -> str:
     return f" Worse than the reference they start from: {listed(worse)}." if worse else ""
 
 
+def _contrast(sheet: Sheet, one: str, other: str) -> str:
+    """Each method on one panel against itself on another."""
+    sign = 1 if sheet.better == "lower" else -1
+    said: dict[Verdict, list[str]] = {"wins": [], "loses": [], "undecided": []}
+    for method in sheet.methods:
+        pair = [c.record for p in (one, other) for c in sheet.of(p, method) if c.record is not None]
+        if len(pair) == 2:
+            a, b = (values(final(r), sheet.metric, sheet.floor) for r in pair)
+            d = paired_difference({k: sign * v for k, v in b.items()}, {k: sign * v for k, v in a.items()})
+            verdict = Duel(method, None, d, False).verdict
+            size = "" if verdict == "undecided" else f" ({number(abs(d.mean or 0.0))})"
+            said[verdict].append(f"{method}{size}")
+    return (
+        f"{one} against {other}: better on the former: {listed(said['wins'])}; better on the latter: "
+        f"{listed(said['loses'])}; undecided: {listed(said['undecided'])}."
+    )
+
+
 def _final_grid(sheet: Sheet, panel: str) -> Grid:
     against = {d.method: d for d in duels(sheet, panel)} if sheet.focus else {}
     headers = ["method", f"{sheet.label} at the end", "n"]
@@ -422,7 +445,7 @@ def _final_grid(sheet: Sheet, panel: str) -> Grid:
 # --- speed ---------------------------------------------------------------------------------------
 
 
-def _speed(sheet: Sheet, panel: str, metric: str, threshold: float) -> tuple[str, Grid]:
+def _speed(sheet: Sheet, panel: str, metric: str, threshold: float, label: str) -> tuple[str, Grid]:
     """Updates until a threshold, instance by instance: who is there first, and by what factor."""
     times: dict[str, dict[str, float | None]] = {}
     worst: dict[str, float | None] = {}
@@ -448,8 +471,8 @@ def _speed(sheet: Sheet, panel: str, metric: str, threshold: float) -> tuple[str
     headers = ["method", "reached", "updates (geometric mean)", "first on", "worst at the end"]
     if sheet.focus:
         headers.insert(3, f"times {sheet.focus}'s")
-    grid = Grid(f"{panel}: updates until {metric} falls to {threshold:g}", tuple(headers), tuple(rows))
-    return _speed_claim(sheet, panel, times, firsts, f"{metric} falls to {threshold:g}"), grid
+    grid = Grid(f"{panel}: updates until {label} falls to {threshold:g}", tuple(headers), tuple(rows))
+    return _speed_claim(sheet, panel, times, firsts, f"{label} falls to {threshold:g}"), grid
 
 
 def _speed_claim(
@@ -542,7 +565,9 @@ def _at(some: Sequence[float], every: Sequence[float]) -> str:
 def _against_grid(sheet: Sheet, panel: str) -> Grid:
     lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
     xs = sorted({x for line in lines.values() for x in line})
-    marks = {(d.method, d.x): {"wins": " (+)", "loses": " (-)", "undecided": ""}[d.verdict] for d in duels(sheet, panel)}
+    marks = {
+        (d.method, d.x): {"wins": " (+)", "loses": " (-)", "undecided": ""}[d.verdict] for d in duels(sheet, panel)
+    }
     rows = [
         (m, *(interval(line[x]) + marks.get((m, x), "") if x in line else EMPTY for x in xs))
         for m, line in lines.items()
@@ -555,7 +580,10 @@ def _against_grid(sheet: Sheet, panel: str) -> Grid:
 
 
 def _table(sheet: Sheet) -> Findings:
-    letters = {reason: chr(ord("a") + i) for i, reason in enumerate(dict.fromkeys(c.left_out for c in sheet.cells if c.left_out))}
+    letters = {
+        reason: chr(ord("a") + i)
+        for i, reason in enumerate(dict.fromkeys(c.left_out for c in sheet.cells if c.left_out))
+    }
     grids = [
         Grid(
             view.title,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +31,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 #: Inches of one pair of axes, and of the margins around each.
 AXES = (4.6, 3.0)
 LEFT, RIGHT, ABOVE, BELOW = 0.75, 0.2, 0.35, 0.5
+#: Inches of the title, and between the text and the edge.
+TITLE, EDGE = 0.32, 0.15
 #: Points of text under the axes, and the inches that a line of it and of a legend take.
-TEXT, LINE, LEGEND = 8.0, 0.155, 0.2
+TEXT, LINE, LEGEND = 8.0, 0.146, 0.2
 DPI = 150
 
 RC: Mapping[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "lines.linewidth": 1.4,
-    "lines.markersize": 4.0, "legend.frameon": False, "legend.fontsize": 8.5, "text.parse_math": False,
+    "lines.markersize": 4.0, "legend.frameon": False, "legend.fontsize": 8.5,
     "pdf.fonttype": 42,
 }  # fmt: skip
 
@@ -61,7 +63,7 @@ class Look:
 def looks(sheet: Sheet) -> dict[str, Look]:
     """Method -> look; no two are alike, in colour or without."""
     others = [m for m in sheet.methods if m != sheet.focus]
-    out = {sheet.focus: Look("#000000", "-", "o", 2.2)} if sheet.focus else {}
+    out = {sheet.focus: Look("#000000", "-", "o", 2.8)} if sheet.focus else {}
     for i, method in enumerate(others):
         markers = MARKERS[1:]
         out[method] = Look(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], markers[i % len(markers)], 1.4)
@@ -97,34 +99,25 @@ def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(dict(RC))
-        columns = min(2, len(sheet.views))
-        rows = -(-len(sheet.views) // columns)
-        width = columns * (AXES[0] + LEFT + RIGHT) if columns > 1 else 1.45 * AXES[0] + LEFT + RIGHT
-        text = _under(sheet, said, width)
-        entries = len(sheet.methods) + 1
-        across = max(1, int(width / 1.75))
-        legend = -(-entries // across) * LEGEND + 0.15
-        panels = rows * (AXES[1] + ABOVE + BELOW)
-        height = 0.4 + panels + legend + (text.count("\n") + 1) * LINE + 0.15
-
-        figure = Figure(figsize=(width, height))
+        layout = _Layout.of(sheet, said)
+        figure = Figure(figsize=(layout.width, layout.height))
         canvas = FigureCanvasAgg(figure)
-        figure.text(0.15 / width, 1 - 0.12 / height, sheet.title, va="top", fontsize=12, fontweight="bold")
+        layout.text(figure, 0.12, _literal(sheet.title), fontsize=12, fontweight="bold")
         handles: dict[str, Any] = {}
         for i, view in enumerate(sheet.views):
-            column, row = i % columns, i // columns
-            one = (width - columns * (LEFT + RIGHT)) / columns
-            left = LEFT + column * (one + LEFT + RIGHT)
-            bottom = height - 0.4 - (row + 1) * (AXES[1] + ABOVE + BELOW) + BELOW
-            axes = figure.add_axes((left / width, bottom / height, one / width, AXES[1] / height))
-            handles |= _axes(sheet, view, axes)
+            handles |= _axes(sheet, view, figure.add_axes(layout.box(i)))
         order = [m for m in (*sheet.methods, _REFERENCE) if m in handles]
-        top = 0.4 + panels
-        _legend(figure, [handles[m] for m in order], order, across, 1 - top / height)
-        figure.text(
-            0.15 / width, 1 - (top + legend) / height, text, va="top", fontsize=TEXT, family="DejaVu Sans Mono",
-            linespacing=LINE * 72 / TEXT / 1.17,
-        )  # fmt: skip
+        below = TITLE + layout.panels
+        if order:
+            figure.legend(
+                [handles[m] for m in order], [_literal(m) for m in order], loc="upper center",
+                bbox_to_anchor=(0.5, 1 - below / layout.height), ncols=layout.across, handlelength=3.4,
+                borderaxespad=0.0, columnspacing=1.6,
+            )  # fmt: skip
+        below += layout.legend
+        layout.text(figure, below, "\n".join(layout.sentences), fontsize=TEXT)
+        below += (len(layout.sentences) + 1) * LINE
+        layout.text(figure, below, "\n".join(layout.tables), fontsize=TEXT, family="DejaVu Sans Mono")
         png, pdf = io.BytesIO(), io.BytesIO()
         canvas.print_figure(png, format="png", dpi=DPI, metadata={"Software": None})
         canvas.print_figure(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
@@ -134,33 +127,103 @@ def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
 _REFERENCE = "reference (the start)"
 
 
-def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], across: int, top: float) -> None:
-    if handles:
-        figure.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.5, top), ncols=across, handlelength=3.2,
-            borderaxespad=0.0, columnspacing=1.6,
-        )  # fmt: skip
+@dataclass(frozen=True)
+class _Layout:
+    """Where things stand on the figure, in inches from its top: title, axes, legend, sentences, tables."""
+
+    columns: int
+    rows: int
+    width: float
+    across: int
+    legend: float
+    sentences: tuple[str, ...]
+    tables: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sheet: Sheet, said: Findings) -> _Layout:
+        columns = min(2, len(sheet.views))
+        tables = [_literal(line) for grid in said.embedded for line in (*aligned(grid), "")]
+        width = columns * (AXES[0] + LEFT + RIGHT) if columns > 1 else 1.5 * AXES[0] + LEFT + RIGHT
+        width = max(width, 2 * EDGE + max((_inches(line, mono=True) for line in tables), default=0.0))
+        names = [*sheet.methods, _REFERENCE]
+        across = max(1, int(width / (0.75 + max(map(_inches, names)))))
+        sentences = [
+            line
+            for part in (said.lead, *(f"• {claim}" for claim in said.claims))
+            for line in _wrapped(_literal(part), width - 2 * EDGE)
+        ]
+        legend = -(-len(names) // across) * LEGEND + 0.15
+        return cls(columns, -(-len(sheet.views) // columns), width, across, legend, tuple(sentences), tuple(tables))
+
+    @property
+    def panels(self) -> float:
+        return self.rows * (AXES[1] + ABOVE + BELOW)
+
+    @property
+    def height(self) -> float:
+        lines = len(self.sentences) + bool(self.tables) + len(self.tables)
+        return TITLE + self.panels + self.legend + lines * LINE + EDGE
+
+    def box(self, i: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of the i-th axes, as shares of the figure."""
+        row, column = divmod(i, self.columns)
+        wide = (self.width - self.columns * (LEFT + RIGHT)) / self.columns
+        left = LEFT + column * (wide + LEFT + RIGHT)
+        bottom = self.height - TITLE - (row + 1) * (AXES[1] + ABOVE + BELOW) + BELOW
+        return left / self.width, bottom / self.height, wide / self.width, AXES[1] / self.height
+
+    def text(self, figure: Figure, top: float, text: str, **style: Any) -> None:
+        spacing = LINE * 72 / TEXT / 1.1  # a line of matplotlib's is 1.1 times its size
+        figure.text(EDGE / self.width, 1 - top / self.height, text, va="top", linespacing=spacing, **style)
+
+
+def _inches(text: str, mono: bool = False) -> float:
+    """How wide a line under the axes is."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family="DejaVu Sans Mono" if mono else "DejaVu Sans", size=TEXT)
+    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72
+
+
+def _wrapped(text: str, inches: float) -> list[str]:
+    """Lines that fit, all but the first one indented."""
+    lines: list[str] = []
+    now, width, space, indent = "", 0.0, _inches("a b") - _inches("ab"), "   "
+    for word in text.split(" "):
+        wide = _inches(word)
+        if now.strip() and width + space + wide > inches:
+            lines.append(now)
+            now, width = indent + word, len(indent) * space + wide
+        else:
+            now, width = (f"{now} {word}", width + space + wide) if now else (word, wide)
+    return [*lines, now]
+
+
+def _literal(text: str) -> str:
+    """A dollar sign is no formula."""
+    return text.replace("$", r"\$")
 
 
 def _axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
     """Draw one view; returns what the legend shows."""
-    axes.set_title(view.title)
-    axes.set_xlabel("updates" if sheet.kind == "curves" else sheet.x_label)
-    axes.set_ylabel(sheet.label)
-    if sheet.log_x:
-        axes.set_xscale("log")
-    if sheet.log_y:
-        axes.set_yscale("log")
+    axes.set_title(_literal(view.title))
+    axes.set_xlabel("updates" if sheet.kind == "curves" else _literal(sheet.x_label))
+    axes.set_ylabel(_literal(sheet.label))
     lines = {(p, m): found for p in view.panels for m in view.methods if (found := series(sheet, p, m))}
     begun = {p: e for p in view.panels if (e := start(sheet, p)).mean is not None}
     bottom, top = _limits(sheet, [e for line in lines.values() for _, e in line], list(begun.values()))
     axes.set_ylim(bottom, top)
+    for axis, is_log in ((axes.xaxis, sheet.log_x), (axes.yaxis, sheet.log_y)):
+        if is_log:
+            _logarithmic(axis, top / bottom if axis is axes.yaxis else inf)
     handles: dict[str, Any] = {}
     for estimate in begun.values():
         handles[_REFERENCE] = axes.axhline(estimate.mean or 0.0, color="#999999", linewidth=1.0, linestyle=":")
     styles = looks(sheet)
     for i, ((_, method), line) in enumerate(lines.items()):
-        look, front = styles[method], 4 if method == sheet.focus else 3
+        # Beneath the others, and wider: a line that equals it is seen on top of it.
+        look, front = styles[method], 3 if method == sheet.focus else 4
         x = [x for x, _ in line]
         mean = [e.mean or 0.0 for _, e in line]
         low = [e.mean if e.low is None else e.low for _, e in line]
@@ -177,6 +240,20 @@ def _axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
     return handles
 
 
+def _logarithmic(axis: Any, ratio: float) -> None:
+    """A logarithmic axis with plain numbers at the powers of ten, and between them where there are few of those."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 50 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _tick(x: float) -> str:
+    return f"{x:g}" if 1e-3 <= x < 1e5 else f"$10^{{{round(log10(x))}}}$" if x > 0 else ""
+
+
 def _limits(sheet: Sheet, drawn: Sequence[Estimate], begun: Sequence[Estimate]) -> tuple[float, float]:
     """Of the means, with room; a band that goes lower is cut, since a logarithm has no zero."""
     means = [e.mean for e in (*drawn, *begun) if e.mean is not None]
@@ -191,21 +268,14 @@ def _limits(sheet: Sheet, drawn: Sequence[Estimate], begun: Sequence[Estimate]) 
     return max(min(positive), sheet.floor) / 1.6, max(top, min(positive)) * 1.6
 
 
-def _under(sheet: Sheet, said: Findings, width: float) -> str:
-    """The text under the axes, wrapped to the width of the figure."""
-    across = int((width - 0.3) * 72 / (0.602 * TEXT))
-    parts = [said.lead, *said.claims]
-    lines = [line for part in parts for line in textwrap.wrap(part, across, subsequent_indent="  ")]
-    for grid in said.embedded:
-        lines += ["", *aligned(grid)]
-    return "\n".join(lines)
-
-
 def aligned(grid: Grid) -> list[str]:
     """A table in fixed-width text, its title first."""
     rows = [grid.headers, *grid.rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(grid.headers))]
-    texts = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    texts = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     return [grid.title, *(t.rstrip() for t in texts)]
 
 
@@ -227,7 +297,9 @@ def page(sheet: Sheet, said: Findings) -> str:
     else:
         rest = [line for grid in said.grids if grid not in said.embedded for line in (*pipes(grid), "")]
         out += [*embedded, *notes, "", NUMBERS, "", *rest]
-    files = " and ".join(f"[{sheet.name}.{s}]({sheet.name}.{s})" for s in ("csv", "pdf")[: 1 if sheet.kind == "table" else 2])
+    files = " and ".join(
+        f"[{sheet.name}.{s}]({sheet.name}.{s})" for s in ("csv", "pdf")[: 1 if sheet.kind == "table" else 2]
+    )
     return "\n".join([*out, f"Every number with its run: {files}."]) + "\n"
 
 
@@ -266,7 +338,9 @@ def numbers(sheet: Sheet) -> str:
             runs = {cell.x: cell.record.run_id for cell in sheet.of(panel, method) if cell.record is not None}
             for x, e in series(sheet, panel, method):
                 run = runs.get(None if None in runs else x, "")
-                rows.writerow([panel, method, f"{x:g}", sheet.metric, *map(_digits, (e.mean, e.low, e.high)), e.units, run])
+                rows.writerow(
+                    [panel, method, f"{x:g}", sheet.metric, *map(_digits, (e.mean, e.low, e.high)), e.units, run]
+                )
     return file.getvalue()
 
 

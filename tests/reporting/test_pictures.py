@@ -1,0 +1,376 @@
+"""What is said of records whose winner is known, and that it is drawn, under the same bytes every time."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shiq_bench.records import Evaluation, RunRecord, RunSpec
+from shiq_bench.reporting import pictures
+from shiq_bench.reporting.findings import Cell, Findings, Sheet, View, duels, findings, number, updates_until
+from shiq_bench.reporting.statistics import summarise
+
+ROOT = Path(__file__).parents[2]
+N = 8
+Values = Sequence[float | None]
+
+#: What makes an instance hard is the same for every method: only paired differences see through it.
+HARD = np.linspace(0.0, 1.0, N)
+SHAKE = np.tile([0.01, -0.01], N // 2)
+
+
+def evaluation(policy: str, step: int, metrics: Mapping[str, Values], diverged: Values = ()) -> Evaluation:
+    n = len(next(iter(metrics.values())))
+    examples = [
+        {"prompt_id": f"instance {i}", **{k: v[i] for k, v in metrics.items()}, "details": {}} for i in range(n)
+    ]
+    for example, value in zip(examples, diverged, strict=False):
+        example["diverged"] = value
+    return Evaluation(policy, "instances", "exact", step, summarise(examples, list(metrics)), tuple(examples))
+
+
+def record(algo: str, metrics: Mapping[str, Values], begun: float = 2.0, diverged: Values = ()) -> RunRecord:
+    """A run of 100 updates whose metrics fall from ``begun`` to their last values, tenfold in ten updates at most."""
+    n = len(next(iter(metrics.values())))
+    start = {k: [begun] * n for k in metrics}
+    curve = []
+    for step in (0, 1, 10, 50, 100):
+        share = step / 100
+        now = {
+            k: [None if v is None else begun ** (1 - share) * max(v, 1e-9) ** share for v in vs]
+            for k, vs in metrics.items()
+        }
+        curve.append(evaluation("trained", step, now))
+    spec = RunSpec(algo, "bandit", model="table", steps=100, seeds=n)
+    found = (evaluation("reference", 0, start), evaluation("trained", 100, metrics, diverged))
+    return RunRecord(spec.run_id, "done", spec, source_hash="5ee0c0de", evaluations=found, curve=tuple(curve))
+
+
+def sheet(cells: Sequence[Cell], **changes: Any) -> Sheet:
+    panels = tuple(dict.fromkeys(c.panel for c in cells))
+    methods = tuple(dict.fromkeys(c.method for c in cells))
+    made = Sheet(
+        name="example", title="An example", asks="Who wins?", kind="curves", metric="regret", label="regret",
+        better="lower", focus="Ours", x_label="off_policy", panels=panels, methods=methods,
+        views=tuple(View(p, (p,), methods) for p in panels), cells=tuple(cells), log_x=True,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def one_panel(ends: Mapping[str, Values], **changes: Any) -> Sheet:
+    cells = [Cell("bandit", m, record=record(m.lower(), {"regret": v})) for m, v in ends.items()]
+    return sheet(cells, **changes)
+
+
+def shifted(by: float, shake: float = 0.0) -> list[float]:
+    """Ours plus ``by``, shaken or not; instances are spread over much more than either."""
+    return [float(v) for v in 0.2 + HARD + by + shake * SHAKE]
+
+
+KNOWN = {
+    "Ours": shifted(0.0),
+    "Worse": shifted(0.05, 1.0),
+    "Better": shifted(-0.05, 1.0),
+    "Even": shifted(0.0, 1.0),
+    "Twin": shifted(0.0),
+}
+
+
+def claims(made: Sheet) -> str:
+    return "\n".join(findings(made).claims)
+
+
+# --- who wins ---
+
+
+def test_a_known_winner_and_a_known_loser() -> None:
+    """Differences of 0.05 with a spread of 0.01, while instances spread over 1: paired they are beyond doubt."""
+    text = claims(one_panel(KNOWN))
+    assert "Ours wins against Worse (0.05); it loses to Better (0.05); undecided: Even and Twin (equal)." in text
+    assert text.startswith("bandit: lowest at the end: Better (")
+    assert {d.method: d.verdict for d in duels(one_panel(KNOWN), "bandit")} == {
+        "Worse": "wins", "Better": "loses", "Even": "undecided", "Twin": "undecided",
+    }  # fmt: skip
+
+
+def test_nobody_wins() -> None:
+    ends = {"Ours": KNOWN["Ours"], "Even": KNOWN["Even"]}
+    assert "Ours wins against none; it loses to none; undecided: Even." in claims(one_panel(ends))
+
+
+def test_the_difference_is_paired_over_the_instances_both_have() -> None:
+    """Even where the other finished fewer of them, and its mean looks better for it."""
+    easy = [v if i < 4 else None for i, v in enumerate(shifted(0.05, 1.0))]
+    made = one_panel({"Ours": KNOWN["Ours"], "Part": easy})
+    (duel,) = duels(made, "bandit")
+    assert duel.difference.n == 4 and duel.verdict == "wins"
+    assert duel.difference.mean == pytest.approx(0.05)
+
+
+def test_higher_can_be_better() -> None:
+    text = claims(one_panel(KNOWN, better="higher"))
+    assert "highest at the end: Worse (" in text
+    assert "Ours wins against Better (0.05); it loses to Worse (0.05)" in text
+
+
+def test_one_instance_claims_nothing() -> None:
+    text = claims(one_panel({"Ours": [0.1], "Other": [0.9]}))
+    assert "wins against none; it loses to none; undecided: Other." in text
+
+
+def test_what_is_under_the_floor_is_equal() -> None:
+    tiny = {"Ours": [1e-9 * (i + 1) for i in range(N)], "Other": [1e-8 * (i + 1) for i in range(N)]}
+    assert "wins against Other" in claims(one_panel(tiny))
+    text = claims(one_panel(tiny, floor=1e-6))
+    assert "lowest at the end: Ours and Other (1.0e-06" in text and "undecided: Other (equal)" in text
+
+
+def test_who_ends_worse_than_it_began() -> None:
+    ends = {"Ours": shifted(0.0), "Worse": shifted(3.0, 1.0)}
+    assert "Worse than the reference they start from: Worse." in claims(one_panel(ends))
+
+
+def test_without_a_focus_or_its_run_nothing_is_compared() -> None:
+    assert "wins" not in claims(one_panel(KNOWN, focus=""))
+    made = one_panel(KNOWN)
+    gone = replace(made.cells[0], record=None, problem="exploded")
+    said = findings(replace(made, cells=(gone, *made.cells[1:])))
+    assert "Ours has no finished run here: nothing is compared." in said.claims[0]
+    assert "Not there: Ours on bandit: exploded." in said.notes
+
+
+def test_a_contrast_pairs_two_panels() -> None:
+    cells = [
+        Cell(panel, method, record=record(method.lower(), {"regret": ends}))
+        for panel, by in (("told late", 0.1), ("told at once", 0.0))
+        for method, ends in (("Ours", shifted(0.0)), ("Credit", shifted(by, 1.0)))
+    ]
+    text = claims(sheet(cells, contrasts=(("told at once", "told late"),)))
+    line = "told at once against told late: better on the former: Credit (0.1); better on the latter: none; undecided: "
+    assert f"{line}Ours." in text
+
+
+def test_lost_instances_and_versions_are_told() -> None:
+    lost = record("lost", {"regret": [None, *[0.1] * (N - 1)]}, diverged=[1.0] + [0.0] * (N - 1))
+    cells = [Cell("bandit", "Ours", record=replace(lost, source_hash="0ther"))]
+    cells += [Cell("bandit", "Other", record=record("other", {"regret": [0.1] * N}))]
+    cells += [Cell("bandit", "Never", left_out="it has no need to")]
+    notes = findings(sheet(cells)).notes
+    assert f"Ours on bandit diverged on 1 of {N} instances, which its numbers leave out." in notes
+    assert "Left out: Never on bandit: it has no need to." in notes
+    assert any(n.startswith("MIXED SOURCES") for n in notes)
+
+
+# --- speed ---
+
+
+def test_updates_until_a_threshold_are_interpolated() -> None:
+    """1 at 0 updates, 1e-2 at 10: 1e-1 is halfway in the logarithm; what never falls so far is None; once is enough."""
+    curve = tuple(
+        evaluation("trained", step, {"kl": values})
+        for step, values in ((0, [1.0, 1.0, 0.05]), (10, [1e-2, 0.5, 0.5]), (20, [1.0, 0.2, 0.01]))
+    )
+    made = replace(record("a", {"kl": [0.0] * 3}), curve=curve)
+    found = updates_until(made, "kl", 0.1)
+    assert found == {"instance 0": pytest.approx(5.0), "instance 1": None, "instance 2": 0.0}
+
+
+def test_speed_is_counted_instance_by_instance() -> None:
+    """On half of the instances one is first, on the others the other, and by the same factor: undecided."""
+    fast, slow = 1e-8, 1e-4
+    half = [fast, slow] * (N // 2)
+    ends = {"Ours": half, "Mirror": half[::-1], "Slow": [1e-3] * N, "Never": [1.0] * N}
+    made = one_panel(ends, reach=("regret", 1e-2, "regret"))
+    said = findings(made)
+    text = "\n".join(said.claims)
+    assert f"Ours on {N // 2}, Mirror on {N // 2}, Slow on 0 and Never on 0 of {N} instances." in text
+    assert "Ours needs fewer updates than Slow, more than none; undecided: Mirror and Never." in text
+    rows = {row[0]: row for row in said.embedded[0].rows}
+    assert rows["Never"][1] == f"0 of {N}" and rows["Never"][2] == "–"
+    assert rows["Mirror"][3].startswith("1 [")
+    assert any("updates until regret falls to 0.01" in line for line in pictures.aligned(said.embedded[0]))
+
+
+# --- against what varies ---
+
+
+def varied(**changes: Any) -> Sheet:
+    """The other is worse at 0 and better at 2; at 1 nobody is."""
+    others = {0.0: shifted(0.05, 1.0), 1.0: shifted(0.0, 1.0), 2.0: shifted(-0.05, 1.0)}
+    cells = [Cell("tree", "Ours", x, record=record("ours", {"regret": shifted(0.0)})) for x in others]
+    cells += [Cell("tree", "Other", x, record=record("other", {"regret": v})) for x, v in others.items()]
+    cells += [Cell("tree", "Always", x, record=record("always", {"regret": shifted(1.0, 1.0)})) for x in others]
+    return sheet(cells, kind="against", log_x=False, **changes)
+
+
+def test_claims_name_the_values_where_they_hold() -> None:
+    text = claims(varied())
+    assert "Ours wins against Other at 0; Always at every value." in text
+    assert "Ours loses to Other at 2." in text and "Ours is undecided against Other at 1." in text
+    assert "lowest: Ours at 0" in text and "Other at 2" in text
+    grid = findings(varied()).grids[0]
+    assert grid.headers == ("off_policy →", "0", "1", "2")
+    other = next(row for row in grid.rows if row[0] == "Other")
+    assert other[1].endswith("(+)") and not other[2].endswith(")") and other[3].endswith("(-)")
+
+
+# --- tables ---
+
+
+def proof() -> Sheet:
+    tight, loose = [1e-9, 3e-8], [1e-9, 2e-3]
+    cells = [
+        Cell("tree", "Exact", record=record("exact", {"kl": [0.0, -1e-17]}), bound=1e-6),
+        Cell("tree", "Close", record=record("close", {"kl": tight}), bound=1e-6),
+        Cell("tree", "Off", record=record("off", {"kl": loose}), bound=1e-6),
+        Cell("tree", "None", record=record("none", {"kl": [None, None]}), bound=1e-6),
+        Cell("tree", "Broken", bound=1e-6, problem="exploded"),
+        Cell("grid", "Exact", left_out="too large"),
+        Cell("grid", "Close", left_out="of no use"),
+        Cell("grid", "Off", record=record("off", {"kl": loose})),
+        Cell("grid", "None", left_out="too large"),
+        Cell("grid", "Broken", record=record("broken", {"kl": [1e-3, None]})),
+    ]
+    made = sheet(cells, kind="table", metric="kl", label="KL", focus="")
+    return replace(made, views=(View("Everything", made.panels, made.methods),))
+
+
+def test_a_table_marks_what_breaks_its_promise() -> None:
+    said = findings(proof())
+    assert said.grids[0].rows == (
+        ("Exact", "<1e-12", "a"),
+        ("Close", "3.0e-08 (1.5e-08)", "b"),
+        ("Off", "2.0e-03 (1.0e-03) !", "2.0e-03 (1.0e-03)"),
+        ("None", "–", "a"),
+        ("Broken", "failed", "1.0e-03 (1.0e-03) 1 of 2"),
+    )
+    assert said.claims == (
+        "At or under 1.0e-06 in 2 of the 3 cells of which that is promised; above: Off on tree (0.002).",
+    )
+    assert "(a) too large." in said.notes and "Not there: Broken on tree: exploded." in said.notes
+    text = pictures.page(proof(), said)
+    assert "| Off | 2.0e-03 (1.0e-03) ! | 2.0e-03 (1.0e-03) |" in text and ".png" not in text
+
+
+# --- files ---
+
+
+def white(made: Sheet) -> np.ndarray:
+    """Height x width: 0 black to 1 white, of the picture."""
+    return pixels(made).mean(-1)
+
+
+def pixels(made: Sheet) -> np.ndarray:
+    from matplotlib.image import imread
+
+    out: np.ndarray = imread(io.BytesIO(pictures.draw(made, findings(made))["png"]))[..., :3]
+    return out
+
+
+def colour(image: np.ndarray, name: str) -> int:
+    """Pixels of a colour."""
+    rgb = np.array([int(name[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return int((np.abs(image - rgb).max(-1) < 0.02).sum())
+
+
+def test_every_method_is_drawn_and_nothing_is_cut() -> None:
+    made = one_panel(KNOWN)
+    empty = replace(made, cells=tuple(replace(c, record=None) for c in made.cells))
+    image, blank = pixels(made), pixels(empty)
+    styles = pictures.looks(made)
+    assert len({(s.colour, s.line) for s in styles.values()}) == len({s.marker for s in styles.values()}) == len(KNOWN)
+    for method, look in styles.items():
+        assert colour(image, look.colour) > colour(blank, look.colour) + 100, method
+    for edge in (image[:2], image[-2:], image[:, :2], image[:, -2:]):
+        assert edge.min() > 0.99, "something runs over the edge"
+
+
+def test_more_methods_than_colours_still_differ() -> None:
+    cells = [Cell("bandit", f"m{i}") for i in range(20)]
+    styles = pictures.looks(sheet(cells, focus="m3")).values()
+    assert len({(s.colour, str(s.line)) for s in styles}) == 20
+
+
+@pytest.mark.parametrize("made", [one_panel(KNOWN, reach=("regret", 0.5, "regret")), varied(log_y=False), proof()])
+def test_the_same_records_give_the_same_bytes(made: Sheet, tmp_path: Path) -> None:
+    first = {p.name: p.read_bytes() for p in pictures.write(made, tmp_path / "a")}
+    second = {p.name: p.read_bytes() for p in pictures.write(replace(made), tmp_path / "b")}
+    assert first == second
+    assert set(first) == {f"example.{s}" for s in ("md", "csv", *(["png", "pdf"] if made.kind != "table" else []))}
+
+
+SCRIPT = """
+import sys
+import shiq_bench.reporting.pictures, shiq_bench.reporting.findings
+early = [m for m in ("torch", "matplotlib", "pandas", "rich") if m in sys.modules]
+import hashlib
+from tests.reporting.test_pictures import KNOWN, findings, one_panel, pictures
+made = one_panel(KNOWN)
+drawn = pictures.draw(made, findings(made))
+heavy = [m for m in ("torch", "transformers", "matplotlib.pyplot") if m in sys.modules]
+print(early, heavy, hashlib.sha256(drawn["png"]).hexdigest(), hashlib.sha256(drawn["pdf"]).hexdigest())
+"""
+
+
+def test_another_process_draws_the_same_without_torch(tmp_path: Path) -> None:
+    """Whatever its hash seed and its user's matplotlibrc."""
+    import os
+
+    (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nbackend: TkAgg\n")
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path), "DISPLAY": ""}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    drawn = pictures.draw(one_panel(KNOWN), findings(one_panel(KNOWN)))
+    digests = [hashlib.sha256(drawn[s]).hexdigest() for s in ("png", "pdf")]
+    assert done.stdout.strip() == f"[] [] {digests[0]} {digests[1]}"
+
+
+def test_a_page_says_it_and_the_index_repeats_it_without_the_numbers(tmp_path: Path) -> None:
+    made = one_panel(KNOWN, notes=("A remark_of the study.",))
+    pictures.write(made, tmp_path)
+    text = (tmp_path / "example.md").read_text()
+    said: Findings = findings(made)
+    for part in ("# An example", "Who wins?", "![An example](example.png)", said.claims[0], "A remark\\_of the study."):
+        assert part in text
+    assert "| Worse |" in text
+    pictures.index(tmp_path, ["example", "never-drawn"])
+    whole = (tmp_path / pictures.INDEX).read_text()
+    assert "## An example" in whole and said.claims[0] in whole and "| Worse |" not in whole
+    assert "never" not in whole
+
+
+def test_every_number_traces_to_its_run() -> None:
+    made = varied()
+    rows = list(csv.DictReader(io.StringIO(pictures.numbers(made))))
+    assert {r["run_id"] for r in rows} == {r.run_id for r in made.done}
+    assert [r["x"] for r in rows if r["method"] == "Other"] == ["0", "1", "2"]
+    assert float(rows[0]["mean"]) == pytest.approx(np.mean(shifted(0.0)))
+    curve = list(csv.DictReader(io.StringIO(pictures.numbers(one_panel(KNOWN)))))
+    assert [r["x"] for r in curve if r["method"] == "Ours"] == ["1", "10", "50", "100"]
+
+
+def test_a_terminal_gets_the_claims() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=140)
+    console.print(pictures.terminal(proof()))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "2.0e-03 (1.0e-03) !" in text and "At or under 1.0e-06 in 2 of the 3" in text
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [(0.0, "0"), (0.01234, "0.0123"), (-0.5, "-0.5"), (3e-5, "3.0e-05"), (123.4, "123"), (12345.0, "1.2e+04")],
+)
+def test_numbers_are_short(x: float, text: str) -> None:
+    assert number(x) == text

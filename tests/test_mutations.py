@@ -1,0 +1,207 @@
+"""Every planted bug is caught by the test that was named for it beforehand.
+
+The project is copied once. One process imports torch and transformers, and nothing of ours; for
+every test it is asked for it forks a child that imports the copy as it stands and runs that test.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import pytest
+
+from tests.mutations import MUTATIONS, Mutation
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("shiq_bench", "algorithms", "tasks", "tests", "README.md", "pyproject.toml")
+OURS = ("shiq_bench", "algorithms", "tasks")
+#: Third parties that most of the named tests import, down to where importing takes its time.
+HEAVY = (
+    "numpy", "scipy.optimize", "scipy.special", "scipy.stats", "torch", "torch.func", "torch.distributed",
+    "safetensors.torch", "tokenizers", "accelerate", "transformers.trainer", "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama", "transformers.models.cohere.modeling_cohere",
+)  # fmt: skip
+
+State = Literal["passed", "caught", "broken"]
+
+
+# --- in the child: one test ---
+
+
+class Witness:
+    """Notes how the one test ended: ``caught`` only where an assertion of the test failed."""
+
+    def __init__(self) -> None:
+        self.state: State = "broken"
+        self.called = 0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> Generator[None, Any, Any]:
+        report = yield
+        if report.when == "call":
+            self.called += 1
+            asserted = call.excinfo and isinstance(call.excinfo.value, AssertionError | pytest.fail.Exception)
+            self.state = "passed" if report.passed else "caught" if report.failed and asserted else "broken"
+        elif report.failed:
+            self.state = "broken"
+        return report
+
+
+def run_one(test: str, folder: Path) -> NoReturn:
+    """Run a test in the current directory, write ``state`` and ``log`` into ``folder``, and end the process."""
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    witness = Witness()
+    # A timeout in a thread ends the process; by a signal it would look like a failed assertion.
+    options = ["-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout=200", "--timeout-method=thread"]
+    pytest.main([test, *options, f"--basetemp={folder / 'tmp'}"], plugins=[witness])
+    loaded = [str(sys.modules[name].__file__) for name in OURS if name in sys.modules]
+    if witness.called != 1 or not all(Path(file).is_relative_to(Path.cwd()) for file in loaded):
+        print(f"{witness.called} tests ran, of {loaded}; expected one, of {Path.cwd()}", flush=True)
+        witness.state = "broken"
+    (folder / "state").write_text(witness.state)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def serve() -> None:
+    """Fork a child for every line of standard input, ``[test, folder]``, and answer with a line when it has ended."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for name in HEAVY:
+        importlib.import_module(name)
+    gc.freeze()
+    assert threading.active_count() == 1, "a fork would lose the other threads"
+    assert not set(OURS) & set(sys.modules), "the children would not see their mutations"
+    for line in sys.stdin:
+        test, folder = json.loads(line)
+        if (pid := os.fork()) == 0:
+            run_one(test, Path(folder))
+        os.waitpid(pid, 0)
+        print(pid, file=answers, flush=True)
+
+
+# --- in the session ---
+
+
+@dataclass
+class Bench:
+    """A copy of the project, and the process that runs its tests."""
+
+    folder: Path
+    server: subprocess.Popen[str]
+    environment: dict[str, str]
+    runs: int = 0
+    clean: dict[str, tuple[State, str]] = field(default_factory=dict)
+
+    @property
+    def copy(self) -> Path:
+        return self.folder / "copy"
+
+    def run(self, test: str) -> tuple[State, str]:
+        """How a test of the copy ends, and what it printed."""
+        self.runs += 1
+        out = self.folder / str(self.runs)
+        out.mkdir()
+        if "vllm" in test:  # it forks and threads by itself, and wants a GPU where there is one
+            code = f"from pathlib import Path; from tests.test_mutations import run_one; run_one({test!r}, Path({str(out)!r}))"
+            environment = {k: v for k, v in self.environment.items() if k != "CUDA_VISIBLE_DEVICES"}
+            subprocess.run([sys.executable, "-c", code], cwd=self.copy, env=environment, check=False)
+        else:
+            assert self.server.stdin is not None and self.server.stdout is not None
+            self.server.stdin.write(json.dumps([test, str(out)]) + "\n")
+            self.server.stdin.flush()
+            assert self.server.stdout.readline(), (self.folder / "server.log").read_text()
+        state = (out / "state").read_text() if (out / "state").exists() else "broken"
+        return state, (out / "log").read_text()[-4000:] if (out / "log").exists() else ""  # type: ignore[return-value]
+
+    def complaint(self, mutation: Mutation) -> str | None:
+        """What is wrong with a mutation; None where the test named for it caught it."""
+        path = self.copy / mutation.file
+        text = path.read_text()
+        found = text.count(mutation.old)
+        if found != 1:
+            return (
+                f"{mutation.name!r} no longer fits: its text occurs {found} times in {mutation.file}, expected once. "
+                f"Write the bug anew for the code as it is:\n{mutation.old}"
+            )
+        mutated = text.replace(mutation.old, mutation.new)
+        compile(mutated, mutation.file, "exec")
+        if mutation.test not in self.clean:
+            self.clean[mutation.test] = self.run(mutation.test)
+        state, log = self.clean[mutation.test]
+        if state != "passed":
+            return f"{mutation.test} does not pass without any bug, so it catches none:\n{log}"
+        path.write_text(mutated)
+        try:
+            state, log = self.run(mutation.test)
+        finally:
+            path.write_text(text)
+        if state == "passed":
+            return f"{mutation.name!r} SURVIVES: {mutation.test} passes with it in {mutation.file}"
+        if state == "broken":
+            return f"{mutation.name!r} breaks {mutation.test} otherwise than by a failed assertion:\n{log}"
+        return None
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("mutations")
+    (folder / "copy").mkdir()
+    for name in COPIED:
+        source, target = ROOT / name, folder / "copy" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        # Two bugs of equal length within a second would be one file to a cache of compiled ones.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",  # no fork of a process may open it
+    }
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", "from tests.test_mutations import serve; serve()"],
+            cwd=folder / "copy", env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+    yield Bench(folder, server, environment)
+    assert server.stdin is not None
+    server.stdin.close()
+    server.wait(timeout=30)
+
+
+def test_the_list_is_a_list() -> None:
+    assert MUTATIONS, "no bug is planted"
+    assert len({m.name for m in MUTATIONS}) == len(MUTATIONS)
+    for m in MUTATIONS:
+        assert m.file.split("/")[0] in OURS, f"{m.name}: a bug in a test proves nothing"
+        assert m.old.strip() and m.old != m.new, m.name
+
+
+def _parameter(mutation: Mutation) -> Any:
+    absent = "vllm" in mutation.test and importlib.util.find_spec("vllm") is None
+    return pytest.param(mutation, id=mutation.name, marks=pytest.mark.skipif(absent, reason="no vllm here"))
+
+
+@pytest.mark.parametrize("mutation", map(_parameter, MUTATIONS))
+def test_planted_bug_is_caught(bench: Bench, mutation: Mutation) -> None:
+    if complaint := bench.complaint(mutation):
+        pytest.fail(complaint, pytrace=False)
