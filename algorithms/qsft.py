@@ -31,7 +31,16 @@ class QSFTDirect(Algorithm):
     with pi_b the data's own policy, from which p starts. p approaches Q pi_b where returns lie in
     [0, 1]. Deviations from the paper: the maximum is over actions to which pi_b gives at least
     ``floor``, and y is clipped to [0, 1], for else the loss has no lower bound; the clip rate is logged.
+
+    Both p and pi_b sum to one, so where every action has its ``floor`` the ratio's maximum is at
+    least 1: the label of every step but the last is clipped to 1, p imitates there, and what is
+    learned is the last step's reward. Only a vocabulary with many actions that the data never take
+    gives the mass of 1 - Q a place to go, and the backup something to say.
     """
+
+    deviations = (
+        "Q-SFT's label is clipped to [0, 1], and its maximum is over actions that the behaviour takes often enough",
+    )
 
     gamma: float = 1.0
     tau: float = 0.005

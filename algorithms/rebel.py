@@ -26,7 +26,8 @@ class REBEL(Algorithm):
     beta is 1 / eta of the paper. An iterate is a copy of the policy, taken after every ``refresh``
     updates. With ``refresh`` 0 there is a single iteration, from the starting policy, and it ends
     at pi*; with more, each tilts its predecessor by exp(R / beta) again, so that the policy moves
-    away from the starting policy without end.
+    away from the starting policy without end. The paper draws new data from each iterate
+    (``collect=fresh``); on stored data only the reference moves, and the record says so.
     """
 
     beta: float = 0.1

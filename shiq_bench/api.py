@@ -142,10 +142,12 @@ class Algorithm(ABC):
         logp_reduction: how a completion's log-probability is made from its tokens'.
         couples_groups: True where the loss holds an estimate over the whole batch, so that prompt
             groups do not add up.
+        deviations: where the method departs from its paper; every record says so.
     """
 
     logp_reduction: ClassVar[Literal["sum", "mean"]] = "sum"
     couples_groups: ClassVar[bool] = False
+    deviations: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -155,3 +155,46 @@ def print_generation(task_name: str, count: int, max_tokens: int, model: str) ->
         "gap: |log-probability of the sampler - of the transformers model in float32|; largest: by completion",
         style="dim",
     )
+
+
+def print_seeds(algo: str, task_name: str, count: int, steps: int) -> None:
+    """All seeds of a table at once, one alone, and the same seeds one after the other; and how far their losses differ.
+
+    Raises:
+        UserError: the task is no table, or the method learns from samples that this does not draw.
+    """
+    from shiq_bench.api import OnPolicy
+    from shiq_bench.config import resolve
+    from shiq_bench.training.data import in_unit_range
+    from shiq_bench.training.tabular import tabulate, train_tables
+    from shiq_bench.world import TabularTask
+
+    resolved = resolve(algo, task_name, {"steps": steps, "seeds": count})
+    task, algorithm = resolved.task, resolved.algorithm
+    if not isinstance(task, TabularTask):
+        raise UserError(f"task {task_name} is no table: expected bandit, tree, gridworld or the like")
+    if algorithm.need(OnPolicy):
+        raise UserError(f"{algo} learns from its own samples: take a method that learns from stored data")
+
+    def train(numbers: list[int]) -> tuple[float, torch.Tensor]:
+        worlds = [task.world(n) for n in numbers]
+        data = [in_unit_range(task.data(n), algorithm, task.largest_return) for n in numbers]
+        tables = tabulate(worlds, data, algorithm, resolved.spec.labels, seeds=numbers)
+        start = time.perf_counter()
+        found = train_tables(algorithm, tables, resolved.spec)
+        return time.perf_counter() - start, found.log_pi
+
+    train([0])  # the first call loads what later ones find loaded
+    one, _ = train([0])
+    together, policies = train(list(range(count)))
+    apart = [train([n]) for n in range(count)]
+    gap = float((policies - torch.cat([found for _, found in apart])).abs().max())
+    out = Table("seeds", "seconds", "times one seed", title=f"{algo} on {task_name}, {steps} updates")
+    for label, seconds in (
+        ("1", one),
+        (f"{count} at once", together),
+        (f"{count} one by one", sum(s for s, _ in apart)),
+    ):
+        out.add_row(label, f"{seconds:.2f}", f"{seconds / one:.2f}")
+    Console().print(out)
+    Console().print(f"largest difference of a log-probability, at once and one by one: {gap:.1e}", style="dim")

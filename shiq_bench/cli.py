@@ -213,6 +213,19 @@ def generation(
     print_generation(task, prompts, max_tokens, model)
 
 
+@bench.command()
+def seeds(
+    algo: Annotated[str, typer.Option(help="Algorithm.")] = "shiq",
+    task: Annotated[str, typer.Option(help="A tabular task.")] = "bandit",
+    count: Annotated[int, typer.Option(help="Seeds.")] = 10,
+    steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
+) -> None:
+    """Seeds of a table trained at once beside the same seeds one by one."""
+    from shiq_bench.bench import print_seeds
+
+    print_seeds(algo, task, count, steps)
+
+
 INTERRUPTED = 130
 
 
@@ -235,7 +248,7 @@ def main() -> None:
         typer.echo(f"error: {show()}", err=True)
         code = getattr(error, "exit_code", 2)
     if code == INTERRUPTED:
-        typer.echo("interrupted: the same command with --resume goes on from here", err=True)
+        typer.echo("interrupted: the same command goes on from here (shiq-bench run: with --resume)", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

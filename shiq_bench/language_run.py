@@ -27,10 +27,13 @@ from shiq_bench.api import (
     SumLogits,
     Support,
     TargetNetwork,
+    Task,
     ValueHead,
 )
 from shiq_bench.config import Resolved
+from shiq_bench.demands import MISSING, check_prompts, deviations, fresh_samples, missing_support
 from shiq_bench.evaluation.evaluate import Mode, evaluate, sample
+from shiq_bench.exact import missing_mass
 from shiq_bench.models import ModelSource, WeightedLikelihood, demonstrations, resolve_model
 from shiq_bench.records import Evaluation, Trajectory, UserError, stable_hash
 from shiq_bench.store import (
@@ -87,25 +90,8 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
         raise UserError(
             f"seeds is {spec.seeds}: only tables train several at once; leave it at 1 and vary --seed, one run each"
         )
-    rewards = algorithm.need(Rewards)
-    if rewards and rewards.unit and spec.center_rewards:
-        raise UserError(f"{spec.algo} wants returns in [0, 1], and centred ones are not: leave out --center-rewards")
-    if not fresh:
-        return
-    if algorithm.need(BehaviourModel):
-        raise UserError(
-            f"{spec.algo} needs a model of stored data, so it cannot collect fresh ones: set collect=offline"
-        )
-    each = _per_prompt(resolved)
-    least = 2 if algorithm.need(Pairs) or algorithm.need(Labels) else 1
-    if each < least:
-        raise UserError(f"{each} fresh samples a prompt, and {spec.algo} needs {least}: set samples={least} or more")
-
-
-def _per_prompt(resolved: Resolved) -> int:
-    """Fresh samples a prompt."""
-    need = resolved.algorithm.need(OnPolicy)
-    return need.samples if need else resolved.spec.samples
+    if fresh:
+        check_prompts(resolved, len(resolved.task.prompts("rl")))
 
 
 def language_stages(run: Run, resume: bool, fresh: bool) -> None:
@@ -128,6 +114,7 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     copies = 10 + 2 * sum(isinstance(n, Reference | TargetNetwork) for n in algorithm.needs)
     check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(BehaviourModel))) * size)
 
+    run.deviations += deviations(run.resolved, fresh)
     trajectories = [] if fresh else _offline_data(run, source)
     data = _describe_fresh(run) if fresh else _describe(run, trajectories)
     trajectories = in_unit_range(trajectories, algorithm, task.largest_return) if trajectories else []
@@ -221,7 +208,7 @@ def _data_key(run: Run, source: ModelSource) -> dict[str, Any]:
         "version": DATA_VERSION,
         "weights": source.weights_hash,
         "task": spec.task,
-        "code": code_hash(type(run.task)),
+        "code": code_hash(*(c for c in type(run.task).__mro__ if issubclass(c, Task) and c is not Task)),
         "options": dict(spec.task_options),
         "engine": spec.engine,
         "max_tokens": spec.max_tokens,
@@ -316,7 +303,7 @@ def _collect(run: Run, source: ModelSource, policy: Policy, scratch: Path) -> Co
         policy.model.save_pretrained(scratch)
         drawn = sample(
             task, codec, run.generator(source, scratch, stale=True), prompt_ids, spec,
-            n=_per_prompt(run.resolved), temperature=1.0, seed=f"fresh {spec.seed} {step}", source="policy",
+            n=fresh_samples(run.resolved), temperature=1.0, seed=f"fresh {spec.seed} {step}", source="policy",
         )  # fmt: skip
         kept = [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
         return in_unit_range(kept, run.algorithm, task.largest_return) if kept else []
@@ -356,16 +343,16 @@ def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
         UserError: nothing can be preferred to anything.
     """
     sources = Counter(t.source for t in trajectories)
-    returns: dict[str, list[float]] = {}
+    returns: dict[str, list[tuple[float, float]]] = {}  # weight and return
     groups: dict[str, list[Trajectory]] = {}
     for t in trajectories:
-        returns.setdefault(t.source, []).append(t.total_reward)
+        returns.setdefault(t.source, []).append((t.weight, t.total_reward))
         groups.setdefault(t.prompt_id, []).append(t)
     out: dict[str, Any] = {
         "trajectories": len(trajectories),
         "prompts": len(groups),
         "by_source": dict(sources),
-        "mean_return": {s: sum(r) / len(r) for s, r in returns.items()},
+        "mean_return": {s: sum(w * r for w, r in rs) / sum(w for w, _ in rs) for s, rs in returns.items()},
         "truncated": sum(t.truncated for t in trajectories),
         "action_tokens": sum(sum(t.action_mask) for t in trajectories),
     }
@@ -383,28 +370,19 @@ def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
             )
         if empty := sum(not s.pairs for s in sets):
             run.deviations.append(f"{empty} of {len(sets)} prompts have no preference pair (all returns tied)")
-    _note_rewards(run)
-    if run.algorithm.need(OnPolicy):
-        run.deviations.append("an on-policy method, trained on stored trajectories")
+    world = run.task.world(0)
+    if world is not None and run.algorithm.need(Support) and (missing := missing_mass(world)) > MISSING:
+        run.deviations.append(missing_support(run.spec.algo, missing))
     return out
 
 
 def _describe_fresh(run: Run) -> dict[str, Any]:
-    _note_rewards(run)
-    return {"prompts": len(run.task.prompts("rl")), "fresh_samples_a_prompt": _per_prompt(run.resolved)}
-
-
-def _note_rewards(run: Run) -> None:
-    need = run.algorithm.need(Rewards)
-    if run.spec.center_rewards and need:
-        run.deviations.append("rewards centred by the prompt's mean return")
-    if need and need.unit and run.task.largest_return != 1:
-        run.deviations.append(f"rewards divided by {run.task.largest_return:g}, the largest return")
+    return {"prompts": len(run.task.prompts("rl")), "fresh_samples_a_prompt": fresh_samples(run.resolved)}
 
 
 def _consumed(run: Run, history: list[dict[str, float]], trajectories: list[Trajectory]) -> dict[str, float]:
     # Counted from the history, for an interrupted run has forgotten what it drew.
-    fresh = _per_prompt(run.resolved) * sum(h.get("prompts", 0.0) for h in history)
+    fresh = fresh_samples(run.resolved) * sum(h.get("prompts", 0.0) for h in history)
     return {
         "updates": float(len(history)),
         "action_tokens": sum(h["tokens"] for h in history),

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shiq_bench.api import Algorithm, OnPolicy, Task
+from shiq_bench.api import Algorithm, Task
 from shiq_bench.config import Resolved
+from shiq_bench.demands import check_demands, collects_fresh
 from shiq_bench.generation import Generator, Guide, make_generator
 from shiq_bench.records import RunRecord, RunSpec, UserError
 from shiq_bench.reporting import runs
@@ -132,7 +133,8 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
         KeyboardInterrupt: asked to stop; the record stays ``started`` and resumable.
     """
     spec = resolved.spec
-    collects = collects_fresh(spec, resolved.algorithm)
+    collects = collects_fresh(resolved)
+    check_demands(resolved, collects)
     if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
         from shiq_bench.language_run import check_language, language_stages, resolve_model
 
@@ -172,22 +174,6 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
         finally:
             run.close()
     return run.record
-
-
-def collects_fresh(spec: RunSpec, algorithm: Algorithm) -> bool:
-    """Whether every update learns from fresh samples of the current policy.
-
-    Raises:
-        UserError: an on-policy method is to learn from stored trajectories and nobody allowed it.
-    """
-    if spec.collect == "auto":
-        return algorithm.need(OnPolicy) is not None and not spec.allow_off_policy
-    if spec.collect == "offline" and algorithm.need(OnPolicy) and not spec.allow_off_policy:
-        raise UserError(
-            f"{spec.algo} learns from its own samples, and stored trajectories bias it: "
-            "add --allow-off-policy to do it all the same, marked in the record"
-        )
-    return spec.collect == "fresh"
 
 
 def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:

@@ -40,6 +40,12 @@ class Rule:
     panels: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     needs: str = ""
+    settings: Settings = field(default_factory=dict)
+
+    def about(self, panel: str, method: str, algorithm: api.Algorithm) -> bool:
+        """Whether a cell is one of them."""
+        needed = not self.needs or algorithm.need(getattr(api, self.needs)) is not None
+        return panel in self.panels and method in self.methods and needed
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Study:
         every_algorithm: methods that no label names are added under their own name.
         reach: a metric and a threshold, to measure speed by.
         contrasts: pairs of panels to compare method by method; their instances are the same problems.
+        adjust: cells with settings of their own, which win over all but what varies.
         leave_out: cells that are not run.
         bounds: panel -> what the metric may at most be there.
         no_bound: cells that the bounds do not hold for.
@@ -81,6 +88,7 @@ class Study:
     reach: tuple[str, float] | None = None
     contrasts: tuple[tuple[str, str], ...] = ()
     views: tuple[View, ...] = ()
+    adjust: tuple[Rule, ...] = ()
     leave_out: tuple[Rule, ...] = ()
     no_bound: tuple[Rule, ...] = ()
     every_algorithm: bool = False
@@ -110,12 +118,12 @@ class Cell:
 
 _KEYS = (
     "title", "asks", "kind", "metric", "focus", "settings", "task", "panels", "methods", "vary", "x_label", "scale",
-    "floor", "reach", "contrast", "views", "leave_out", "no_bound", "every_algorithm", "notes",
+    "floor", "reach", "contrast", "views", "adjust", "leave_out", "no_bound", "every_algorithm", "notes",
 )  # fmt: skip
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> file of the studies that come with the package, in the order of their ``order`` comment."""
+    """Name -> file of the studies that come with the package, the proof first."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"), key=lambda p: (p.stem != "proof", p.stem))}
 
 
@@ -144,18 +152,21 @@ def load(path: Path) -> Study:
     Raises:
         UserError: no YAML, an unknown key, or a value of the wrong kind; the line names the file.
     """
+    try:
+        return _study(path.stem, _mapping("a study", _read(path)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> Any:
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    try:
-        return _study(path.stem, _mapping("a study", data))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def _study(name: str, data: Mapping[str, Any]) -> Study:
@@ -187,6 +198,7 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
         reach=_reach(data.get("reach")),
         contrasts=_contrasts(data.get("contrast", []), tuple(panels)),
         views=_views(kind, data.get("views"), tuple(panels), tuple(methods)),
+        adjust=tuple(_rules("adjust", data.get("adjust", []), panels, methods)),
         leave_out=tuple(_rules("leave_out", data.get("leave_out", []), panels, methods)),
         no_bound=tuple(_rules("no_bound", data.get("no_bound", []), panels, methods)),
         every_algorithm=every,
@@ -323,17 +335,19 @@ def _rules(key: str, data: Any, panels: Mapping[str, Any], methods: Mapping[str,
     kinds = [n for n, c in vars(api).items() if isinstance(c, type) and issubclass(c, api.Need) and c is not api.Need]
     for given in _list(key, data):
         rule = _mapping(key, given)
-        _known(key, rule, ("reason", "panels", "methods", "needs"), needed=("reason",))
+        own = "settings" if key == "adjust" else "reason"
+        _known(key, rule, ("panels", "methods", "needs", own), needed=(own,))
         needs = _text("needs", rule.get("needs", ""))
         if needs and needs not in kinds:
             raise UserError(f"{key}: no need is called {needs!r}{api.suggest(needs, sorted(kinds))}")
         if not {"panels", "methods", "needs"} & rule.keys():
             raise UserError(f"{key}: name panels, methods or needs, for without them it is every cell")
         yield Rule(
-            _text("reason", rule["reason"]).rstrip("."),
+            _text("reason", rule.get("reason", "")).rstrip("."),
             _names(f"{key}.panels", rule["panels"], list(panels)) if "panels" in rule else tuple(panels),
             _names(f"{key}.methods", rule["methods"], list(methods)) if "methods" in rule else tuple(methods),
             needs,
+            _mapping(f"{key}.settings", rule.get("settings", {})),
         )
 
 
@@ -348,32 +362,38 @@ def expand(study: Study, results: Path) -> list[Cell]:
             names the cell.
     """
     out = []
-    for panel, given in study.panels.items():
-        for method, chosen in study.methods.items():
+    for panel in study.panels:
+        for method in study.methods:
             for x in study.vary[1] if study.vary else (None,):
-                varied = {} if study.vary is None else {study.vary[0]: x}
-                one, other = ({k: v for k, v in s.items() if k not in ("task", "algo")} for s in (given, chosen))
-                settings = merged(study.settings, one, other, varied, {"results": str(results)})
-                try:
-                    resolved = resolve(chosen["algo"], given["task"], settings)
-                except UserError as error:
-                    raise UserError(f"{study.name}: {method} on {panel}: {error}") from None
-                if resolved.spec.model != "table":
-                    raise UserError(f"{study.name}: {panel}: studies run on tables, and {given['task']} is none")
-                left_out = _ruled(study.leave_out, panel, method, resolved)
-                bound = None if _ruled(study.no_bound, panel, method, resolved) else study.bounds.get(panel)
-                out.append(Cell(panel, method, x, resolved, left_out, bound))
+                resolved = _resolved(study, panel, method, x, results)
+
+                def reason(
+                    rules: Sequence[Rule], panel: str = panel, method: str = method, r: Resolved = resolved
+                ) -> str:
+                    return next((rule.reason for rule in rules if rule.about(panel, method, r.algorithm)), "")
+
+                bound = None if reason(study.no_bound) else study.bounds.get(panel)
+                out.append(Cell(panel, method, x, resolved, reason(study.leave_out), bound))
     _check_metrics(study, out)
     return out
 
 
-def _ruled(rules: Sequence[Rule], panel: str, method: str, resolved: Resolved) -> str:
-    """The reason of the first rule that is about this cell, or nothing."""
-    for rule in rules:
-        needed = not rule.needs or resolved.algorithm.need(getattr(api, rule.needs)) is not None
-        if panel in rule.panels and method in rule.methods and needed:
-            return rule.reason
-    return ""
+def _resolved(study: Study, panel: str, method: str, x: float | None, results: Path) -> Resolved:
+    given, chosen = study.panels[panel], study.methods[method]
+    own = ({k: v for k, v in s.items() if k not in ("task", "algo")} for s in (given, chosen))
+    varied = {} if study.vary is None else {study.vary[0]: x}
+    try:
+        settings = merged(study.settings, *own)
+        made = resolve(chosen["algo"], given["task"], settings)
+        for rule in study.adjust:
+            if rule.about(panel, method, made.algorithm):
+                settings = merged(settings, rule.settings)
+        resolved = resolve(chosen["algo"], given["task"], merged(settings, varied, {"results": str(results)}))
+    except UserError as error:
+        raise UserError(f"{study.name}: {method} on {panel}: {error}") from None
+    if resolved.spec.model != "table":
+        raise UserError(f"{study.name}: {panel}: studies run on tables, and {given['task']} is none")
+    return resolved
 
 
 def _check_metrics(study: Study, cells: Sequence[Cell]) -> None:
@@ -415,11 +435,13 @@ def _without_losses(record: RunRecord) -> RunRecord:
 
 
 def refuse_mixture(study: Study, cells: Sequence[Cell]) -> None:
-    """Raises:
-    UserError: the picture would show runs of different versions of the code.
+    """Let nothing be drawn, unasked, from runs of different versions of the code.
+
+    Raises:
+        UserError: some finished runs were made by other code than the rest are, or would be.
     """
     stale = [c for c in cells if c.state == "stale"]
-    versions = {(c.record.source_hash) for c in stale if c.record is not None}
+    versions = {c.record.source_hash for c in stale if c.record is not None}
     if stale and (len(stale) < sum(not c.left_out for c in cells) or len(versions) > 1):
         raise UserError(
             f"{study.name}: {len(stale)} of its finished runs were made by other code: add --fresh to run them again, "
@@ -659,6 +681,6 @@ def _print_plan(study: Study, cells: Sequence[Cell], console: Console) -> None:
 
 
 def print_list(console: Console) -> None:
-    """The shipped studies, one line each."""
+    """The shipped studies, one line each; no algorithm is imported for it."""
     for name, path in shipped().items():
-        console.print(f"{name:<18}{load(path).title}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:<18}{_read(path)['title']}", highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from shiq_bench.api import BehaviourModel, Labels, Mismatched, OnPolicy, Pairs, Rewards, Support
+from shiq_bench.api import Labels, Mismatched, Pairs, Rewards, Support
+from shiq_bench.demands import MISSING, deviations, fresh_samples, missing_support
 from shiq_bench.exact import (
     expected_length,
     expected_return,
@@ -20,7 +21,7 @@ from shiq_bench.exact import (
 )
 from shiq_bench.records import Evaluation, Trajectory, UserError
 from shiq_bench.reporting.statistics import summarise
-from shiq_bench.training.data import centred, in_unit_range
+from shiq_bench.training.data import centred, in_unit_range, seed_of
 from shiq_bench.training.stopping import Diverged
 from shiq_bench.training.tabular import Tables, tabulate, train_tables
 from shiq_bench.world import TabularTask, World, log_softmax
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 #: Evaluations along a training, spaced geometrically.
 POINTS = 40
-#: Share of the reference's episodes outside the data from which a method that needs support is warned of.
-MISSING = 1e-3
 METRICS = ("regret", "reward", "kl_reference", "kl_optimum", "kl_fixed", "length", "diverged")
 
 
@@ -48,10 +47,11 @@ def table_stages(run: Run, fresh: bool) -> None:
     spec, task, algorithm = run.spec, run.task, run.algorithm
     if not isinstance(task, TabularTask):
         raise UserError(f"task {spec.task} is no table: give --model tiny, a folder or a hub id")
+    run.deviations += deviations(run.resolved, fresh)
     with run.timed("offline data"):
         numbers = [spec.seed + k for k in range(spec.seeds)]
         worlds = [task.world(n) for n in numbers]
-        found = [in_unit_range(task.data(n), algorithm, task.largest_return) for n in numbers]
+        found = [in_unit_range(task.data(n, spec.data_seed), algorithm, task.largest_return) for n in numbers]
         if fresh:
             _refuse_fresh(run)
         means = [centred(t) if spec.center_rewards and algorithm.need(Rewards) else {} for t in found]
@@ -59,10 +59,11 @@ def table_stages(run: Run, fresh: bool) -> None:
         # What the method sees, its rewards brought into [0, 1] where it asks; judged is the task's own.
         unit = (need := algorithm.need(Rewards)) is not None and need.unit
         seen = [replace(w, rewards=w.rewards / task.largest_return) if unit else w for w in worlds]
-        tables = tabulate(seen, found, algorithm, spec.labels, shifts, spec.data_seed)
+        draws = [seed_of(spec.data_seed, task.instance + n) for n in numbers]
+        tables = tabulate(seen, found, algorithm, spec.labels, shifts, draws)
     kl_strength = task.kl_strength
     # Hard labels are no Bradley-Terry judge's: preference methods then have another fixed point, or none.
-    judged = not (algorithm.need(Pairs) and spec.labels == "hard")
+    judged = not (algorithm.need(Pairs) and not algorithm.need(Rewards) and spec.labels == "hard")
     fixed = [algorithm.fixed_point(e) if judged else None for e in tables.exact]
     optima = [soft_optimum(w, kl_strength)[0] for w in worlds]
     run.keep(data=_describe(run, tables, found, fresh), deviations=tuple(run.deviations))
@@ -86,6 +87,8 @@ def table_stages(run: Run, fresh: bool) -> None:
         how: Literal["no", "enumerated", "sampled"] = "no"
         if fresh:
             how = "enumerated" if task.enumerated and worlds[0].is_tree else "sampled"
+        if how == "enumerated":
+            run.deviations.append("fresh data are every completion, weighted by its probability: no sampling error")
         trained = train_tables(algorithm, tables, spec, fresh=how, at=points, on_point=on_point)
     if bool(trained.log_pi.isnan().flatten(1).any(1).all()):
         error = Diverged(spec.steps, "the policy of every seed")
@@ -127,7 +130,7 @@ def _without_details(evaluation: Evaluation) -> Evaluation:
 
 
 def _refuse_fresh(run: Run) -> None:
-    for kind in (Pairs, Labels, Mismatched, BehaviourModel):
+    for kind in (Pairs, Labels, Mismatched):
         if run.algorithm.need(kind):
             raise UserError(
                 f"collect=fresh on a table does not serve {run.spec.algo}, which needs {kind.__name__}: "
@@ -143,18 +146,19 @@ def _describe(run: Run, tables: Tables, found: Sequence[Sequence[Trajectory]], f
     with np.errstate(divide="ignore"):
         away = [kl(w, np.log(w.behaviour), log_softmax(w.reference)) for w in worlds]
     missing = float(np.mean([missing_mass(w) for w in worlds]))
+    weights, returns = zip(*((t.weight, t.total_reward) for ts in found for t in ts), strict=True)
     out: dict[str, Any] = {
         "seeds": len(found),
         "trajectories": sum(len(t) for t in found),
         "kl_behaviour": float(np.mean(away)),
         "missing_mass": missing,
-        "mean_return": {"behaviour": float(np.mean([t.total_reward for ts in found for t in ts]))},
+        "mean_return": {found[0][0].source: float(np.average(returns, weights=weights))},
     }
     if run.algorithm.need(Support) and not fresh and missing > MISSING:
-        run.deviations.append(
-            f"{run.spec.algo} needs data wherever the reference goes, and {missing:.1%} of the reference's episodes "
-            "do what the behaviour never does: nothing is learned there (coverage)"
-        )
+        run.deviations.append(missing_support(run.spec.algo, missing))
+    lonely = all(len(ts) == len({t.prompt_id for t in ts}) for ts in found)
+    if lonely and not fresh and (run.algorithm.need(Pairs) or run.algorithm.need(Labels)):
+        raise UserError(f"one episode a context: {run.spec.algo} compares two; raise draws")
     if run.algorithm.need(Pairs):
         out["pairs"] = int((tables.data["pair_weight"] > 0).sum())
         if not out["pairs"]:
@@ -162,10 +166,6 @@ def _describe(run: Run, tables: Tables, found: Sequence[Sequence[Trajectory]], f
                 f"{run.spec.algo} needs preference pairs, and no context has two episodes of different return: "
                 "raise draws"
             )
-    if run.spec.center_rewards and run.algorithm.need(Rewards):
-        run.deviations.append("rewards centred by the prompt's mean return")
-    if run.algorithm.need(OnPolicy) and not fresh:
-        run.deviations.append("an on-policy method, trained on stored trajectories")
     return out
 
 
@@ -177,8 +177,6 @@ def _consumed(
     stored = sum(len(t) for t in found) / len(found)
     if not fresh:
         return {"updates": float(spec.steps), "trajectories": stored, "reward_calls": stored}
-    need = run.algorithm.need(OnPolicy)
-    contexts = len(tables.exact[0].world.start)
-    draws = 0 if how == "enumerated" else need.samples if need else max(1, spec.samples)
-    drawn = float(spec.steps * contexts * draws)
+    draws = 0 if how == "enumerated" else fresh_samples(run.resolved)
+    drawn = float(spec.steps * len(tables.exact[0].world.start) * draws)
     return {"updates": float(spec.steps), "samples_drawn": drawn, "reward_calls": drawn}

@@ -317,10 +317,11 @@ class TabularTask(Task):
             low, high = (middle, high) if away(middle) < self.off_policy else (low, middle)
         return tilted(high)
 
-    def data(self, seed: int) -> list[Trajectory]:
-        """Offline data of instance ``instance + seed``: weights of a context's trajectories sum to 1."""
+    def data(self, seed: int, data_seed: int = 0) -> list[Trajectory]:
+        """Offline data of instance ``instance + seed``, drawn with ``data_seed``: weights of a context's
+        trajectories sum to 1."""
         world = self.world(seed)
-        rng = np.random.default_rng([self.instance + seed, 3])
+        rng = np.random.default_rng([self.instance + seed, 3, data_seed])
         if not self.enumerated:
             paths = world.draw(world.behaviour, self.draws, rng)
             weight = np.full(len(paths.context), 1 / self.draws)

@@ -1,13 +1,25 @@
-"""Planted bugs, each with the test that has to catch it. tests/test_mutations.py plants them one by one in a copy.
+"""Planted bugs, each with the one test that has to catch it; ``tests/test_mutations.py`` plants them in a copy.
 
-A refactoring that moves a text must move it here too: one that is not found exactly once is an error.
+A refactoring that moves a text moves it here too: one that is not found exactly once is an error.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+BFCL = "tests/tasks/test_bfcl_official.py"
+CHAT = "tests/test_chat.py"
+ENGINES = "tests/generation/test_engines.py"
+EXACT = "tests/test_exact.py"
+HEADS = "tests/training/test_heads.py"
+ONPOLICY = "tests/training/test_onpolicy.py"
+OPS = "tests/test_ops.py"
+RECORDS = "tests/test_records.py"
+RUN = "tests/test_run.py"
+TRAINING = "tests/training/test_training.py"
 VALUES = "tests/algorithms/test_values.py"
+PADDED = f"{TRAINING}::test_layouts_give_the_naive_statistics[padded]"
+PACKED = f"{TRAINING}::test_layouts_give_the_naive_statistics[packed]"
 
 
 @dataclass(frozen=True)
@@ -30,11 +42,576 @@ class Mutation:
 
 
 MUTATIONS = [
+    # --- statistics of tokens ---
+    Mutation(
+        "labels shifted by one",
+        "shiq_bench/training/data.py",
+        "row * width + start + i - 1 for i in actions",
+        "row * width + start + i for i in actions",
+        PADDED,
+    ),
+    Mutation(
+        "prompt token among the actions",
+        "shiq_bench/training/data.py",
+        "actions = [i for i, a in enumerate(t.action_mask) if a]",
+        "actions = [i for i, a in enumerate(t.action_mask) if a or i == 1]",
+        PADDED,
+    ),
+    Mutation(
+        "lse over padded vocabulary rows",
+        "shiq_bench/ops.py",
+        "head = weight[:vocab].to(dtype)",
+        "head = weight.to(dtype)",
+        f"{OPS}::test_by_hand",
+    ),
+    Mutation(
+        "lse over padded vocabulary rows of a model's own logits",
+        "shiq_bench/ops.py",
+        "logits = logits[..., :vocab].to(_wide(logits.dtype))",
+        "logits = logits.to(_wide(logits.dtype))",
+        f"{OPS}::test_stats_from_logits_leaves_padding_rows_out",
+    ),
+    Mutation(
+        "exact KL over padded vocabulary rows",
+        "shiq_bench/ops.py",
+        "log_p = torch.log_softmax(logits_p[..., :vocab].to(_wide(logits_p.dtype)), dim=-1)\n"
+        "    log_q = torch.log_softmax(logits_q[..., :vocab].to",
+        "log_p = torch.log_softmax(logits_p.to(_wide(logits_p.dtype)), dim=-1)\n"
+        "    log_q = torch.log_softmax(logits_q.to",
+        f"{OPS}::test_kl_by_hand",
+    ),
+    Mutation(
+        "policy forgets the size of its vocabulary",
+        "shiq_bench/training/policy.py",
+        "token_stats(states[0], weight, targets, self.vocab)",
+        "token_stats(states[0], weight, targets)",
+        PADDED,
+    ),
+    Mutation(
+        "no gradient through lse",
+        "shiq_bench/ops.py",
+        "grad.mul_((grad_lse[rows] - grad_logp[rows])[:, None])",
+        "grad.mul_((-grad_logp[rows])[:, None])",
+        f"{OPS}::test_equals_the_naive_form[16-64-16-40-33-dtype0]",
+    ),
+    Mutation(
+        "packing with an all-ones mask",
+        "shiq_bench/training/data.py",
+        '    if layout == "padded":\n        out["attention_mask"] = attention',
+        '    out["attention_mask"] = attention',
+        PACKED,
+    ),
+    Mutation(
+        "positions run on through a packed row",
+        "shiq_bench/training/data.py",
+        "positions[row, span] = torch.arange(lengths[n])",
+        "positions[row, span] = start + torch.arange(lengths[n])",
+        PACKED,
+    ),
+    Mutation(
+        "reference with dropout",
+        "shiq_bench/training/reference.py",
+        "    policy.eval()\n",
+        "",
+        f"{TRAINING}::test_a_reference_has_no_dropout",
+    ),
+    Mutation(
+        "frozen companions with dropout",
+        "shiq_bench/training/companions.py",
+        "copy.deepcopy(policy).requires_grad_(False).eval()",
+        "copy.deepcopy(policy).requires_grad_(False)",
+        f"{HEADS}::test_stats_come_from_whom_they_should",
+    ),
+    # --- reductions ---
     Mutation(
         "sign of w",
         "shiq_bench/ops.py",
         "return stats.policy.logp - reference_of(stats).logp",
         "return reference_of(stats).logp - stats.policy.logp",
         f"{VALUES}::test_shiq_multi_step",
+    ),
+    Mutation(
+        "rewards so far for rewards to go",
+        "shiq_bench/ops.py",
+        "return x.flip(-1).cumsum(-1).flip(-1)",
+        "return x.cumsum(-1)",
+        f"{OPS}::test_reductions_by_hand",
+    ),
+    Mutation(
+        "next step wraps around the end",
+        "shiq_bench/ops.py",
+        "torch.cat([x[..., 1:], torch.zeros_like(x[..., :1])], dim=-1)",
+        "torch.cat([x[..., 1:], x[..., :1]], dim=-1)",
+        f"{OPS}::test_reductions_by_hand",
+    ),
+    Mutation(
+        "next step across the padding",
+        "algorithms/qsft.py",
+        "next_step(stats.max_ratio * batch.mask)",
+        "next_step(stats.max_ratio)",
+        f"{VALUES}::test_qsft_clips_its_label",
+    ),
+    Mutation(
+        "baseline over the whole batch",
+        "shiq_bench/ops.py",
+        "total = zeros.index_add(0, batch.group, x * batch.weight)\n"
+        "    weight = zeros.index_add(0, batch.group, batch.weight.to(x.dtype))",
+        "total = zeros + (x * batch.weight).sum()\n    weight = zeros + batch.weight.sum()",
+        f"{VALUES}::test_rloo_with_weights_and_alone",
+    ),
+    # --- losses ---
+    Mutation(
+        "stop-gradient on d_v",
+        "algorithms/shiq.py",
+        "value = self.beta * lse * batch.mask",
+        "value = (self.beta * lse * batch.mask).detach()",
+        f"{VALUES}::test_shiq_multi_step",
+    ),
+    Mutation(
+        "stop-gradient on the next d_v",
+        "algorithms/shiq.py",
+        "gain + next_step(value)",
+        "gain + next_step(value.detach())",
+        f"{VALUES}::test_shiq_one_step",
+    ),
+    Mutation(
+        "ShiQ forgets beta before w",
+        "algorithms/shiq.py",
+        "gain = batch.rewards - self.beta * w",
+        "gain = batch.rewards - w",
+        f"{VALUES}::test_shiq_multi_step",
+    ),
+    Mutation(
+        "ShiQ forgets the shift",
+        "algorithms/shiq.py",
+        "lse = stats.policy.lse - reference_of(stats).lse if self.shift else stats.policy.lse",
+        "lse = stats.policy.lse",
+        f"{VALUES}::test_shiq_unshifted_differs_only_by_the_reference_value",
+    ),
+    Mutation(
+        "DPO forgets beta",
+        "algorithms/dpo.py",
+        "margin = self.beta * (w[batch.pairs[:, 0]]",
+        "margin = (w[batch.pairs[:, 0]]",
+        f"{VALUES}::test_dpo",
+    ),
+    Mutation(
+        "DPO takes means for sums",
+        "algorithms/dpo.py",
+        "w = log_ratio(stats).sum(-1)",
+        "w = log_ratio(stats).mean(-1)",
+        f"{VALUES}::test_dpo",
+    ),
+    Mutation(
+        "DPO swaps its pairs",
+        "algorithms/dpo.py",
+        "(w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]])",
+        "(w[batch.pairs[:, 1]] - w[batch.pairs[:, 0]])",
+        f"{VALUES}::test_dpo",
+    ),
+    Mutation(
+        "SimPO takes sums for means",
+        "algorithms/simpo.py",
+        "(stats.policy.logp * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)",
+        "(stats.policy.logp * batch.mask).sum(-1)",
+        f"{VALUES}::test_simpo",
+    ),
+    Mutation(
+        "SimPO takes means over the padding",
+        "algorithms/simpo.py",
+        "batch.mask.sum(-1).clamp(min=1)",
+        "batch.mask.shape[-1]",
+        f"{VALUES}::test_simpo",
+    ),
+    Mutation(
+        "IPO's 1 / (2 beta) as 1 / beta",
+        "algorithms/ipo.py",
+        "(margin - 0.5 / self.beta).square()",
+        "(margin - 1 / self.beta).square()",
+        f"{VALUES}::test_ipo",
+    ),
+    Mutation(
+        "KTO's estimate with gradient",
+        "algorithms/kto.py",
+        "elsewhere = log_ratio(stats.mismatched).sum(-1).detach()",
+        "elsewhere = log_ratio(stats.mismatched).sum(-1)",
+        f"{VALUES}::test_kto",
+    ),
+    Mutation(
+        "KTO's estimate below 0",
+        "algorithms/kto.py",
+        "clamp(min=1e-12)).clamp(min=0)",
+        "clamp(min=1e-12))",
+        f"{VALUES}::test_kto_estimates_no_negative_kl",
+    ),
+    Mutation(
+        "CoPG forgets beta",
+        "algorithms/copg.py",
+        "gain = returns - self.beta * log_ratio(stats).sum(-1)",
+        "gain = returns - log_ratio(stats).sum(-1)",
+        f"{VALUES}::test_copg_and_rebel[copg]",
+    ),
+    Mutation(
+        "REBEL adds the relative reward",
+        "algorithms/rebel.py",
+        "(w[first] - w[second]) - (returns[first] - returns[second])",
+        "(w[first] - w[second]) + (returns[first] - returns[second])",
+        f"{VALUES}::test_copg_and_rebel[rebel]",
+    ),
+    Mutation(
+        "V detached in DRO",
+        "algorithms/dro.py",
+        "value = stats.value[:, 0]",
+        "value = stats.value[:, 0].detach()",
+        f"{VALUES}::test_dro",
+    ),
+    Mutation(
+        "DRO reads V behind the prompt",
+        "algorithms/dro.py",
+        "value = stats.value[:, 0]",
+        "value = stats.value[:, -1]",
+        f"{VALUES}::test_dro",
+    ),
+    Mutation(
+        "RWR forgets its temperature",
+        "algorithms/rwr.py",
+        ".clamp(max=0) / self.beta).exp()",
+        ".clamp(max=0)).exp()",
+        f"{VALUES}::test_rwr",
+    ),
+    Mutation(
+        "REINFORCE differentiates its own reward",
+        "algorithms/reinforce.py",
+        "w = log_ratio(stats).detach()",
+        "w = log_ratio(stats)",
+        f"{VALUES}::test_reinforce",
+    ),
+    Mutation(
+        "RLOO leaves none out",
+        "algorithms/rloo.py",
+        "(gain - group_mean(gain, batch)) / (1 - alone).clamp(min=1e-6)",
+        "gain - group_mean(gain, batch)",
+        f"{VALUES}::test_rloo",
+    ),
+    Mutation(
+        "GRPO clips what it should keep",
+        "algorithms/grpo.py",
+        "torch.minimum(ratio * advantage, held * advantage)",
+        "held * advantage",
+        f"{VALUES}::test_grpo",
+    ),
+    Mutation(
+        "Q-SFT without clip",
+        "algorithms/qsft.py",
+        "y = backup.clamp(0, 1)",
+        "y = backup",
+        f"{VALUES}::test_qsft_clips_its_label",
+    ),
+    Mutation(
+        "Q-SFT shares the rest among all actions",
+        "algorithms/qsft.py",
+        "max(stats.actions - 1, 1)",
+        "stats.actions",
+        f"{VALUES}::test_qsft",
+    ),
+    Mutation(
+        "expectile on the wrong side",
+        "algorithms/ilql.py",
+        "torch.where(u < 0,",
+        "torch.where(u > 0,",
+        f"{VALUES}::test_ilql",
+    ),
+    Mutation(
+        "ILQL differentiates its backup",
+        "algorithms/ilql.py",
+        "next_step(value.detach())",
+        "next_step(value)",
+        f"{VALUES}::test_ilql",
+    ),
+    # --- what a loss is fed with ---
+    Mutation(
+        "reward at the wrong token",
+        "shiq_bench/training/data.py",
+        "rewards = [r for r, a in zip(t.rewards, t.action_mask, strict=True) if a]",
+        "rewards = sorted(r for r, a in zip(t.rewards, t.action_mask, strict=True) if a)",
+        f"{TRAINING}::test_a_batch_by_hand",
+    ),
+    Mutation(
+        "mean return taken off the first action",
+        "shiq_bench/training/data.py",
+        "rewards[-1] -= row.reward_shift",
+        "rewards[0] -= row.reward_shift",
+        f"{TRAINING}::test_a_batch_by_hand",
+    ),
+    Mutation(
+        "reward of a turn at the end of its first answer",
+        "tasks/bfcl/dialogue.py",
+        "if completion.token_ids:",
+        "if completion.token_ids and self.turn not in self.turn_end:",
+        f"{BFCL}::test_credit_reaches_the_trajectory",
+    ),
+    Mutation(
+        "unit reward scaling forgotten",
+        "shiq_bench/training/data.py",
+        "rewards=tuple(r / largest for r in t.rewards)",
+        "rewards=tuple(r for r in t.rewards)",
+        f"{TRAINING}::test_returns_are_brought_into_the_unit_range_where_a_method_asks",
+    ),
+    Mutation(
+        "fixed point of a table without unit reward scaling",
+        "shiq_bench/table_run.py",
+        "replace(w, rewards=w.rewards / task.largest_return) if unit else w",
+        "w",
+        f"{RUN}::test_a_table_is_trained_on_unit_returns_and_judged_on_its_own",
+    ),
+    Mutation(
+        "pair order swapped",
+        "shiq_bench/training/data.py",
+        "for pair, weight in (((i, j), both * p), ((j, i), both * (1 - p))):",
+        "for pair, weight in (((j, i), both * p), ((i, j), both * (1 - p))):",
+        f"{TRAINING}::test_pairs_by_hand",
+    ),
+    Mutation(
+        "Bradley-Terry probability reversed",
+        "shiq_bench/training/data.py",
+        'p = _sigma(gap) if labels == "bradley_terry"',
+        'p = _sigma(-gap) if labels == "bradley_terry"',
+        f"{TRAINING}::test_pairs_by_hand",
+    ),
+    Mutation(
+        "drawn preferences reversed",
+        "shiq_bench/training/data.py",
+        "p = float(coins[i, j] < _sigma(gap))",
+        "p = float(coins[i, j] > _sigma(gap))",
+        f"{TRAINING}::test_sampled_pairs_follow_bradley_and_terry",
+    ),
+    Mutation(
+        "one coin for every seed",
+        "shiq_bench/training/data.py",
+        "seed_of(group[0].prompt_id, what, seed)",
+        "seed_of(group[0].prompt_id, what)",
+        f"{TRAINING}::test_sampled_pairs_follow_bradley_and_terry",
+    ),
+    Mutation(
+        "desirable whatever the prompt's mean",
+        "shiq_bench/training/data.py",
+        "gaps = [t.total_reward - mean for t in group]",
+        "gaps = [t.total_reward for t in group]",
+        f"{TRAINING}::test_labels_by_hand",
+    ),
+    Mutation(
+        "mean return without weights",
+        "shiq_bench/training/data.py",
+        "total.get(t.prompt_id, 0.0) + t.weight * t.total_reward",
+        "total.get(t.prompt_id, 0.0) + t.total_reward",
+        f"{TRAINING}::test_labels_by_hand",
+    ),
+    Mutation(
+        "mismatched answers from the same prompt",
+        "shiq_bench/training/data.py",
+        "zip(groups, [*groups[1:], groups[0]], strict=True)",
+        "zip(groups, groups, strict=True)",
+        f"{TRAINING}::test_mismatched_answers_are_another_prompts",
+    ),
+    # --- turns and their ends ---
+    Mutation(
+        "forced end-of-turn counted as an action",
+        "shiq_bench/records.py",
+        "self.action_mask += [False] * len(token_ids)",
+        "self.action_mask += [True] * len(token_ids)",
+        f"{RECORDS}::test_a_transcript_keeps_tokens_as_they_were_sampled",
+    ),
+    Mutation(
+        "end-of-turn forced on a turn that has one",
+        "shiq_bench/chat.py",
+        "return ids if ended else [forced, *ids]",
+        "return [forced, *ids]",
+        f"{CHAT}::test_tiny_template",
+    ),
+    Mutation(
+        "missing end-of-turn left missing",
+        "shiq_bench/chat.py",
+        "return ids if ended else [forced, *ids]",
+        "return ids",
+        f"{CHAT}::test_tiny_template",
+    ),
+    Mutation(
+        "demonstrations without an end-of-turn",
+        "shiq_bench/chat.py",
+        "return [*self._encode(text), self.end_ids[0]]",
+        "return self._encode(text)",
+        f"{CHAT}::test_answers_come_back[f(x=1)]",
+    ),
+    Mutation(
+        "cut answer taken for an ended one",
+        "tasks/bfcl/dialogue.py",
+        'self._ended = completion.finish == "stop"',
+        "self._ended = True",
+        f"{BFCL}::test_an_answer_cut_by_its_limit_is_taken_as_it_is",
+    ),
+    # --- oracles ---
+    Mutation(
+        "soft optimum without the reference",
+        "shiq_bench/exact.py",
+        "scores = log_rho[rows] + (world.rewards[rows]",
+        "scores = (world.rewards[rows]",
+        f"{EXACT}::test_soft_optimum_is_the_tilted_reference[tree-0.1]",
+    ),
+    Mutation(
+        "KL the other way round",
+        "shiq_bench/exact.py",
+        "p * (log_p - log_q)",
+        "np.exp(log_q) * (log_q - log_p)",
+        f"{EXACT}::test_expectations_agree_with_enumeration[tree]",
+    ),
+    Mutation(
+        "oracle's expectile on the wrong side",
+        "shiq_bench/exact.py",
+        "np.where(values < v, 1 - expectile, expectile)",
+        "np.where(values > v, 1 - expectile, expectile)",
+        f"{EXACT}::test_expectile_backup_meets_its_conditions[tree-1.0-0.7-0.0]",
+    ),
+    Mutation(
+        "oracle ignores the behaviour's floor",
+        "shiq_bench/exact.py",
+        "proposed = (log_mu >= np.log(floor)) if floor > 0 else (mu > 0)",
+        "proposed = mu > 0",
+        f"{EXACT}::test_behaviour_backup_is_where_its_operator_stays[tree-0.9-0.21]",
+    ),
+    # --- tables ---
+    Mutation(
+        "target of tables never updated",
+        "shiq_bench/training/tabular.py",
+        "table.lerp_(trained[name], need_target.tau)",
+        "pass",
+        f"{HEADS}::test_a_tables_target_and_reference_do_the_same",
+    ),
+    Mutation(
+        "reference of tables never refreshed",
+        "shiq_bench/training/tabular.py",
+        'fixed["reference"] = trained["logits"].clone()',
+        "pass",
+        f"{HEADS}::test_a_tables_target_and_reference_do_the_same",
+    ),
+    Mutation(
+        "tables ignore the behaviour's floor",
+        "shiq_bench/training/tabular.py",
+        "math.log(max(ratio.floor, 10 * LEAST))",
+        "math.log(10 * LEAST)",
+        f"{HEADS}::test_max_ratio_of_a_table[0.3-0.5]",
+    ),
+    Mutation(
+        "enumerated data of a stale table",
+        "shiq_bench/training/tabular.py",
+        'data = enumerated_fresh(tables, trained["logits"])',
+        'data = enumerated_fresh(tables, fixed["reference"])',
+        f"{ONPOLICY}::test_data_of_tables_come_from_the_tables_of_the_update[enumerated]",
+    ),
+    Mutation(
+        "samples of a stale table",
+        "shiq_bench/training/tabular.py",
+        'data = sampled_fresh(tables, trained["logits"], draws, generator)',
+        'data = sampled_fresh(tables, fixed["reference"], draws, generator)',
+        f"{ONPOLICY}::test_data_of_tables_come_from_the_tables_of_the_update[sampled]",
+    ),
+    # --- training ---
+    Mutation(
+        "target network never updated",
+        "shiq_bench/training/companions.py",
+        "old.lerp_(new, self.tau)",
+        "pass",
+        f"{HEADS}::test_the_target_follows_by_polyak_averages_and_the_reference_by_jumps",
+    ),
+    Mutation(
+        "target network keeps tau of itself",
+        "shiq_bench/training/companions.py",
+        "old.lerp_(new, self.tau)",
+        "old.lerp_(new, 1 - self.tau)",
+        f"{HEADS}::test_the_target_follows_by_polyak_averages_and_the_reference_by_jumps",
+    ),
+    Mutation(
+        "reference never refreshed",
+        "shiq_bench/training/companions.py",
+        "old.copy_(new)",
+        "pass",
+        f"{HEADS}::test_the_target_follows_by_polyak_averages_and_the_reference_by_jumps",
+    ),
+    Mutation(
+        "behaviour floor ignored",
+        "shiq_bench/training/policy.py",
+        ".exp().where(theirs.exp() >= floor, 0).amax(-1)",
+        ".exp().amax(-1)",
+        f"{HEADS}::test_max_ratio[plain-0.05]",
+    ),
+    Mutation(
+        "local instead of global count",
+        "shiq_bench/training/trainer.py",
+        "* self.accelerator.num_processes / num_items_in_batch",
+        "/ self.algorithm.count(batch) / self.args.gradient_accumulation_steps",
+        f"{TRAINING}::test_six_prompts_at_once_equal_six_times_one[sft]",
+    ),
+    Mutation(
+        "count of the first micro-batch for all",
+        "shiq_bench/training/trainer.py",
+        "total = torch.stack(counts).sum().to(device)",
+        "total = counts[0].to(device)",
+        f"{TRAINING}::test_six_prompts_at_once_equal_six_times_one[sft]",
+    ),
+    Mutation(
+        "autocast left on after training",
+        "shiq_bench/training/trainer.py",
+        "trainer.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)",
+        "pass",
+        f"{TRAINING}::test_scoring_after_bf16_training_is_float32",
+    ),
+    # --- sampling ---
+    Mutation(
+        "temperature in scoring",
+        "shiq_bench/generation/hf.py",
+        "self.logps.append(logp.gather(",
+        "self.logps.append((logp / (self.temperature or 1)).log_softmax(-1).gather(",
+        f"{ENGINES}::test_logprobs_are_the_models_at_temperature_one[0.6-hf]",
+    ),
+    Mutation(
+        "temperature not in sampling",
+        "shiq_bench/generation/hf.py",
+        "(logp.double() / self.temperature)",
+        "logp.double()",
+        f"{ENGINES}::test_samples_follow_the_distribution[0.6-hf]",
+    ),
+    Mutation(
+        "sampled end-of-turn dropped",
+        "shiq_bench/generation/hf.py",
+        "Completion(tuple(tokens[: n + 1]), tuple(logps[: n + 1])",
+        "Completion(tuple(tokens[:n]), tuple(logps[:n])",
+        f"{ENGINES}::test_stops_and_limits[hf]",
+    ),
+    Mutation(
+        "sampler keeps its first weights",
+        "shiq_bench/generation/hf.py",
+        "        check_weights(folder)\n        self._model = None\n",
+        "        check_weights(folder)\n        if self._model is not None:\n            return\n",
+        f"{ENGINES}::test_load_takes_new_weights_and_forgets_old_prefixes[hf]",
+    ),
+    Mutation(
+        "on-policy samples from stale weights",
+        "shiq_bench/run.py",
+        "self._serving != folder or stale",
+        "self._serving != folder",
+        f"{ONPOLICY}::test_the_main_job_draws_from_the_weights_of_the_update",
+    ),
+    Mutation(
+        "on-policy weights written once",
+        "shiq_bench/language_run.py",
+        "        policy.model.save_pretrained(scratch)\n",
+        "        if step == 0:\n            policy.model.save_pretrained(scratch)\n",
+        f"{ONPOLICY}::test_the_main_job_draws_from_the_weights_of_the_update",
+    ),
+    Mutation(
+        "stale prefix cache after new weights",
+        "shiq_bench/generation/vllm.py",
+        "if not self._llm.reset_prefix_cache():",
+        "if not self._llm:",
+        f"{ENGINES}::test_load_takes_new_weights_and_forgets_old_prefixes[vllm]",
     ),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from scipy.stats import chisquare
 
 from shiq_bench.config import resolve
+from shiq_bench.exact import soft_optimum
 from shiq_bench.generation import make_generator
 from shiq_bench.models import resolve_model
 from shiq_bench.training.data import prepare
@@ -20,11 +23,32 @@ from tasks.tree import Tree
 
 BETA = 0.5
 DRAWS = 2000
+SETTINGS: dict[str, Any] = {
+    "model": "tiny", "engine": "hf", "algorithm.beta": BETA, "depth": 3, "actions": 4, "reward_scale": 4,
+    "off_policy": 0, "explore": 1, "steps": 400, "schedule": "cosine",
+}  # fmt: skip
+
+
+def exact_optimum(tree: Tree, reference: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
+    """ln rho and ln pi* of every completion, from the transformer's own probabilities. ``[C, Y]``"""
+    world = tree.world(0)
+    paths = world.completions()
+    log_rho = np.zeros_like(world.rewards)
+    log_rho[paths.states, paths.actions] = [logp for logp, _ in reference]
+    log_pi, _ = soft_optimum(dataclasses.replace(world, reference=log_rho), BETA)
+    contexts = len(world.start)
+    rho, optimum = (t[paths.states, paths.actions].sum(1).reshape(contexts, -1) for t in (log_rho, log_pi))
+    return rho, optimum
 
 
 @pytest.mark.parametrize(
     ("algo", "settings"),
-    [("shiq", {"steps": 400}), ("dpo", {"steps": 400, "labels": "bradley_terry"})],
+    [
+        ("shiq", {}),
+        ("dpo", {"labels": "bradley_terry"}),
+        ("copg", {}),
+        ("dro", {"steps": 600}),  # a value head beside the logits
+    ],
 )
 def test_reaches_the_oracle_and_samples_from_it(
     algo: str,
@@ -36,16 +60,15 @@ def test_reaches_the_oracle_and_samples_from_it(
     """Enumerated data through the whole machinery: KL(pi* || pi) <= 1e-4, and what the sampler
     draws is distributed as pi* (chi-square over completions, rare ones pooled, p > 0.001)."""
     monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
-    resolved = resolve(algo, "tree", {"beta": BETA, "depth": 3, "actions": 4, "schedule": "cosine", **settings})
+    resolved = resolve(algo, "tree", {**SETTINGS, **settings})
     spec, tree = resolved.spec, resolved.task
     assert isinstance(tree, Tree)
     source = resolve_model(spec, tree)
     policy = source.policy()
     data = tree.trajectories("rl")
     reference = reference_pass(policy, source.weights_hash, data, spec.layout, spec.precision)
-    shape = (tree.contexts, len(tree.completions))
-    log_rho = np.array([logp.sum() for logp, _ in reference]).reshape(shape)
-    oracle = tree.oracle(log_rho, BETA)
+    log_rho, log_optimum = exact_optimum(tree, reference)
+    shape, oracle = log_rho.shape, np.exp(log_optimum)
 
     train(
         policy,
@@ -58,27 +81,28 @@ def test_reaches_the_oracle_and_samples_from_it(
 
     log_pi = np.array([logp.sum() for logp, _ in policy_stats(policy, data, "padded", "fp32")]).reshape(shape)
     np.testing.assert_allclose(np.exp(log_pi).sum(1), 1, atol=1e-4)
-    start = (oracle * (np.log(oracle) - log_rho)).sum(1).max()
-    kl = (oracle * (np.log(oracle) - log_pi)).sum(1).max()
+    start = (oracle * (log_optimum - log_rho)).sum(1).max()
+    kl = (oracle * (log_optimum - log_pi)).sum(1).max()
     assert start > 0.3, "the reference must not be the optimum already"
 
     policy.model.save_pretrained(tmp_path / "policy")
     generator = make_generator("vllm", source.folder, tokenizer_vocab=tree.actions, max_length=16)
     try:
         generator.load(tmp_path / "policy")  # weights into a live engine: stale ones would fail the test
-        prompts = [tree._prompt(c) for c in range(tree.contexts) for _ in range(DRAWS)]
+        prompts = [data[c * shape[1]].token_ids[:2] for c in range(shape[0]) for _ in range(DRAWS)]
         drawn = generator.generate(
             prompts, temperature=1.0, max_tokens=tree.depth, seeds=range(len(prompts)), stop_ids=()
         )
     finally:
         generator.close()
+    place = {t.token_ids: i for i, t in enumerate(data)}
+    counts = np.zeros(len(data))
+    for prompt, completion in zip(prompts, drawn, strict=True):
+        counts[place[(*prompt, *completion.token_ids)]] += 1
     p_values = []
-    for c in range(tree.contexts):
-        counts = np.zeros(shape[1])
-        for completion in drawn[c * DRAWS : (c + 1) * DRAWS]:
-            counts[tree._index(completion.token_ids)] += 1
-        p_values.append(pooled_chisquare(counts, oracle[c] * DRAWS))
-        assert pooled_chisquare(counts, np.exp(log_rho[c]) * DRAWS) < 1e-6, "the test must tell pi* from the reference"
+    for seen, best, rho in zip(counts.reshape(shape), oracle, np.exp(log_rho), strict=True):
+        p_values.append(pooled_chisquare(seen, best * DRAWS))
+        assert pooled_chisquare(seen, rho * DRAWS) < 1e-6, "the test must tell pi* from the reference"
     record_property("kl", kl)
     numbers = f"KL(pi* || rho) {start:.3f}, KL(pi* || pi) {kl:.2e}"
     print(f"\n{algo}: {numbers}, chi-square p {min(p_values):.3f} and {max(p_values):.3f}")
@@ -103,7 +127,7 @@ def pooled_chisquare(counts: np.ndarray, expected: np.ndarray) -> float:
 def test_the_seed_of_torch_does_not_matter_to_the_tree() -> None:
     """The task's rewards come from its own seed."""
     torch.manual_seed(1)
-    first = Tree(tree_seed=3).token_rewards
+    first = Tree(instance=3).world(0).rewards
     torch.manual_seed(2)
-    np.testing.assert_array_equal(first, Tree(tree_seed=3).token_rewards)
-    assert not np.array_equal(first, Tree(tree_seed=4).token_rewards)
+    np.testing.assert_array_equal(first, Tree(instance=3).world(0).rewards)
+    assert not np.array_equal(first, Tree(instance=4).world(0).rewards)

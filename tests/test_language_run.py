@@ -112,12 +112,9 @@ def test_an_on_policy_method_on_stored_data_is_marked(tmp_path: Path) -> None:
     assert any("on-policy" in d for d in record.deviations) and record.data["trajectories"] == 192
 
 
-def test_unit_returns_are_divided_by_the_largest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unit_returns_are_divided_by_the_largest(tmp_path: Path) -> None:
     """A task that pays up to 2 says so, and the method that wants returns in [0, 1] gets them."""
-    resolved = settle("qsft", tmp_path, reward_scale=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(type(resolved.task), "largest_return", 2.0)
-        record = play(resolved)
+    record = play(settle("qsft", tmp_path, reward_scale=2))
     assert "rewards divided by 2, the largest return" in record.deviations
     plain = play(settle("qsft", tmp_path))
     np.testing.assert_allclose(record.training[0]["loss"], plain.training[0]["loss"], rtol=1e-6)

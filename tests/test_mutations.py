@@ -6,11 +6,13 @@ every test it is asked for it forks a child that imports the copy as it stands a
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,21 +61,22 @@ class Witness:
         return report
 
 
-def run_one(test: str, folder: Path) -> NoReturn:
+def run_one(test: str, folder: str) -> NoReturn:
     """Run a test in the current directory, write ``state`` and ``log`` into ``folder``, and end the process."""
-    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    out = Path(folder)
+    log = os.open(out / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
     witness = Witness()
     # A timeout in a thread ends the process; by a signal it would look like a failed assertion.
     options = ["-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout=200", "--timeout-method=thread"]
-    pytest.main([test, *options, f"--basetemp={folder / 'tmp'}"], plugins=[witness])
+    pytest.main([test, *options, f"--basetemp={out / 'tmp'}"], plugins=[witness])
     loaded = [str(sys.modules[name].__file__) for name in OURS if name in sys.modules]
     if witness.called != 1 or not all(Path(file).is_relative_to(Path.cwd()) for file in loaded):
         print(f"{witness.called} tests ran, of {loaded}; expected one, of {Path.cwd()}", flush=True)
         witness.state = "broken"
-    (folder / "state").write_text(witness.state)
+    (out / "state").write_text(witness.state)
     sys.stdout.flush()
     os._exit(0)
 
@@ -90,7 +93,7 @@ def serve() -> None:
     for line in sys.stdin:
         test, folder = json.loads(line)
         if (pid := os.fork()) == 0:
-            run_one(test, Path(folder))
+            run_one(test, folder)
         os.waitpid(pid, 0)
         print(pid, file=answers, flush=True)
 
@@ -117,14 +120,14 @@ class Bench:
         self.runs += 1
         out = self.folder / str(self.runs)
         out.mkdir()
-        if "vllm" in test:  # it forks and threads by itself, and wants a GPU where there is one
-            code = f"from pathlib import Path; from tests.test_mutations import run_one; run_one({test!r}, Path({str(out)!r}))"
-            environment = {k: v for k, v in self.environment.items() if k != "CUDA_VISIBLE_DEVICES"}
-            subprocess.run([sys.executable, "-c", code], cwd=self.copy, env=environment, check=False)
+        if "vllm" in test and shutil.which("nvidia-smi"):  # it opens the GPU, which cannot be done behind a fork
+            code = f"from tests.test_mutations import run_one; run_one({test!r}, {str(out)!r})"
+            subprocess.run([sys.executable, "-c", code], cwd=self.copy, env=self.environment, check=False)
         else:
             assert self.server.stdin is not None and self.server.stdout is not None
-            self.server.stdin.write(json.dumps([test, str(out)]) + "\n")
-            self.server.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                self.server.stdin.write(json.dumps([test, str(out)]) + "\n")
+                self.server.stdin.flush()
             assert self.server.stdout.readline(), (self.folder / "server.log").read_text()
         state = (out / "state").read_text() if (out / "state").exists() else "broken"
         return state, (out / "log").read_text()[-4000:] if (out / "log").exists() else ""  # type: ignore[return-value]
@@ -140,7 +143,10 @@ class Bench:
                 f"Write the bug anew for the code as it is:\n{mutation.old}"
             )
         mutated = text.replace(mutation.old, mutation.new)
-        compile(mutated, mutation.file, "exec")
+        try:
+            compile(mutated, mutation.file, "exec")
+        except SyntaxError as error:
+            return f"{mutation.name!r} leaves no Python: {error}"
         if mutation.test not in self.clean:
             self.clean[mutation.test] = self.run(mutation.test)
         state, log = self.clean[mutation.test]
@@ -175,17 +181,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",  # no fork of a process may open it
     }
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-c", "from tests.test_mutations import serve; serve()"],
-            cwd=folder / "copy", env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            cwd=folder / "copy", env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     yield Bench(folder, server, environment)
-    assert server.stdin is not None
-    server.stdin.close()
-    server.wait(timeout=30)
+    server.communicate(timeout=30)
 
 
 def test_the_list_is_a_list() -> None:
@@ -201,7 +205,34 @@ def _parameter(mutation: Mutation) -> Any:
     return pytest.param(mutation, id=mutation.name, marks=pytest.mark.skipif(absent, reason="no vllm here"))
 
 
-@pytest.mark.parametrize("mutation", map(_parameter, MUTATIONS))
+@pytest.mark.parametrize("mutation", [_parameter(m) for m in MUTATIONS])
 def test_planted_bug_is_caught(bench: Bench, mutation: Mutation) -> None:
     if complaint := bench.complaint(mutation):
         pytest.fail(complaint, pytrace=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"old": "There is one log-probability path", "new": "There are two"}, "SURVIVES"),
+        ({"old": "no such text"}, "occurs 0 times"),
+        ({"old": "def "}, r"occurs \d\d times"),
+        ({"new": "return ("}, "leaves no Python"),
+        ({"new": "return stats.nothing"}, "otherwise than by a failed assertion"),
+        ({"test": "tests/test_ops.py::test_of_nothing"}, "does not pass without any bug"),
+        ({"test": "tests/test_ops.py"}, "does not pass without any bug"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_proves_nothing_is_told(bench: Bench, changes: dict[str, str], says: str) -> None:
+    caught = Mutation(
+        "sign of w",
+        "shiq_bench/ops.py",
+        "return stats.policy.logp - reference_of(stats).logp",
+        "return reference_of(stats).logp - stats.policy.logp",
+        "tests/algorithms/test_values.py::test_shiq_multi_step",
+    )
+    before = (bench.copy / caught.file).read_text()
+    complaint = bench.complaint(replace(caught, **changes))
+    assert complaint is not None and re.search(says, complaint)
+    assert (bench.copy / caught.file).read_text() == before

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from shiq_bench.config import resolve
+from shiq_bench.run import execute
+
 SETTINGS = [
     "--model",
     "tiny",
@@ -308,3 +311,12 @@ def test_an_edited_plugin_is_not_passed_off_as_the_run_it_was(home: Path, tmp_pa
     plugin.write_text(text.replace("-1.0", "-2.0"))
     again = run(home, results, "--plugin", str(plugin), algo="mine")
     assert again.returncode == 2 and "--fresh" in again.stderr
+
+
+def test_a_table_is_trained_on_unit_returns_and_judged_on_its_own(tmp_path: Path) -> None:
+    """Where a method wants returns in [0, 1] its fixed point is of those; what is reported is what the task pays."""
+    settings = {"reward_scale": 5, "enumerated": True, "arms": 4, "seeds": 2, "steps": 150, "results": str(tmp_path)}
+    made = execute(resolve("qsft", "bandit", settings), resume=False, fresh=False, report=lambda *_: None)
+    (before, after) = (e.metrics for e in made.evaluations)
+    assert (after["kl_fixed"]["mean"] or 0) < 1e-4 < (before["kl_fixed"]["mean"] or 0)
+    assert (after["reward"]["mean"] or 0) > 1

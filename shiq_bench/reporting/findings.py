@@ -1,8 +1,8 @@
 """What the records of a study say: series, paired comparisons, sentences and tables, before anything is drawn.
 
-Every sentence is computed from the records. A method wins against another where the 95% interval of
-their difference, paired over the instances that both were trained on, excludes 0; nothing else is a
-win. The same records give the same text: nothing here reads a clock or a folder.
+Every sentence is computed from the records. A method wins against another where the exact sign-flip
+test over the instances that both were trained on, Holm-adjusted over all that a caption compares,
+says so; nothing else is a win. The same records give the same text: nothing here reads a clock or a folder.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from functools import cached_property
 from math import exp, inf, log
 from typing import Literal
 
+import numpy as np
+
 from shiq_bench.records import Evaluation, RunRecord
-from shiq_bench.reporting.statistics import Estimate, mean_ci_t, paired_difference
+from shiq_bench.reporting.statistics import Estimate, holm, mean_ci_t, paired_difference, sign_flip_p
 
 Kind = Literal["curves", "against", "table"]
 Verdict = Literal["wins", "loses", "undecided"]
 
 #: Numbers at or under this are rounding, and are printed as such.
 ROUNDING = 1e-12
+#: Adjusted p below which a difference is called one.
+ALPHA = 0.05
 
 EMPTY = "–"
 
@@ -196,20 +200,30 @@ class Duel:
     Attributes:
         difference: the other minus the focus where lower is better, else the reverse: positive is the focus's.
         same: equal on every instance.
+        p: of the sign-flip test over instances, Holm-adjusted over all that the caption compares.
     """
 
     method: str
     x: float | None
     difference: Estimate
     same: bool
+    p: float | None
 
     @property
     def verdict(self) -> Verdict:
-        """A win or a loss needs an interval that excludes 0."""
-        d = self.difference
-        if d.low is None or d.high is None:
+        """A win or a loss needs an adjusted p below :data:`ALPHA`."""
+        if self.p is None or self.p >= ALPHA or not self.difference.mean:
             return "undecided"
-        return "wins" if d.low > 0 else "loses" if d.high < 0 else "undecided"
+        return "wins" if self.difference.mean > 0 else "loses"
+
+
+def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[Duel]:
+    """Paired differences by instance, one mapping a comparison, tested together: positive speaks for the focus."""
+    raw = [sign_flip_p(list(d.values()), np.random.default_rng(0)) if len(d) > 1 else None for _, _, d in compared]
+    return [
+        Duel(method, x, mean_ci_t(d.values()), bool(d) and not any(d.values()), p)
+        for (method, x, d), p in zip(compared, holm(raw), strict=True)
+    ]
 
 
 def duels(sheet: Sheet, panel: str) -> list[Duel]:
@@ -225,10 +239,9 @@ def duels(sheet: Sheet, panel: str) -> list[Duel]:
                 {k: sign * v for k, v in values(final(r), sheet.metric, sheet.floor).items()}
                 for r in (ours[cell.x], cell.record)
             )
-            shared = mine.keys() & theirs.keys()
-            same = bool(shared) and all(mine[k] == theirs[k] for k in shared)
-            out.append(Duel(method, cell.x, paired_difference(theirs, mine), same))
-    return out
+            shared = sorted(mine.keys() & theirs.keys())
+            out.append((method, cell.x, {k: theirs[k] - mine[k] for k in shared}))
+    return judged(out)
 
 
 def updates_until(record: RunRecord, metric: str, threshold: float) -> dict[str, float | None]:
@@ -287,8 +300,8 @@ def _lead(sheet: Sheet, marks: str) -> str:
     text = f"{sheet.label}: {marks} mean over n = {n} instances with 95% intervals (Student's t)."
     if sheet.focus:
         text += (
-            f" All methods get the same instances: {sheet.focus} wins where the paired difference's 95% interval "
-            "excludes 0."
+            f" All methods get the same instances: {sheet.focus} wins where the exact sign-flip test over the paired "
+            f"differences has p < {ALPHA:g} after Holm's adjustment for all comparisons of a panel."
         )
     if sheet.floor:
         text += f" Values under {sheet.floor:g} count as {sheet.floor:g}."
@@ -398,27 +411,28 @@ def _below_start(sheet: Sheet, panel: str) -> str:
         for cell in sheet.of(panel, method):
             if cell.record is None:
                 continue
-            begun = values(final(cell.record, "reference"), sheet.metric, sheet.floor)
+            begun = values(min(cell.record.curve, key=lambda e: e.step), sheet.metric, sheet.floor)
             ended = values(final(cell.record), sheet.metric, sheet.floor)
             d = paired_difference(ended, begun)
             limit = d.low if sign > 0 else d.high
             if limit is not None and sign * limit > 0:
                 worse.append(method)
-    return f" Worse than the reference they start from: {listed(worse)}." if worse else ""
+    return f" Worse than where they start: {listed(worse)}." if worse else ""
 
 
 def _contrast(sheet: Sheet, one: str, other: str) -> str:
     """Each method on one panel against itself on another."""
     sign = 1 if sheet.better == "lower" else -1
     said: dict[Verdict, list[str]] = {"wins": [], "loses": [], "undecided": []}
+    compared: list[tuple[str, float | None, Mapping[str, float]]] = []
     for method in sheet.methods:
         pair = [c.record for p in (one, other) for c in sheet.of(p, method) if c.record is not None]
         if len(pair) == 2:
             a, b = (values(final(r), sheet.metric, sheet.floor) for r in pair)
-            d = paired_difference({k: sign * v for k, v in b.items()}, {k: sign * v for k, v in a.items()})
-            verdict = Duel(method, None, d, False).verdict
-            size = "" if verdict == "undecided" else f" ({number(abs(d.mean or 0.0))})"
-            said[verdict].append(f"{method}{size}")
+            compared.append((method, None, {k: sign * (b[k] - a[k]) for k in sorted(a.keys() & b.keys())}))
+    for duel in judged(compared):
+        size = "" if duel.verdict == "undecided" else f" ({number(abs(duel.difference.mean or 0.0))})"
+        said[duel.verdict].append(f"{duel.method}{size}")
     return (
         f"{one} against {other}: better on the former: {listed(said['wins'])}; better on the latter: "
         f"{listed(said['loses'])}; undecided: {listed(said['undecided'])}."
@@ -466,7 +480,8 @@ def _speed(sheet: Sheet, panel: str, metric: str, threshold: float, label: str) 
             number(worst[method]) if (worst[method] or 0.0) > ROUNDING else f"<{ROUNDING:g}",
         ]
         if sheet.focus:
-            row.insert(3, EMPTY if method == sheet.focus else _geometric(_ratios(found, times.get(sheet.focus, {}))))
+            ratios = _log_ratios(found, times.get(sheet.focus, {})).values()
+            row.insert(3, EMPTY if method == sheet.focus else _geometric(map(exp, ratios)))
         rows.append(tuple(row))
     headers = ["method", "reached", "updates (geometric mean)", "first on", "worst at the end"]
     if sheet.focus:
@@ -486,13 +501,13 @@ def _speed_claim(
     if not sheet.focus or ours is None:
         return text
     verdicts: dict[Verdict, list[str]] = {"wins": [], "loses": [], "undecided": []}
-    for method in times:
-        if method != sheet.focus:
-            ratio = mean_ci_t(log(r) for r in _ratios(times[method], ours))
-            verdicts[Duel(method, None, ratio, False).verdict].append(method)
+    others = [m for m in times if m != sheet.focus]
+    for duel in judged([(m, None, _log_ratios(times[m], ours)) for m in others]):
+        verdicts[duel.verdict].append(f"{duel.method} (n {duel.difference.n:g})")
     return (
-        f"{text} {sheet.focus} needs fewer updates than {listed(verdicts['wins'])}, more than "
-        f"{listed(verdicts['loses'])}; undecided: {listed(verdicts['undecided'])}."
+        f"{text} Where both get there (n), at one untuned learning rate for all, {sheet.focus} needs fewer updates "
+        f"than {listed(verdicts['wins'])}, more than {listed(verdicts['loses'])}; undecided: "
+        f"{listed(verdicts['undecided'])}."
     )
 
 
@@ -506,10 +521,10 @@ def _firsts(times: Mapping[str, Mapping[str, float | None]]) -> dict[str, int]:
     return counts
 
 
-def _ratios(theirs: Mapping[str, float | None], ours: Mapping[str, float | None]) -> list[float]:
-    """Their updates over ours, on the instances where both arrive."""
-    pairs = [(theirs[i], ours[i]) for i in sorted(theirs.keys() & ours.keys())]
-    return [a / b for a, b in pairs if a and b]
+def _log_ratios(theirs: Mapping[str, float | None], ours: Mapping[str, float | None]) -> dict[str, float]:
+    """Instance -> logarithm of their updates over ours, where both arrive, and neither is there at the start."""
+    pairs = {i: (theirs[i], ours[i]) for i in sorted(theirs.keys() & ours.keys())}
+    return {i: log(a / b) for i, (a, b) in pairs.items() if a and b}
 
 
 def _geometric(x: Iterable[float]) -> str:
@@ -551,8 +566,8 @@ def _against_claim(sheet: Sheet, panel: str) -> str:
             if d.verdict == verdict:
                 where.setdefault(d.method, []).append(d.x or 0.0)
         grouped: dict[str, list[str]] = {}
-        for method, x in where.items():
-            grouped.setdefault(_at(x, xs), []).append(method)
+        for method, places in where.items():
+            grouped.setdefault(_at(places, xs), []).append(method)
         said = "; ".join(f"{', '.join(m)} at {at}" for at, m in grouped.items())
         parts.append(f"{sheet.focus} {phrase} {said or 'none'}.")
     return " ".join([text, *parts])
@@ -628,7 +643,8 @@ def _worst_text(sheet: Sheet, panel: str, method: str, letters: Mapping[str, str
 
 def _bound_claims(sheet: Sheet) -> tuple[str, ...]:
     """How many cells keep what is promised of them, and which do not."""
-    kept, broken = [], []
+    kept: list[str] = []
+    broken: list[str] = []
     for cell in sheet.cells:
         found = [] if cell.record is None else list(values(final(cell.record), sheet.metric).values())
         if found and cell.bound is not None:

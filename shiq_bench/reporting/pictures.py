@@ -1,15 +1,14 @@
 """A study's records to files: PNG and PDF with the findings under the axes, a page of Markdown, the numbers as CSV.
 
 Drawn from records alone, in one style: Okabe and Ito's colours, a line style and a marker for every
-method, bands that are 95% intervals. The same records give the same bytes of everything but the PDF's
-fonts' embedding order, which matplotlib fixes too: no file holds a date.
+method, bands that are 95% intervals. The same records give the same bytes: no file holds a date.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log10
 from pathlib import Path
@@ -37,7 +36,7 @@ TITLE, EDGE = 0.32, 0.15
 TEXT, LINE, LEGEND = 8.0, 0.146, 0.2
 DPI = 150
 
-RC: Mapping[str, Any] = {
+RC: Any = {
     "font.family": "DejaVu Sans", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "lines.linewidth": 1.4,
@@ -98,7 +97,7 @@ def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(dict(RC))
+        matplotlib.rcParams.update(RC)
         layout = _Layout.of(sheet, said)
         figure = Figure(figsize=(layout.width, layout.height))
         canvas = FigureCanvasAgg(figure)
@@ -217,6 +216,9 @@ def _axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
     for axis, is_log in ((axes.xaxis, sheet.log_x), (axes.yaxis, sheet.log_y)):
         if is_log:
             _logarithmic(axis, top / bottom if axis is axes.yaxis else inf)
+    values = sorted({x for line in lines.values() for x, _ in line})
+    if not sheet.log_x and len(values) <= 12:
+        axes.set_xticks(values, [f"{x:g}" for x in values])
     handles: dict[str, Any] = {}
     for estimate in begun.values():
         handles[_REFERENCE] = axes.axhline(estimate.mean or 0.0, color="#999999", linewidth=1.0, linestyle=":")

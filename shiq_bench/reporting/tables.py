@@ -239,7 +239,9 @@ def print_table(
 
 def _conditions(spec: RunSpec) -> dict[str, Any]:
     outcome = spec.outcome()
-    return {name: outcome[name] for name in _CONDITIONS}
+    # A table's run holds many instances: runs that share some are no independent seeds of each other.
+    names = (*_CONDITIONS, "seed", "seeds") if spec.model == "table" else _CONDITIONS
+    return {name: outcome[name] for name in names}
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:

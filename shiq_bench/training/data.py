@@ -52,9 +52,14 @@ def _sigma(x: float) -> float:
     return 0.5 * (1 + math.tanh(x / 2))
 
 
+def seed_of(*what: Any) -> int:
+    """A seed that belongs to what it is named by, below 2 ** 60."""
+    return int(stable_hash(list(what))[:15], 16)
+
+
 def _draws(group: Sequence[Trajectory], what: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """Uniform numbers that belong to a prompt and a seed, not to the batch it comes in."""
-    return np.random.default_rng(int(stable_hash([group[0].prompt_id, what, seed])[:16], 16)).random(shape)
+    return np.random.default_rng(seed_of(group[0].prompt_id, what, seed)).random(shape)
 
 
 def make_pairs(group: Sequence[Trajectory], need: Pairs, labels: LabelRule, seed: int = 0) -> PairSet:

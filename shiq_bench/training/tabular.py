@@ -30,10 +30,10 @@ from shiq_bench.api import (
     TargetNetwork,
     ValueHead,
 )
-from shiq_bench.batch import Batch, Dense, LossOutput, Stats, TokenStats
+from shiq_bench.batch import Dense, LossOutput, Stats, TokenStats
 from shiq_bench.exact import Exact
 from shiq_bench.records import RunSpec, Trajectory
-from shiq_bench.training.data import Collator, Row, group_rows, with_mismatches
+from shiq_bench.training.data import Collator, Row, group_rows, to_batch, with_mismatches
 from shiq_bench.world import World
 
 #: Behaviour models are the data's own frequencies; what the data never do has this probability.
@@ -54,15 +54,13 @@ class Tables:
         world: ``next_state``, ``rewards``, ``start``, ``reference``, ``behaviour``, stacked. ``[K, ...]``
         data: a collated batch with ``states`` and ``actions`` of every token, stacked and padded with
             trajectories and pairs of weight 0. ``[K, ...]``
+        seeds: of what is random in each world's training.
     """
 
     exact: list[Exact]
     world: Tensors
     data: Tensors
-
-    @property
-    def seeds(self) -> int:
-        return len(self.exact)
+    seeds: list[int]
 
 
 def tabulate(
@@ -71,15 +69,16 @@ def tabulate(
     algorithm: Algorithm,
     labels: Literal["hard", "bradley_terry", "sampled"],
     shifts: Sequence[Sequence[float]] | None = None,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> Tables:
     """Tables of some worlds and the trajectories drawn in each.
 
     Args:
         shifts: subtracted from the return of each trajectory (centring).
-        seed: of preferences that are drawn; each world adds its number.
+        seeds: one a world, of preferences that are drawn and of heads that start at random.
     """
     exact, data = [], []
+    seeds = list(seeds) if seeds is not None else list(range(len(worlds)))
     for k, (world, found) in enumerate(zip(worlds, trajectories, strict=True)):
         rows = [Row(t, shifts[k][i] if shifts else 0.0) for i, t in enumerate(found)]
         groups = group_rows(rows)
@@ -89,7 +88,7 @@ def tabulate(
                 [replace(r, mismatch=m) for r, m in zip(g, ms, strict=True)]
                 for g, ms in zip(groups, mates, strict=True)
             ]
-        inputs = Collator(algorithm, "padded", labels, seed + k, torch.float64)(groups)
+        inputs = Collator(algorithm, "padded", labels, seeds[k], torch.float64)(groups)
         members = [r.trajectory for g in groups for r in g]
         paths = world.paths([int(t.prompt_id) for t in members], [_actions(t) for t in members])
         exact.append(Exact(world, paths, np.array([t.weight for t in members])))
@@ -105,7 +104,7 @@ def tabulate(
         data.append(inputs)
     names = ("next_state", "rewards", "start", "reference", "behaviour")
     stacked = {name: torch.stack([torch.as_tensor(getattr(w, name)) for w in worlds]) for name in names}
-    return Tables(exact, stacked, {name: _stack([d[name] for d in data]) for name in data[0]})
+    return Tables(exact, stacked, {name: _stack([d[name] for d in data]) for name in data[0]}, seeds)
 
 
 def _merge_pairs(inputs: Tensors) -> None:
@@ -144,9 +143,7 @@ def _tokens(logits: Tensor, states: Tensor, actions: Tensor, mask: Tensor) -> To
     return TokenStats(_at(logp, states, actions) * mask, _at(lse, states) * mask)
 
 
-def table_stats(
-    algorithm: Algorithm, trained: Tensors, fixed: Tensors, target: Tensors | None, data: Tensors
-) -> Stats:
+def table_stats(algorithm: Algorithm, trained: Tensors, fixed: Tensors, target: Tensors | None, data: Tensors) -> Stats:
     """Everything the algorithm declared, for one seed.
 
     Args:
@@ -177,19 +174,13 @@ def table_stats(
         if ratio := algorithm.need(MaxRatio):
             behaviour = fixed["behaviour"].log_softmax(-1)
             gain = (target["logits"].log_softmax(-1) - behaviour).exp()
-            likely = behaviour >= (math.log(ratio.floor) if ratio.floor else -math.inf)
+            # What the data never do has no behaviour to be compared with, however low the floor.
+            likely = behaviour >= math.log(max(ratio.floor, 10 * LEAST))
             out["max_ratio"] = _at(torch.where(likely, gain, torch.zeros_like(gain)).amax(-1), states) * mask
     if algorithm.need(Mismatched):
         strange = (data["mis_states"], data["mis_actions"], data["mis_mask"])
-        out["mismatched"] = Stats(
-            _tokens(trained["logits"].detach(), *strange), _tokens(fixed["reference"], *strange)
-        )
+        out["mismatched"] = Stats(_tokens(trained["logits"].detach(), *strange), _tokens(fixed["reference"], *strange))
     return Stats(**out)
-
-
-def _batch(data: Tensors) -> Batch:
-    names = ("mask", "rewards", "sampler_logp", "group", "weight", "truncated", "pairs", "pair_weight")
-    return Batch(**{name: data[name] for name in names}, label=data.get("label"))
 
 
 def acting(algorithm: Algorithm, trained: Tensors, fixed: Tensors) -> Tensor:
@@ -254,7 +245,7 @@ class Trained:
     history: list[dict[str, float]]
 
 
-def initial(algorithm: Algorithm, tables: Tables, seed: int) -> tuple[Tensors, Tensors]:
+def initial(algorithm: Algorithm, tables: Tables) -> tuple[Tensors, Tensors]:
     """What is trained, and what is fixed, before the first update. ``[K, ...]``"""
     fixed = {"reference": tables.world["reference"].clone()}
     trained = {"logits": tables.world["reference"].clone()}
@@ -267,8 +258,10 @@ def initial(algorithm: Algorithm, tables: Tables, seed: int) -> tuple[Tensors, T
     if algorithm.need(ValueHead):
         trained["value"] = torch.zeros(k, s, dtype=torch.float64)
     if heads := algorithm.need(QHeads):
-        noise = torch.Generator().manual_seed(seed)
-        trained["q"] = 0.01 * torch.randn(k, heads.count, s, a, generator=noise, dtype=torch.float64)
+        noises = (torch.Generator().manual_seed(seed) for seed in tables.seeds)
+        trained["q"] = torch.stack(
+            [0.01 * torch.randn(heads.count, s, a, generator=g, dtype=torch.float64) for g in noises]
+        )
     return {name: t.requires_grad_() for name, t in trained.items()}, fixed
 
 
@@ -289,7 +282,7 @@ def train_tables(
         at: updates after which ``on_point`` is called, 0 being before the first, with the update's
             number and the policy as it acts. ``[K, S, A]``
     """
-    trained, fixed = initial(algorithm, tables, spec.seed)
+    trained, fixed = initial(algorithm, tables)
     need_target, need_reference = algorithm.need(TargetNetwork), algorithm.need(Reference)
     need_fresh = algorithm.need(OnPolicy)
     target = {n: t.detach().clone() for n, t in trained.items()} if need_target else None
@@ -297,12 +290,13 @@ def train_tables(
     optimiser = torch.optim.AdamW(trained.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, eps=1e-20)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _factor(step, spec))
     generator = torch.Generator().manual_seed(spec.seed)
-    draws = need_fresh.samples if need_fresh else max(1, spec.samples)
+    draws = need_fresh.samples if need_fresh else spec.samples
 
     def loss(trained: Tensors, fixed: Tensors, target: Tensors | None, data: Tensors) -> tuple[Tensor, Tensors]:
-        batch = _batch(data)
+        batch = to_batch(data)
         out: LossOutput = algorithm.loss(table_stats(algorithm, trained, fixed, target, data), batch)
-        return out.total / algorithm.count(batch), dict(out.metrics)
+        count = algorithm.count(batch)
+        return out.total / torch.where(count > 0, count, torch.ones_like(count)), dict(out.metrics)
 
     every_seed = vmap(loss, in_dims=(0, 0, None if target is None else 0, 0))
     history: list[dict[str, float]] = []
@@ -329,7 +323,8 @@ def train_tables(
             if need_reference is not None and need_reference.refresh and step % need_reference.refresh == 0:
                 fixed["reference"] = trained["logits"].clone()
             seen = {"loss": losses.detach(), **metrics}
-            history.append({"step": float(step), **{n: float(v.nanmean()) for n, v in seen.items()}})
+            means = {n: float(v[v.isfinite()].mean()) for n, v in seen.items() if v.isfinite().any()}
+            history.append({"step": float(step), **means})
             if step in at:
                 on_point(step, acting(algorithm, trained, fixed))
     with torch.no_grad():

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from shiq_bench.api import Algorithm, Mismatched
-from shiq_bench.records import RunSpec, Trajectory, UserError, stable_hash
+from shiq_bench.records import RunSpec, Trajectory, UserError
 from shiq_bench.training.companions import Companions
-from shiq_bench.training.data import Collator, Row, group_rows, prepare, to_batch, to_stats, with_mismatches
+from shiq_bench.training.data import Collator, Row, group_rows, prepare, seed_of, to_batch, to_stats, with_mismatches
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import model_inputs
 from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag, last_checkpoint
@@ -68,7 +68,7 @@ class PolicyTrainer(Trainer):
         policy: Policy,
         algorithm: Algorithm,
         companions: Companions,
-        fresh: Callable[[Sequence[Sequence[int]], int], list[dict[str, Tensor]]] | None,
+        fresh: Callable[[Sequence[Sequence[int]], int], tuple[list[dict[str, Tensor]], float]] | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=policy, **kwargs)
@@ -96,9 +96,8 @@ class PolicyTrainer(Trainer):
         asked = [batch["prompt"].tolist() for batch in itertools.islice(epoch_iterator, num_batches)]
         # Neither a sampler that draws from torch's global state nor one just opened may move it.
         with torch.random.fork_rng():
-            batches = self.fresh(asked, self.state.global_step)
-        returns = torch.cat([batch["rewards"].sum(-1) for batch in batches if batch])
-        self._pending.append({"prompts": float(sum(map(len, asked))), "return": returns.mean().item()})
+            batches, mean = self.fresh(asked, self.state.global_step)
+        self._pending.append({"prompts": float(sum(map(len, asked))), "return": mean})
         # A micro-batch whose prompts all failed keeps its place, for Trainer counts them.
         batches = [batch or {"nothing": torch.zeros(1)} for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
@@ -289,8 +288,8 @@ def train(
 
 def _collected(
     collect: Collect, algorithm: Algorithm, spec: RunSpec, asked: Sequence[Sequence[int]], step: int
-) -> list[dict[str, Tensor]]:
-    """Fresh micro-batches: one for each list of prompt numbers, empty where nothing was scored.
+) -> tuple[list[dict[str, Tensor]], float]:
+    """Fresh micro-batches, one for each list of prompt numbers and empty where nothing was scored; their mean return.
 
     Raises:
         UserError: not one episode was scored.
@@ -309,10 +308,10 @@ def _collected(
     rows = prepare([t for g in by_prompt for t in g], None, algorithm, spec.center_rewards, mismatches)
     groups = {group[0].trajectory.prompt_id: group for group in rows}
     # Labels that are drawn are drawn anew at every update.
-    seed = int(stable_hash([spec.seed, step])[:15], 16)
-    collator = Collator(algorithm, spec.layout, spec.labels, seed)
+    collator = Collator(algorithm, spec.layout, spec.labels, seed_of(spec.seed, step))
     kept = [[groups[p] for p in batch if p in groups] for batch in names]
-    return [collator(batch) if batch else {} for batch in kept]
+    mean = sum(t.total_reward for t in found) / len(found)
+    return [collator(batch) if batch else {} for batch in kept], mean
 
 
 def _history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

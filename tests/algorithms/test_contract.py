@@ -179,31 +179,17 @@ def test_loss_is_pure_and_finite(variant: str) -> None:
         assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_frozen_gets_a_gradient(variant: str) -> None:
-    """Reference, behaviour, target and mismatched statistics are constants to a loss."""
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if make(v).need(Mismatched)])
+def test_mismatched_answers_get_no_gradient(variant: str) -> None:
+    """What else is frozen comes without gradient from the engine; these statistics are the trained policy's own."""
     algorithm = make(variant)
     stats, batch = random_batch(algorithm, 5)
-    live = {id(t) for t in leaves(stats)}
-    inputs: list[Tensor] = []
-
-    def watch(t: Tensor) -> Tensor:
-        if id(t) in live:
-            return t
-        inputs.append(t.clone().requires_grad_())
-        return inputs[-1]
-
-    stats = mapped(stats, watch)
-    policy = stats.policy.logp.clone().requires_grad_()
-    stats = dataclasses.replace(stats, policy=TokenStats(policy, stats.policy.lse))
-    total = algorithm.loss(stats, batch).total
-    # The engine computes them without gradient; only what a loss must itself detach is looked at here.
-    if stats.mismatched is not None:
-        grads = torch.autograd.grad(total, inputs, allow_unused=True)
-        against = [stats.mismatched.policy.logp, stats.mismatched.policy.lse]
-        assert all(g is None for i, g in zip(inputs, grads, strict=True) if any(i is a for a in against))
-    else:
-        assert torch.isfinite(total)
+    assert stats.mismatched is not None
+    watched = mapped(stats.mismatched, lambda t: t.clone().requires_grad_())
+    total = algorithm.loss(dataclasses.replace(stats, mismatched=watched), batch).total
+    assert not total.requires_grad
+    policy = mapped(Stats(stats.policy), lambda t: t.clone().requires_grad_()).policy
+    assert algorithm.loss(dataclasses.replace(stats, policy=policy, mismatched=watched), batch).total.requires_grad
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -350,25 +336,36 @@ def test_fixed_point(variant: str) -> None:
     fixed = [algorithm.fixed_point(e) for e in tables.exact]
     found = train_tables(algorithm, tables, spec, fresh="enumerated" if algorithm.need(OnPolicy) else "no")
     log_pi = found.log_pi.numpy()
-    assert np.isfinite(log_pi).all() or variant == "ilql"
+    assert np.isfinite(log_pi).all()
     for k, (exact, target) in enumerate(zip(tables.exact, fixed, strict=True)):
         if target is None:
             continue
         assert kl(exact.world, target, log_pi[k]) <= TOLERANCE.get(variant, 1e-6), f"tree {k}"
-    if any(f is None for f in fixed):
-        assert variant in ("kto", "rebel"), "an algorithm without a fixed point is held to another test, by name"
+    if all(f is None for f in fixed):
+        pytest.skip("declares no fixed point")
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ("kto", "rebel")])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_start_is_not_the_fixed_point(variant: str) -> None:
     """A test in which the start is already right proves nothing."""
     algorithm, _, tables = trees(variant)
     away = []
     for exact in tables.exact:
         target = algorithm.fixed_point(exact)
-        assert target is not None
+        if target is None:
+            pytest.skip("declares no fixed point")
         away.append(kl(exact.world, target, exact.log_reference))
     assert max(away) > 0.01
+
+
+def test_only_these_declare_no_fixed_point() -> None:
+    """KTO has none that is finite, and REBEL none while its reference is refreshed; each has a test of its own."""
+    without = []
+    for variant in VARIANTS:
+        algorithm, _, tables = trees(variant)
+        if algorithm.fixed_point(tables.exact[0]) is None:
+            without.append(variant)
+    assert without == ["kto", "rebel"]
 
 
 def test_kto_collapses_on_what_is_mostly_undesirable() -> None:

@@ -107,13 +107,16 @@ def test_greedy_is_argmax(engines: Any, models: dict[str, Path], engine: str) ->
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_samples_follow_the_distribution(engines: Any, models: dict[str, Path], engine: str) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_samples_follow_the_distribution(
+    engines: Any, models: dict[str, Path], engine: str, temperature: float
+) -> None:
     # Chi-square over 10 bins of equal probability: 99.9% point at 9 degrees of freedom is 27.9.
     n = 2000
-    completions = ask(engines(engine), [[9, 8, 7, 6]] * n, max_tokens=1)
+    completions = ask(engines(engine), [[9, 8, 7, 6]] * n, max_tokens=1, temperature=temperature)
     model = truth(models["old"])
     with torch.no_grad():
-        p = model(torch.tensor([[9, 8, 7, 6]])).logits[0, -1].double().softmax(-1)
+        p = (model(torch.tensor([[9, 8, 7, 6]])).logits[0, -1].double() / temperature).softmax(-1)
     bins = ((p.cumsum(0) - p / 2) * 10).long().clamp(0, 9)
     expected = torch.zeros(10, dtype=torch.float64).index_add_(0, bins, p) * n
     drawn = torch.bincount(bins[torch.tensor([c.token_ids[0] for c in completions])], minlength=10)

@@ -113,6 +113,10 @@ def test_credit_reaches_the_trajectory(bfcl: Bfcl) -> None:
             ((trajectory, score),) = play(task, [("multi_turn_base_1", script)])
             assert score.turns == turns
             assert trajectory.total_reward == score.total == sum(turns)
+            # A turn's reward stands at its last token, behind which the user speaks, or nobody.
+            ids, user = trajectory.token_ids, tuple(map(ord, "<user>"))
+            last = [i for i, a in enumerate(trajectory.action_mask) if a and ids[i + 1 : i + 7] in (user, ())]
+            assert [trajectory.rewards[i] for i in last] == list(turns)
             assert (score.metrics["turn_success"], score.metrics["turn_success/n"]) == (3, 4)
             assert score.metrics["entry_accuracy"] == 0
     finally:

@@ -26,6 +26,7 @@ from shiq_bench.api import (
     ValueHead,
 )
 from shiq_bench.batch import Batch, Dense, LossOutput, Stats
+from shiq_bench.config import resolve
 from shiq_bench.models import WeightedLikelihood
 from shiq_bench.records import RunSpec, Trajectory, UserError
 from shiq_bench.training.companions import Companions
@@ -33,7 +34,9 @@ from shiq_bench.training.data import Row, group_rows, lay_out, prepare, to_batch
 from shiq_bench.training.policy import ActingPolicy, Policy
 from shiq_bench.training.reference import autocast, model_inputs, policy_stats
 from shiq_bench.training.stopping import Interrupted, StopFlag, last_checkpoint
+from shiq_bench.training.tabular import table_stats, tabulate, train_tables
 from shiq_bench.training.trainer import train
+from shiq_bench.world import TabularTask
 from tests.training.conftest import VOCAB, build, ragged
 
 SPEC = RunSpec(
@@ -166,6 +169,22 @@ def test_max_ratio(any_model: Any, floor: float) -> None:
     assert (expected == 0).all() == (floor == 1.0)
 
 
+@pytest.mark.parametrize(("floor", "expected"), [(0.0, 2.0), (0.2, 2.0), (0.3, 0.5), (0.6, 0.0)])
+def test_max_ratio_of_a_table(floor: float, expected: float) -> None:
+    """The target's (1/4, 1/4, 1/2) over the behaviour's (1/2, 1/4, 1/4): 1/2, 1 and 2."""
+
+    @dataclass(frozen=True)
+    class Ratio(Everything):
+        needs = (TargetNetwork(), BehaviourModel(), MaxRatio(floor))  # type: ignore[assignment]
+
+    target, behaviour = torch.tensor([[[1.0, 1.0, 2.0]], [[2.0, 1.0, 1.0]]], dtype=torch.float64).log()
+    one = torch.zeros(1, 1, dtype=torch.long)
+    data = {"states": one, "actions": one, "mask": one == 0}
+    stats = table_stats(Ratio(), {"logits": behaviour}, {"behaviour": behaviour}, {"logits": target}, data)
+    assert stats.max_ratio is not None
+    assert stats.max_ratio.item() == pytest.approx(expected, abs=1e-12)
+
+
 def test_stats_come_from_whom_they_should() -> None:
     """Each companion's numbers are its own, without gradient, and none is trained or seen by the optimiser."""
     policy, behaviour = equipped(build()), Policy(build(seed=5), VOCAB)
@@ -210,6 +229,32 @@ def test_the_target_follows_by_polyak_averages_and_the_reference_by_jumps() -> N
         wanted = jumped if step >= 3 else start
         for got, e in zip(companions.policies["reference"].model.parameters(), wanted, strict=False):
             assert torch.equal(got, e)
+
+
+def test_a_tables_target_and_reference_do_the_same() -> None:
+    """What the loss sees at an update comes from the tables that the updates before it left."""
+
+    @dataclass(frozen=True)
+    class Seen(Everything):
+        def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+            assert stats.target is not None and stats.target.value is not None and stats.reference is not None
+            found = {"target": stats.target.value.sum(), "reference": stats.reference.lse.sum()}
+            return LossOutput(super().loss(stats, batch).total, found)
+
+    resolved = resolve("ilql", "tree", {"schedule": "constant", "depth": 2})
+    task, algorithm = resolved.task, Seen(tau=0.25, refresh=2)
+    world = task.world(0)
+    assert isinstance(task, TabularTask) and world is not None
+    tables = tabulate([world], [task.data(0)], algorithm, "hard")
+    runs = [train_tables(algorithm, tables, replace(resolved.spec, steps=n)) for n in range(5)]
+    states, mask = tables.data["states"], tables.data["mask"]
+    target, reference = runs[0].tables["value"], tables.world["reference"]
+    for n, seen in enumerate(runs[4].history):
+        target = target + 0.25 * (runs[n].tables["value"] - target)
+        reference = runs[2].tables["logits"] if n >= 2 else reference
+        for name, table in (("target", target), ("reference", reference.logsumexp(-1))):
+            assert seen[name] == pytest.approx(float(table[0, states[0]][mask[0]].sum()), rel=1e-12), (n, name)
+    assert len({seen["target"] for seen in runs[4].history}) == 4
 
 
 @pytest.mark.parametrize("algorithm", [Everything(), Everything(tau=1.0, refresh=0)])

@@ -6,19 +6,27 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from algorithms.reinforce import Reinforce
+from shiq_bench import language_run
 from shiq_bench.api import Algorithm, Mismatched, OnPolicy, Reference, Rewards
 from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench.config import resolve
 from shiq_bench.generation import make_generator
+from shiq_bench.models import resolve_model
 from shiq_bench.ops import group_mean
-from shiq_bench.records import RunSpec, Trajectory, UserError, stable_hash
+from shiq_bench.records import RunRecord, RunSpec, Trajectory, UserError, stable_hash
+from shiq_bench.run import Run
 from shiq_bench.training.policy import Policy
+from shiq_bench.training.reference import policy_stats
 from shiq_bench.training.stopping import Interrupted, StopFlag
+from shiq_bench.training.tabular import tabulate, train_tables
 from shiq_bench.training.trainer import Collect, train
 from tests.training.conftest import VOCAB, build
 
@@ -86,6 +94,48 @@ def test_data_come_from_the_weights_of_the_update(tmp_path: Path) -> None:
     assert [h["prompts"] for h in result.history] == [3.0] * 5
     assert [h["trajectories"] for h in result.history] == [12.0] * 5
     assert all("return" in h for h in result.history)
+
+
+def test_the_main_job_draws_from_the_weights_of_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One folder holds other weights at every update: it is written, and read, anew."""
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path))
+    resolved = resolve("reinforce", "tree", {"model": "tiny", "engine": "hf"})
+    run = Run(resolved, lambda *_: None, StopFlag(), RunRecord(resolved.spec.run_id, "started", resolved.spec))
+    source = resolve_model(resolved.spec, resolved.task)
+    policy = source.policy()
+    made = language_run._collect(run, source, policy, tmp_path / "scratch")
+    for step in range(3):
+        drawn = made.sample(made.prompts, step)
+        for t, (logp, _) in zip(drawn, policy_stats(policy, drawn, "padded", "fp32"), strict=True):
+            assert t.sampler_logp is not None
+            said = [p for p, a in zip(t.sampler_logp, t.action_mask, strict=True) if a]
+            np.testing.assert_allclose(said, logp, atol=1e-5)
+        with torch.no_grad():
+            for p in policy.parameters():
+                p.mul_(1.3)
+    run.close()
+
+
+@pytest.mark.parametrize("fresh", ["enumerated", "sampled"])
+def test_data_of_tables_come_from_the_tables_of_the_update(fresh: Literal["enumerated", "sampled"]) -> None:
+    @dataclass(frozen=True)
+    class Watched(Reinforce):
+        def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+            logp = stats.policy.logp.detach()
+            weight = logp.sum(-1).exp() if fresh == "enumerated" else torch.full_like(batch.weight, 1 / self.samples)
+            found = {
+                "gap": ((logp - batch.sampler_logp) * batch.mask).abs().amax() + (batch.weight - weight).abs().amax(),
+                "w": (logp - stats.reference.logp).abs().amax(),  # type: ignore[union-attr]
+            }
+            return LossOutput(super().loss(stats, batch).total, found)
+
+    resolved = resolve("reinforce", "tree", {"depth": 2, "steps": 4, "learning_rate": 0.5})
+    task, algorithm = resolved.task, Watched()
+    worlds = [task.world(n) for n in range(2)]
+    tables = tabulate(worlds, [task.data(n) for n in range(2)], algorithm, "hard")  # type: ignore[arg-type,attr-defined]
+    history = train_tables(algorithm, tables, resolved.spec, fresh=fresh).history
+    assert max(h["gap"] for h in history) < 1e-12
+    assert [h["w"] > 0.1 for h in history] == [False, True, True, True], "the policy must move"
 
 
 def test_it_learns(tmp_path: Path) -> None:

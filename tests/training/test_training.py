@@ -169,11 +169,11 @@ def test_a_batch_by_hand() -> None:
 
 
 def test_mismatched_answers_are_another_prompts() -> None:
-    """Prompts (1, 2) and (6); the answers to the second are (7, a tool's 8, 9), of which two tokens fit, to the first (3)."""
+    """Prompts (1, 2) and (6), answered by 3, and by 7, a tool's 8 and 9, of which two tokens fit the other prompt."""
 
     def made(prompt: tuple[int, ...], answer: tuple[int, ...], mask: tuple[bool, ...]) -> Trajectory:
-        n = len(prompt)
-        return Trajectory(str(n), prompt + answer, (False,) * n + mask, (0.0,) * (n + len(answer) - 1) + (1.0,), weight=n)
+        n, rewards = len(prompt), (0.0,) * (len(prompt) + len(answer) - 1) + (1.0,)
+        return Trajectory(str(n), prompt + answer, (False,) * n + mask, rewards, weight=n)
 
     one, two = made((1, 2), (3,), (True,)), made((6,), (7, 8, 9), (True, False, True))
     (a, again), (b,) = with_mismatches([[one, one], [two]], 4)
@@ -212,8 +212,8 @@ def test_pairs_by_hand() -> None:
 
 
 def test_labels_by_hand() -> None:
-    """Returns 3, 1 and, twice as heavy, 0: the mean is 1, so the labels are of gaps 2, 0 and -1."""
-    group = [Trajectory("p", (1, 2), (False, True), (0.0, r), weight=w) for r, w in ((3.0, 1.0), (1.0, 1.0), (0.0, 2.0))]
+    """Returns 4, 2 and, twice as heavy, 1: the mean is 2, so the labels are of gaps 2, 0 and -1."""
+    group = [Trajectory("p", (1, 2), (False, True), (0.0, r), weight=w) for r, w in ((4.0, 1), (2.0, 1), (1.0, 2))]
     assert make_labels(group, "hard") == [1.0, 0.5, 0.0]
     expected = [1 / (1 + np.exp(-gap)) for gap in (2, 0, -1)]
     np.testing.assert_allclose(make_labels(group, "bradley_terry"), expected)

@@ -1,0 +1,97 @@
+"""What an algorithm demands of a run, checked before anything is loaded, and what a record must say about it."""
+
+from __future__ import annotations
+
+from shiq_bench.api import BehaviourModel, Labels, Mismatched, OnPolicy, Pairs, Reference, Rewards
+from shiq_bench.config import Resolved
+from shiq_bench.records import UserError
+
+#: Share of the reference's episodes outside the data from which a method that needs support is warned of.
+MISSING = 1e-3
+
+
+def missing_support(algo: str, missing: float) -> str:
+    """The warning that ``missing`` of the reference's episodes are nowhere in the behaviour's support."""
+    return (
+        f"{algo} needs data wherever the reference goes, and {missing:.1%} of the reference's episodes "
+        "do what the behaviour never does: nothing is learned there (coverage)"
+    )
+
+
+def collects_fresh(resolved: Resolved) -> bool:
+    """Whether every update learns from fresh samples of the current policy.
+
+    Raises:
+        UserError: an on-policy method is to learn from stored trajectories and nobody allowed it.
+    """
+    spec, on_policy = resolved.spec, resolved.algorithm.need(OnPolicy) is not None
+    if spec.collect == "auto":
+        return on_policy and not spec.allow_off_policy
+    if spec.collect == "offline" and on_policy and not spec.allow_off_policy:
+        raise UserError(
+            f"{spec.algo} learns from its own samples; stored trajectories bias it: "
+            "add --allow-off-policy to do it all the same, marked in the record"
+        )
+    return spec.collect == "fresh"
+
+
+def fresh_samples(resolved: Resolved) -> int:
+    """Fresh samples a prompt, at every update that collects them."""
+    need = resolved.algorithm.need(OnPolicy)
+    return need.samples if need else resolved.spec.samples
+
+
+def check_demands(resolved: Resolved, fresh: bool) -> None:
+    """Refuse settings that cannot serve the algorithm, on tables and on language models alike.
+
+    Raises:
+        UserError: with what to type instead.
+    """
+    spec, algorithm = resolved.spec, resolved.algorithm
+    rewards = algorithm.need(Rewards)
+    if rewards and rewards.unit and spec.center_rewards:
+        raise UserError(f"{spec.algo} wants returns in [0, 1], and centred ones are not: leave out --center-rewards")
+    if algorithm.couples_groups and spec.micro_groups not in (0, spec.groups_per_step):
+        raise UserError(
+            f"{spec.algo} estimates over the whole batch, and micro_groups={spec.micro_groups} cuts it: leave it out"
+        )
+    if not fresh:
+        return
+    if algorithm.need(BehaviourModel):
+        raise UserError(
+            f"{spec.algo} needs a model of stored data, so it cannot collect fresh ones: set collect=offline"
+        )
+    each, least = fresh_samples(resolved), 2 if algorithm.need(Pairs) or algorithm.need(Labels) else 1
+    if each < least:
+        raise UserError(f"{each} fresh samples a prompt, and {spec.algo} needs {least}: set samples={least} or more")
+
+
+def check_prompts(resolved: Resolved, prompts: int) -> None:
+    """Refuse updates that would see a single prompt where answers of another are needed.
+
+    Raises:
+        UserError: with what to type instead.
+    """
+    spec = resolved.spec
+    if resolved.algorithm.need(Mismatched) and min(prompts, prompts % spec.groups_per_step or spec.groups_per_step) < 2:
+        raise UserError(
+            f"{spec.algo} answers each prompt with another's answer, and {prompts} prompts in updates of "
+            f"{spec.groups_per_step} leave one alone: choose another groups_per_step"
+        )
+
+
+def deviations(resolved: Resolved, fresh: bool) -> list[str]:
+    """What a reader of the record must know before believing its numbers."""
+    spec, algorithm = resolved.spec, resolved.algorithm
+    out = list(algorithm.deviations)
+    need = algorithm.need(Rewards)
+    if need and spec.center_rewards:
+        out.append("rewards centred by the prompt's mean return")
+    if need and need.unit and resolved.task.largest_return != 1:
+        out.append(f"rewards divided by {resolved.task.largest_return:g}, the largest return")
+    if algorithm.need(OnPolicy) and not fresh:
+        out.append("an on-policy method, trained on stored trajectories")
+    reference = algorithm.need(Reference)
+    if reference and reference.refresh and not fresh:
+        out.append("the reference is refreshed and the data are not: they are stored, from another policy")
+    return out
