@@ -46,6 +46,18 @@ def go(path: Path, results: Path, **options: bool) -> tuple[int, str]:
     return failed, out.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn in tests of their own, and here where a test asks for ``drawn``."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(studies.pictures, "draw", lambda sheet, said: {"png": b"", "pdf": b""})
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Draw for real."""
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Ids of what is executed from here on."""
@@ -215,7 +227,7 @@ def test_no_yaml_and_no_mapping(tmp_path: Path) -> None:
 # --- running ---
 
 
-def test_finished_cells_never_run_again(tmp_path: Path, ran: list[str]) -> None:
+def test_finished_cells_never_run_again(tmp_path: Path, ran: list[str], drawn: None) -> None:
     path = written(tmp_path)
     failed, text = go(path, tmp_path / "results")
     assert failed == 0 and ran == ["shiq", "rwr"]

@@ -134,13 +134,15 @@ class Findings:
         lead: how to read it.
         claims: what it shows, one sentence or two a panel.
         grids: the numbers behind the claims.
-        notes: what is missing and why, and what the study itself remarks.
+        problems: runs that failed or diverged, which the picture itself must say.
+        notes: what was left out and why, what the study itself remarks, and where the records are from.
         embedded: grids that belong under the picture itself.
     """
 
     lead: str
     claims: tuple[str, ...]
     grids: tuple[Grid, ...] = ()
+    problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     embedded: tuple[Grid, ...] = ()
 
@@ -308,23 +310,27 @@ def _lead(sheet: Sheet, marks: str) -> str:
     return text
 
 
-def _problems(sheet: Sheet) -> list[str]:
-    """Cells that were left out, failed or diverged: nothing is dropped silently."""
-    out = []
-    reasons: dict[str, list[Cell]] = {}
-    for cell in sheet.cells:
-        if cell.left_out:
-            reasons.setdefault(cell.left_out, []).append(cell)
-    for reason, cells in reasons.items():
-        methods = [m for m in sheet.methods if any(c.method == m for c in cells)]
-        panels = [p for p in sheet.panels if any(c.panel == p for c in cells)]
-        out.append(f"Left out: {listed(methods)} on {listed(panels)}: {reason}.")
-    out += [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem]
+def _problems(sheet: Sheet) -> tuple[str, ...]:
+    """Cells that failed or diverged: nothing is dropped silently."""
+    out = [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem]
     for cell in sheet.cells:
         examples = [] if cell.record is None else list(((e := final(cell.record)) and e.examples) or ())
         lost = sum(bool(e.get("diverged")) for e in examples)
         if lost:
             out.append(f"{cell.name} diverged on {lost} of {len(examples)} instances, which its numbers leave out.")
+    return tuple(out)
+
+
+def _left_out(sheet: Sheet) -> list[str]:
+    reasons: dict[str, list[Cell]] = {}
+    for cell in sheet.cells:
+        if cell.left_out:
+            reasons.setdefault(cell.left_out, []).append(cell)
+    out = []
+    for reason, cells in reasons.items():
+        methods = [m for m in sheet.methods if any(c.method == m for c in cells)]
+        panels = [p for p in sheet.panels if any(c.panel == p for c in cells)]
+        out.append(f"Left out: {listed(methods)} on {listed(panels)}: {reason}.")
     return out
 
 
@@ -338,7 +344,7 @@ def _source(sheet: Sheet) -> list[str]:
 
 
 def _notes(sheet: Sheet) -> tuple[str, ...]:
-    return (*_problems(sheet), *sheet.notes, *_source(sheet))
+    return (*_left_out(sheet), *sheet.notes, *_source(sheet))
 
 
 # --- curves --------------------------------------------------------------------------------------
@@ -354,9 +360,8 @@ def _curves(sheet: Sheet) -> Findings:
             claim, grid = _speed(sheet, panel, *sheet.reach)
             claims.append(claim)
             embedded.append(grid)
-    return Findings(
-        _lead(sheet, "lines and bands,"), tuple(claims), (*embedded, *grids), _notes(sheet), tuple(embedded)
-    )
+    lead, grids = _lead(sheet, "lines and bands,"), [*embedded, *grids]
+    return Findings(lead, tuple(claims), tuple(grids), _problems(sheet), _notes(sheet), tuple(embedded))
 
 
 def _ends(sheet: Sheet, panel: str) -> dict[str, Estimate]:
@@ -539,7 +544,7 @@ def _geometric(x: Iterable[float]) -> str:
 def _against(sheet: Sheet) -> Findings:
     claims = [_against_claim(sheet, panel) for panel in sheet.panels]
     grids = [_against_grid(sheet, panel) for panel in sheet.panels]
-    return Findings(_lead(sheet, "points and bands,"), tuple(claims), tuple(grids), _notes(sheet))
+    return Findings(_lead(sheet, "points and bands,"), tuple(claims), tuple(grids), _problems(sheet), _notes(sheet))
 
 
 def _against_claim(sheet: Sheet, panel: str) -> str:
@@ -616,8 +621,8 @@ def _table(sheet: Sheet) -> Findings:
     if bounds := sorted({c.bound for c in sheet.cells if c.bound is not None}):
         lead += f" !: above {listed([number(b) for b in bounds])} where that is promised."
     reasons = [f"({letter}) {reason}." for reason, letter in letters.items()]
-    problems = [p for p in _problems(sheet) if not p.startswith("Left out")]
-    return Findings(lead, _bound_claims(sheet), tuple(grids), (*reasons, *problems, *sheet.notes, *_source(sheet)))
+    notes = (*reasons, *sheet.notes, *_source(sheet))
+    return Findings(lead, _bound_claims(sheet), tuple(grids), _problems(sheet), notes)
 
 
 def _worst_text(sheet: Sheet, panel: str, method: str, letters: Mapping[str, str]) -> str:

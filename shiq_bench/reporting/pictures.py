@@ -123,7 +123,7 @@ def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
     return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
-_REFERENCE = "reference (the start)"
+_REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class _Layout:
         across = max(1, int(width / (0.75 + max(map(_inches, names)))))
         sentences = [
             line
-            for part in (said.lead, *(f"• {claim}" for claim in said.claims))
+            for part in (said.lead, *(f"• {line}" for line in (*said.claims, *said.problems)))
             for line in _wrapped(_literal(part), width - 2 * EDGE)
         ]
         legend = -(-len(names) // across) * LEGEND + 0.15
@@ -291,7 +291,7 @@ def page(sheet: Sheet, said: Findings) -> str:
         out += [line for grid in said.grids for line in (*pipes(grid), "")]
     else:
         out += [f"![{sheet.title}]({sheet.name}.png)", ""]
-    out += [_plain(said.lead), "", *(f"- {_plain(claim)}" for claim in said.claims), ""]
+    out += [_plain(said.lead), "", *(f"- {_plain(line)}" for line in (*said.claims, *said.problems)), ""]
     embedded = [line for grid in said.embedded for line in (*pipes(grid), "")]
     notes = [f"- {_plain(note)}" for note in said.notes]
     if sheet.kind == "table":
@@ -369,5 +369,5 @@ def terminal(sheet: Sheet) -> RenderableType:
         for row in grid.rows:
             table.add_row(*(Text(c, style="bold red" if c.endswith(" !") else "") for c in row))
         parts += [table, Text("")]
-    parts += [Text(said.lead, style="dim"), *(Text(claim) for claim in said.claims)]
+    parts += [Text(said.lead, style="dim"), *(Text(line) for line in (*said.claims, *said.problems))]
     return Group(*parts, *(Text(note, style="dim") for note in said.notes), Text(""))

@@ -147,7 +147,7 @@ def test_without_a_focus_or_its_run_nothing_is_compared() -> None:
     gone = replace(made.cells[0], record=None, problem="exploded")
     said = findings(replace(made, cells=(gone, *made.cells[1:])))
     assert "Ours has no finished run here: nothing is compared." in said.claims[0]
-    assert "Not there: Ours on bandit: exploded." in said.notes
+    assert "Not there: Ours on bandit: exploded." in said.problems
 
 
 def test_a_contrast_pairs_two_panels() -> None:
@@ -166,8 +166,9 @@ def test_lost_instances_and_versions_are_told() -> None:
     cells = [Cell("bandit", "Ours", record=replace(lost, source_hash="0ther"))]
     cells += [Cell("bandit", "Other", record=record("other", {"regret": [0.1] * N}))]
     cells += [Cell("bandit", "Never", left_out="it has no need to")]
-    notes = findings(sheet(cells)).notes
-    assert f"Ours on bandit diverged on 1 of {N} instances, which its numbers leave out." in notes
+    said = findings(sheet(cells))
+    notes = said.notes
+    assert said.problems == (f"Ours on bandit diverged on 1 of {N} instances, which its numbers leave out.",)
     assert "Left out: Never on bandit: it has no need to." in notes
     assert any(n.startswith("MIXED SOURCES") for n in notes)
 
@@ -258,7 +259,7 @@ def test_a_table_marks_what_breaks_its_promise() -> None:
     assert said.claims == (
         "At or under 1.0e-06 in 2 of the 3 cells of which that is promised; above: Off on tree (0.002).",
     )
-    assert "(a) too large." in said.notes and "Not there: Broken on tree: exploded." in said.notes
+    assert "(a) too large." in said.notes and said.problems == ("Not there: Broken on tree: exploded.",)
     text = pictures.page(proof(), said)
     assert "| Off | 2.0e-03 (1.0e-03) ! | 2.0e-03 (1.0e-03) |" in text and ".png" not in text
 
