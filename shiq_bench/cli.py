@@ -60,6 +60,7 @@ def run(
     from rich.console import Console
 
     from shiq_bench.config import merged, parse_sets, read_yaml, resolve
+    from shiq_bench.demands import check_demands, collects_fresh
 
     _plugins(plugin)
     values: dict[str, Any] = read_yaml(config) if config else {}
@@ -75,6 +76,7 @@ def run(
     }  # fmt: skip
     given = {k: v for k, v in flags.items() if v is not None}
     resolved = resolve(algo, task, merged(values, given, parse_sets(sets or [])))
+    check_demands(resolved, collects_fresh(resolved))
     console = Console()
     _print_spec(console, resolved.spec)
     if dry_run:
@@ -100,10 +102,18 @@ def run(
         )
 
 
+#: Settings that a table has no use for.
+LANGUAGE_ONLY = (
+    "revision", "trust_remote_code", "gold", "groups_per_step", "precision", "layout", "engine", "max_tokens",
+    "max_length", "eval_samples", "eval_seed", "eval_limit", "micro_groups", "save_every", "gpu_memory",
+)  # fmt: skip
+
+
 def _print_spec(console: Any, spec: RunSpec) -> None:
     import yaml
 
-    data = {k: v for k, v in spec.__dict__.items() if k not in ("algo_options", "task_options")}
+    left_out = ("algo_options", "task_options", *(LANGUAGE_ONLY if spec.model == "table" else ()))
+    data = {k: v for k, v in spec.__dict__.items() if k not in left_out}
     data |= {"algorithm": dict(spec.algo_options), "task_options": dict(spec.task_options)}
     text = yaml.safe_dump({"run_id": spec.run_id, **data}, sort_keys=False, default_flow_style=None, width=110)
     console.print(text.rstrip(), highlight=False, style="dim", soft_wrap=True, markup=False)

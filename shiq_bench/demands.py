@@ -48,6 +48,10 @@ def check_demands(resolved: Resolved, fresh: bool) -> None:
         UserError: with what to type instead.
     """
     spec, algorithm = resolved.spec, resolved.algorithm
+    if spec.seeds > 1 and spec.model != "table":
+        raise UserError(
+            f"seeds is {spec.seeds}: only tables train several at once; leave it at 1 and vary --seed, one run each"
+        )
     rewards = algorithm.need(Rewards)
     if rewards and rewards.unit and spec.center_rewards:
         raise UserError(f"{spec.algo} wants returns in [0, 1], and centred ones are not: leave out --center-rewards")

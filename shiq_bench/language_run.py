@@ -86,10 +86,6 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
     if missing:
         names = ", ".join(type(n).__name__ for n in missing)
         raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
-    if spec.seeds > 1:
-        raise UserError(
-            f"seeds is {spec.seeds}: only tables train several at once; leave it at 1 and vary --seed, one run each"
-        )
     if fresh:
         check_prompts(resolved, len(resolved.task.prompts("rl")))
 

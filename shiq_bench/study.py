@@ -166,7 +166,7 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"no YAML: {' '.join(str(error).split())}") from error
 
 
 def _study(name: str, data: Mapping[str, Any]) -> Study:

@@ -81,7 +81,9 @@ class Column:
         if not self.runs:
             return ""
         seeds = len(self.done)
-        first = f"seed {self.done[0].spec.seed}" if seeds == 1 else f"{seeds} seeds"
+        spec = self.done[0].spec
+        first = f"{spec.seeds} instances" if spec.model == "table" else f"seed {spec.seed}"
+        first = first if seeds == 1 else f"{seeds} seeds"
         rest = [f"{self.count(s)} {s}" for s in ("failed", "diverged", "started") if self.count(s)]
         return ", ".join([first, *rest] if seeds or not rest else rest)
 
@@ -434,7 +436,8 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
     if table:
         yield (
             "±: 95% interval over instances, Student's t; every number of an instance is exact. "
-            "n: instances, each with data and training of its own. Minus reference: paired by instance."
+            "n: instances, each with data and training of its own. Minus reference: paired by instance. "
+            "Own fixed point: where the loss leads with exact expectations; sampled data lead elsewhere."
         )
     elif any(c.estimate.half for c in numbers):
         text = "±: 95% interval"
@@ -487,7 +490,8 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
         spent = [r.consumed for r in column.done]
         if names := [n for n in (spent[0] if spent else ()) if all(n in c for c in spent)]:
             means = (f"{sum(c[n] for c in spent) / len(spent):,.0f} {n.replace('_', ' ')}" for n in sorted(names))
-            yield f"Consumed, {column.label}{', mean of a run' if len(spent) > 1 else ''}: {', '.join(means)}."
+            each = ", an instance" if table else ""
+            yield f"Consumed, {column.label}{each}{', mean of a run' if len(spent) > 1 else ''}: {', '.join(means)}."
     if disagree:
         yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
     for column in trained:
