@@ -218,7 +218,7 @@ def test_a_bad_file_is_one_line(changes: dict[str, Any], line: str, tmp_path: Pa
 def test_no_yaml_and_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("title: [")
     (tmp_path / "b.yaml").write_text("- 1")
-    with pytest.raises(UserError, match=r"a.yaml: .*is no YAML"):
+    with pytest.raises(UserError, match=r"a.yaml: .*no YAML"):
         load(tmp_path / "a.yaml")
     with pytest.raises(UserError, match=r"b.yaml: a study: expected a mapping"):
         load(tmp_path / "b.yaml")

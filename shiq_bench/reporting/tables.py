@@ -81,7 +81,7 @@ class Column:
         if not self.runs:
             return ""
         seeds = len(self.done)
-        spec = self.done[0].spec
+        spec = self.runs[0].spec if seeds != 1 else self.done[0].spec
         first = f"{spec.seeds} instances" if spec.model == "table" else f"seed {spec.seed}"
         first = first if seeds == 1 else f"{seeds} seeds"
         rest = [f"{self.count(s)} {s}" for s in ("failed", "diverged", "started") if self.count(s)]
