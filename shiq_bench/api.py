@@ -11,14 +11,14 @@ import importlib.util
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserError, stable_hash
+from shiq_bench.records import Completion, Score, ToolCall, Trajectory, Transcript, UserError, stable_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,6 +197,7 @@ class Metric:
     percent: bool = False
     headline: bool = False  # shown with its difference to the reference
     exact: bool = False  # computed from a whole table, so no single episode has it
+    optional: bool = False  # of some kinds of episodes only, or pooled from other metrics
 
 
 class Codec(Protocol):
@@ -204,17 +205,56 @@ class Codec(Protocol):
 
     end_ids: tuple[int, ...]
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of the messages, up to where the policy begins to answer."""
+    @property
+    def tool_format(self) -> str:
+        """Format in which the chat template writes function calls; "" where it has no tools that can be read."""
 
-    def reply(self, messages: Sequence[Mapping[str, str]], ended: bool) -> list[int]:
-        """Ids between an answer and the next one; ``ended`` when the policy closed its own turn."""
+    def prompt(
+        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Ids of the messages, up to where the policy begins to answer.
+
+        ``tools`` are descriptions ``{"type": "function", "function": {name, description, parameters}}``.
+        """
+
+    def reply(
+        self, messages: Sequence[Mapping[str, str]], ended: bool, calls: Sequence[ToolCall] | None = None
+    ) -> list[int]:
+        """Ids between an answer and the next one; ``ended`` when the policy closed its own turn.
+
+        ``calls`` are those the answer made, as :meth:`calls` read them; the first messages are then
+        their results, one a call, in order, with role ``tool``. Empty: it made none, but had tools.
+        """
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer with its end-of-turn token."""
 
+    def answer_calls(self, calls: Sequence[ToolCall], format: str) -> list[int]:
+        """Ids of an answer that makes calls, with its end-of-turn token."""
+
+    def calls(self, token_ids: Sequence[int], format: str) -> list[ToolCall] | None:
+        """Calls an answer makes, one or more; None where it makes none, or one that cannot be read."""
+
     def text(self, token_ids: Sequence[int]) -> str:
         """Text of an answer, special tokens left out."""
+
+
+class TextCodec:
+    """What a codec without a format of its own for tool calls says of them; for others to derive from."""
+
+    tool_format = ""
+
+    def answer_calls(self, calls: Sequence[ToolCall], format: str) -> list[int]:
+        """Refused.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("this model has no format of its own for tool calls: write them as text")
+
+    def calls(self, token_ids: Sequence[int], format: str) -> list[ToolCall] | None:
+        """None: it makes none."""
+        return None
 
 
 class Episode:
@@ -252,6 +292,25 @@ class TinyModel:
     logit_scale: float = 1.0
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What became of a file of answers (:meth:`Task.score_lines`).
+
+    Attributes:
+        results: one JSON object for every good line, in order.
+        problems: what is wrong with each bad line, behind its number.
+        table: headings, then rows to print.
+        groups: index of the first row that sums others up.
+        notes: lines to print below.
+    """
+
+    results: Sequence[Mapping[str, Any]]
+    problems: Sequence[str]
+    table: Sequence[Sequence[str]]
+    groups: int
+    notes: Sequence[str] = ()
+
+
 class Task(ABC):
     """One task: prompts, episodes, scoring, and the exact optimum where there is one.
 
@@ -261,6 +320,8 @@ class Task(ABC):
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Licence and source of the task's data, the licence's SPDX identifier first: ``MIT, from ...``.
+    licence: ClassVar[str] = ""
 
     @property
     def largest_return(self) -> float:
@@ -295,9 +356,21 @@ class Task(ABC):
     def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
         """Score ended episodes."""
 
-    def demonstration(self, episode: Episode) -> str | None:
-        """What the task's own ground truth would answer now; None where there is none."""
+    def demonstration(self, episode: Episode) -> str | Sequence[int] | None:
+        """What the task's own ground truth would answer now, as text or as ids; None where there is none."""
         return None
+
+    def settled(self, codec: Codec) -> Mapping[str, Any]:
+        """What options left open and the model decides, for the record.
+
+        Raises:
+            UserError: the options do not go with the model.
+        """
+        return {}
+
+    def aggregate(self, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+        """Further metrics of an evaluation, computed from its means; each as {mean, n, stderr}."""
+        return {}
 
     def trajectories(self, split: str) -> list[Trajectory]:
         """Data the task supplies ready-made, beside what is sampled."""
@@ -310,6 +383,18 @@ class Task(ABC):
     def notes(self) -> list[str]:
         """Facts about the task that a reader of its tables should know."""
         return []
+
+    def details(self) -> Mapping[str, Sequence[str]]:
+        """All that is known of the task, in lines by title, for whoever asks for it."""
+        return {"notes": self.notes()}
+
+    def score_lines(self, lines: Iterable[str], report: Callable[[str, int, int], None] | None = None) -> Scores:
+        """Judge the answers in a file, line by line, whoever gave them.
+
+        Raises:
+            UserError: the task cannot do that.
+        """
+        raise UserError(f"task {type(self).__module__.removeprefix('tasks.')} cannot score a file")
 
     def close(self) -> None:  # noqa: B027 (most tasks hold nothing)
         """Free worker processes."""

@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,77 @@ def print_seeds(algo: str, task_name: str, count: int, steps: int) -> None:
         out.add_row(label, f"{seconds:.2f}", f"{seconds / one:.2f}")
     Console().print(out)
     Console().print(f"largest difference of a log-probability, at once and one by one: {gap:.1e}", style="dim")
+
+
+class _Stopwatch:
+    """An object whose methods add to the clock: seconds by the name given."""
+
+    def __init__(self, inner: Any, name: str, clock: dict[str, float]) -> None:
+        self._inner, self._name, self._clock = inner, name, clock
+
+    def __getattr__(self, attribute: str) -> Any:
+        found = getattr(self._inner, attribute)
+        if not callable(found):
+            return found
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return found(*args, **kwargs)
+            finally:
+                self._clock[self._name] += time.perf_counter() - start
+
+        return timed
+
+
+def print_rollout(task_name: str, sets: list[str], split: str) -> None:
+    """The task's demonstrations through the whole rollout: what a step costs beside the model.
+
+    Raises:
+        UserError: the task has no demonstrations, or no tokenizer of its own.
+    """
+    from shiq_bench.api import tasks
+    from shiq_bench.config import parse_sets, resolve_data
+    from shiq_bench.console import LiveReport
+    from shiq_bench.generation.rollout import replay
+    from shiq_bench.models import resolve_model
+    from shiq_bench.records import RunSpec
+
+    plain = tasks.get(task_name)()  # its tokenizer serves whatever the options are
+    _, task = resolve_data(task_name, parse_sets(sets), ())
+    clock: dict[str, float] = defaultdict(float)
+    try:
+        with LiveReport(Console(stderr=True)) as report:
+            codec: Any = resolve_model(RunSpec("", task_name), plain, report).codec()
+            watched: Any = _Stopwatch(codec, "tokenising", clock)
+            executor = getattr(task, "executor", None)
+            if executor is not None:
+                executor.run = _Stopwatch(executor, "executing calls", clock).run
+            report("playing the demonstrations", 0, 0)
+            start = time.perf_counter()
+            episodes = task.episodes(task.prompts(split), watched, 1 << 20)
+            opened = time.perf_counter()
+            played = replay(task, episodes, watched)
+            stepped = time.perf_counter()
+            scored = task.finish(played, "gold")
+            done = time.perf_counter()
+    finally:
+        plain.close()
+        task.close()
+    answers = sum(_answers(t.action_mask) for t, _ in scored)
+    if not answers:
+        raise UserError(f"task {task_name} has no demonstrations to play")
+    out = Table(title=f"{len(scored)} episodes of {task_name}, {split}; {answers} answers, all live episodes together")
+    for column in ("stage", "seconds", "ms an answer"):
+        out.add_column(column, justify="left" if column == "stage" else "right")
+    inside = sum(clock.values())
+    rows = {"opening prompts": opened - start, "stepping": stepped - opened, "scoring": done - stepped}
+    for stage, seconds in {**rows, "in all": done - start, **{f"  of it {k}": v for k, v in clock.items()},
+                           "  of it the rest": done - start - inside}.items():  # fmt: skip
+        out.add_row(stage, f"{seconds:.2f}", f"{1e3 * seconds / answers:.2f}")
+    Console().print(out)
+
+
+def _answers(mask: Sequence[bool]) -> int:
+    """Runs of action tokens."""
+    return sum(a and not before for a, before in zip(mask, (False, *mask), strict=False))

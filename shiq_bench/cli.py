@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure the engine beside a peer, in one run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+data = typer.Typer(help="Offline data to keep, look at, and train from.", no_args_is_help=True)
+app.add_typer(data, name="data")
 
 Results = Annotated[Path, typer.Option(help="Folder of run records.")]
 Plugins = Annotated[
@@ -44,6 +48,12 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Training seed.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
     engine: Annotated[str | None, typer.Option(help="Sampler: vllm, hf or auto.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Train from a dataset made by `shiq-bench data build`, and draw none.")
+    ] = None,
+    categories: Annotated[str | None, typer.Option(help="bfcl: categories and groups, joined by commas.")] = None,
+    tool_format: Annotated[str | None, typer.Option(help="bfcl: how the model is to write calls.")] = None,
+    reward: Annotated[str | None, typer.Option(help="When the task pays; bfcl: turn or final.")] = None,
     center_rewards: Annotated[bool | None, typer.Option(help="Subtract each prompt's mean return.")] = None,
     allow_off_policy: Annotated[
         bool, typer.Option("--allow-off-policy", help="Let an on-policy method learn from stored trajectories.")
@@ -73,6 +83,8 @@ def run(
     flags = {
         "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
         "allow_off_policy": allow_off_policy or None, "results": None if results is None else str(results),
+        "data": None if data is None else str(data), "task.categories": categories, "task.tool_format": tool_format,
+        "task.reward": reward,
     }  # fmt: skip
     given = {k: v for k, v in flags.items() if v is not None}
     resolved = resolve(algo, task, merged(values, given, parse_sets(sets or [])))
@@ -92,7 +104,8 @@ def run(
     with LiveReport(Console(stderr=True)) as report:
         record = execute(resolved, resume=resume, fresh=fresh, report=report)
     run_table(record, metrics=resolved.task.metrics, console=console)
-    for note in resolved.task.notes():
+    settled = [f"{name} is {value}" for name, value in record.data.get("settled", {}).items()]
+    for note in (*settled, *resolved.task.notes()):
         console.print(f"{task}: {note}", style="dim", highlight=False)
     path = run_folder(resolved.spec.results, record.run_id) / RECORD
     console.print(f"\nrecord: {path}", soft_wrap=True, highlight=False)
@@ -104,9 +117,72 @@ def run(
 
 #: Settings that a table has no use for.
 LANGUAGE_ONLY = (
-    "revision", "trust_remote_code", "gold", "groups_per_step", "precision", "layout", "engine", "max_tokens",
-    "max_length", "eval_samples", "eval_seed", "eval_limit", "micro_groups", "save_every", "gpu_memory",
+    "revision", "trust_remote_code", "gold", "data", "data_hash", "groups_per_step", "precision", "layout", "engine",
+    "max_tokens", "max_length", "eval_samples", "eval_splits", "eval_seed", "eval_limit", "micro_groups", "save_every",
+    "gpu_memory",
 )  # fmt: skip
+
+
+@data.command()
+def build(
+    task: Annotated[str, typer.Option(help="Task; see `shiq-bench list`.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to make; nothing is overwritten.")] = None,
+    model: Annotated[str | None, typer.Option(help="'tiny', a folder, or a hub id.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: a setting that decides data, or of the task.")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Draw offline data as a run would, and keep them: rows, tokenizer, manifest and card in one folder."""
+    from rich.console import Console
+
+    from shiq_bench.config import merged, parse_sets, read_yaml, resolve_data
+    from shiq_bench.dataset import BUILD, check_free
+
+    _plugins(plugin)
+    values: dict[str, Any] = read_yaml(config) if config else {}
+    task = task or str(values.get("task", ""))
+    if not task or out is None:
+        raise UserError(
+            f"{'--out' if task else '--task'} is missing: type, say, shiq-bench data build --task bfcl --out bfcl-data"
+        )
+    values = {k: v for k, v in values.items() if k != "task"}
+    given = {} if model is None else {"model": model}
+    spec, made = resolve_data(task, merged(values, given, parse_sets(sets or [])), BUILD)
+    check_free(out)
+
+    from shiq_bench.console import LiveReport
+    from shiq_bench.language_run import build_dataset
+
+    with LiveReport(Console(stderr=True)) as report:
+        counts = build_dataset(spec, made, out, report, plugin or [])["counts"]
+    by_source = ", ".join(f"{n} {source}" for source, n in sorted(counts["by_source"].items()))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{out}: {counts['trajectories']} trajectories of {counts['prompts']} prompts ({by_source}), "
+        f"{counts['action_tokens']} action tokens, {counts['truncated']} truncated"
+    )
+    words = shlex.join(["--task", task, "--model", spec.model, "--data", str(out)])
+    console.print(f"\nlook at it:    {shlex.join(['shiq-bench', 'data', 'show', str(out)])}")
+    console.print(f"train from it: shiq-bench run --algo shiq {words}")
+
+
+@data.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A dataset.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=0, help="Dialogues at most.")] = 3,
+    prompt: Annotated[str, typer.Option(help="Only of this prompt.")] = "",
+    source: Annotated[str, typer.Option(help="Only of this source: gold, reference ...")] = "",
+    seed: Annotated[int | None, typer.Option(help="Pick at random; without it, the first ones.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Do not shorten long observations.")] = False,
+) -> None:
+    """Print dialogues as the loss sees them: what is trained on, what is context, and where rewards are."""
+    from rich.console import Console
+
+    from shiq_bench import dataset
+
+    dataset.show(folder, Console(), count=count, prompt=prompt, source=source, seed=seed, full=full)
 
 
 def _print_spec(console: Any, spec: RunSpec) -> None:
@@ -180,21 +256,70 @@ def study(
         raise UserError(f"{failed} runs failed, and are missing from what was drawn: see the lines above")
 
 
-@app.command(name="list")
-def list_(plugin: Plugins = None) -> None:
-    """Algorithms and tasks, one line each."""
+@app.command()
+def score(
+    answers: Annotated[Path, typer.Argument(metavar="IN", help="JSON lines: one answer each.")],
+    task: Annotated[str, typer.Option(help="Task the answers belong to; see `shiq-bench list`.")],
+    out: Annotated[Path, typer.Option(help="File of verdicts, one a line.")],
+    plugin: Plugins = None,
+) -> None:
+    """Score answers from a file with the task's own checkers: no model, no torch."""
     from rich.console import Console
     from rich.table import Table
 
-    from shiq_bench.api import algorithms, tasks
+    from shiq_bench.api import tasks
+    from shiq_bench.console import LiveReport
+    from shiq_bench.store import write_atomic
 
     _plugins(plugin)
-    out = Table(box=None, show_header=False, pad_edge=False)
-    for registry in (algorithms, tasks):
-        out.add_row(f"[bold]{registry.kind}s[/bold]")
-        for name in registry.names():
-            out.add_row(f"  {name}", (registry.get(name).__doc__ or "–").strip().splitlines()[0])
-    Console().print(out)
+    if out.is_dir() or out.resolve() == answers.resolve():
+        raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the file of answers'}: name another file")
+    try:
+        # Bytes that are no UTF-8 spoil their own line only.
+        lines = answers.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {answers}: {error.strerror or error}") from error
+    scorer = tasks.get(task)()
+    try:
+        with LiveReport(Console(stderr=True)) as report:
+            scores = scorer.score_lines(lines, report)
+    finally:
+        scorer.close()
+    for problem in scores.problems:
+        typer.echo(f"{answers}: {problem}", err=True)
+    if not scores.results:
+        raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
+    write_atomic(out, "".join(json.dumps(dict(result)) + "\n" for result in scores.results).encode())
+    headings, *rows = scores.table
+    printed = Table(*headings, box=None, pad_edge=False)
+    for at, row in enumerate(rows, 1):
+        printed.add_row(*row, style="bold" if at >= scores.groups else None)
+    console = Console()
+    console.print(printed)
+    for note in scores.notes:
+        console.print(note, style="dim", highlight=False)
+    if scores.problems:
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_(
+    algo: Annotated[str, typer.Option(help="One algorithm, with its settings.")] = "",
+    task: Annotated[str, typer.Option(help="One task, with its settings.")] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", help="All that it says of itself.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Algorithms and tasks, one line each; or one of them in full."""
+    from rich.console import Console
+
+    from shiq_bench.listing import print_list, print_one
+
+    _plugins(plugin)
+    if not algo and not task:
+        print_list(Console())
+    for kind, name in (("algorithm", algo), ("task", task)):
+        if name:
+            print_one(Console(), kind, name, verbose)
 
 
 @bench.command()
@@ -221,6 +346,18 @@ def generation(
     from shiq_bench.bench import print_generation
 
     print_generation(task, prompts, max_tokens, model)
+
+
+@bench.command()
+def rollout(
+    task: Annotated[str, typer.Option(help="A task with demonstrations.")] = "bfcl",
+    split: Annotated[str, typer.Option(help="Split whose demonstrations are played.")] = "rl",
+    sets: Sets = None,
+) -> None:
+    """Demonstrations through the whole rollout: what everything but the model costs."""
+    from shiq_bench.bench import print_rollout
+
+    print_rollout(task, sets or [], split)
 
 
 @bench.command()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shiq_bench.api import Algorithm, Task, algorithms, suggest, tasks
+from shiq_bench.dataset import HASH, read_manifest
+from shiq_bench.hardware import fast_precision
 from shiq_bench.records import RunSpec, UserError
 
 #: Fields of RunSpec that are not settings.
@@ -144,36 +146,95 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
     """
     algorithm_class, task_class = algorithms.get(algo), tasks.get(task)
     known = {"run": settings(RunSpec), "algorithm": settings(algorithm_class), "task": settings(task_class)}
-    given: dict[str, dict[str, Any]] = {owner: {} for owner in known}
-    for key, value in values.items():
-        owner, name = _owner(key, known, algo, task)
-        if name in given[owner]:
-            raise UserError(f"{key} is given twice")
-        given[owner][name] = coerce(key, value, known[owner][name])
-    made_task = _make(task_class, given["task"], algo, task)
+    what = f"{algo} on {task}"
+    given = _given(values, known, what)
+    made_task = _make(task_class, given["task"], what)
     defaults = made_task.defaults_for(given["run"].get("model"))
     advised = {k.removeprefix("algorithm."): v for k, v in defaults.items() if k.startswith("algorithm.")}
     takes = {f.name for f in dataclasses.fields(algorithm_class) if f.metadata.get("advised", True)}  # type: ignore[arg-type]
     advised = {k: v for k, v in advised.items() if k in takes}
-    algorithm = _make(algorithm_class, {**advised, **given["algorithm"]}, algo, task)
-    engine = given["run"].get("engine", "auto")
+    algorithm = _make(algorithm_class, {**advised, **given["algorithm"]}, what)
+    spec = _spec(algo, task, _outcome(algorithm), made_task, _with_data(given["run"], task))
+    resolved = Resolved(spec, algorithm, made_task)
+    if spec.data:
+        _refuse_fresh(resolved)
+    return resolved
+
+
+def _refuse_fresh(resolved: Resolved) -> None:
+    """Fresh samples leave a dataset nothing to do."""
+    from shiq_bench.demands import collects_fresh  # which imports from here
+
+    spec = resolved.spec
+    if collects_fresh(resolved):
+        instead = ": leave out --data" if spec.collect == "fresh" else ": leave out --data, or add --allow-off-policy"
+        raise UserError(f"{spec.algo} is to learn from fresh samples of its own, and a dataset is stored{instead}")
+
+
+def resolve_data(task: str, values: Mapping[str, Any], names: Sequence[str]) -> tuple[RunSpec, Task]:
+    """Like :func:`resolve`, for data alone: no algorithm, and of the run's settings those in ``names``.
+
+    Raises:
+        UserError: an unknown name or key (the nearest is suggested), or a value out of range.
+    """
+    task_class = tasks.get(task)
+    run = {name: kind for name, kind in settings(RunSpec).items() if name in names}
+    given = _given(values, {"run": run, "task": settings(task_class)}, f"data of {task}")
+    made = _make(task_class, given["task"], f"data of {task}")
+    return _spec("", task, {}, made, given["run"]), made
+
+
+def _given(values: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], what: str) -> dict[str, dict[str, Any]]:
+    """Owner -> name -> value of its type."""
+    given: dict[str, dict[str, Any]] = {owner: {} for owner in known}
+    for key, value in values.items():
+        owner, name = _owner(key, known, what)
+        if name in given[owner]:
+            raise UserError(f"{key} is given twice")
+        given[owner][name] = coerce(key, value, known[owner][name])
+    return given
+
+
+def _with_data(given: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Settings of the run, with what the manifest of a dataset says where one is given.
+
+    ``samples`` and ``gold`` become those of the dataset, for nothing else is drawn; ``data_seed``
+    also draws preference labels, so it is only the default.
+    """
+    told = dict(given)
+    asked = told.pop("data_hash", "")
+    if not told.get("data"):
+        if asked:
+            raise UserError(f"data_hash={asked} names a dataset and none is given: add --data FOLDER, or leave it out")
+        return told
+    manifest = read_manifest(Path(told["data"]))
+    if manifest["task"] != task:
+        raise UserError(f"{told['data']} holds data of task {manifest['task']}; expected {task}: give another --data")
+    found = manifest["sha256"][:HASH]
+    if asked not in ("", found):
+        raise UserError(
+            f"data_hash={asked}, and {told['data']} is {found}: give the --data it was, or leave data_hash out"
+        )
+    fixed = {name: manifest[name] for name in ("samples", "gold")}
+    return {"data_seed": manifest["data_seed"], **told, **fixed, "data_hash": found}
+
+
+def _spec(algo: str, task: str, options: Mapping[str, Any], made: Task, given: Mapping[str, Any]) -> RunSpec:
+    engine = given.get("engine", "auto")
     if engine == "auto":
         engine = "vllm" if find_spec("vllm") else "hf"
-    spec = RunSpec(
-        algo=algo,
-        task=task,
-        algo_options=_outcome(algorithm),
-        task_options=_outcome(made_task),
-        **{**{k: v for k, v in defaults.items() if "." not in k}, **given["run"], "engine": engine},
-    )
-    return Resolved(spec, algorithm, made_task)
+    defaults = {k: v for k, v in made.defaults_for(given.get("model")).items() if "." not in k}
+    told = {**defaults, **given, "engine": engine}
+    if told.get("precision", "auto") == "auto":
+        told["precision"] = fast_precision()
+    return RunSpec(algo=algo, task=task, algo_options=options, task_options=_outcome(made), **told)
 
 
-def _make(cls: type[T], options: Mapping[str, Any], algo: str, task: str) -> T:
+def _make(cls: type[T], options: Mapping[str, Any], what: str) -> T:
     try:
         return cls(**options)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{algo} on {task}: {error}") from error
+        raise UserError(f"{what}: {error}") from error
 
 
 def _outcome(made: Any) -> dict[str, Any]:
@@ -181,7 +242,7 @@ def _outcome(made: Any) -> dict[str, Any]:
     return {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.metadata.get("outcome", True)}
 
 
-def _owner(key: str, known: Mapping[str, Mapping[str, Any]], algo: str, task: str) -> tuple[str, str]:
+def _owner(key: str, known: Mapping[str, Mapping[str, Any]], what: str) -> tuple[str, str]:
     prefix, dot, name = key.partition(".")
     if dot and prefix in known:
         if name not in known[prefix]:
@@ -192,5 +253,5 @@ def _owner(key: str, known: Mapping[str, Mapping[str, Any]], algo: str, task: st
         raise UserError(f"{key!r} is a setting of {' and '.join(owners)}: write {owners[0]}.{key} or {owners[1]}.{key}")
     if not owners:
         names = sorted({name for fields in known.values() for name in fields})
-        raise UserError(f"{algo} on {task} has no setting {key!r}{suggest(key, names)}")
+        raise UserError(f"{what} has no setting {key!r}{suggest(key, names)}")
     return owners[0], key

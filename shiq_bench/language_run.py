@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,16 +31,19 @@ from shiq_bench.api import (
     ValueHead,
 )
 from shiq_bench.config import Resolved
+from shiq_bench.dataset import BUILD, ORIGIN, check_free, describe, read_dataset, read_manifest, write_dataset
 from shiq_bench.demands import MISSING, check_prompts, deviations, fresh_samples, missing_support
 from shiq_bench.evaluation.evaluate import Mode, evaluate, sample
 from shiq_bench.exact import missing_mass
-from shiq_bench.models import ModelSource, WeightedLikelihood, demonstrations, resolve_model
-from shiq_bench.records import Evaluation, Trajectory, UserError, stable_hash
+from shiq_bench.generation import Generator
+from shiq_bench.models import ModelSource, Progress, WeightedLikelihood, demonstrations, resolve_model
+from shiq_bench.records import Evaluation, RunSpec, Trajectory, UserError, stable_hash
 from shiq_bench.store import (
     cached_folder,
     check_writable,
     code_hash,
     read_trajectories,
+    source_hash,
     write_json,
     write_trajectories,
 )
@@ -66,8 +69,6 @@ FIT = (
     "steps", "groups_per_step", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "precision",
     "layout", "seed",
 )  # fmt: skip
-SPLITS = ("rl", "heldout")
-MODES: tuple[Mode, ...] = ("greedy", "sampled")
 
 
 def check_language(resolved: Resolved, fresh: bool) -> None:
@@ -80,14 +81,20 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
         UserError: with what to type instead.
     """
     spec, algorithm = resolved.spec, resolved.algorithm
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    _quiet()
     missing = [n for n in algorithm.needs if not isinstance(n, SUPPLIED)]
     if missing:
         names = ", ".join(type(n).__name__ for n in missing)
         raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
+    for split in spec.splits:
+        resolved.task.prompts(split)
     if fresh:
         check_prompts(resolved, len(resolved.task.prompts("rl")))
+
+
+def _quiet() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def language_stages(run: Run, resume: bool, fresh: bool) -> None:
@@ -110,17 +117,20 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     copies = 10 + 2 * sum(isinstance(n, Reference | TargetNetwork) for n in algorithm.needs)
     check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(BehaviourModel))) * size)
 
+    reference = source.policy()
+    settled = {"settled": dict(task.settled(codec))}
+    if not spec.steps:
+        run.record = replace(
+            run.record, weights_hash=source.weights_hash, data=settled,
+            evaluations=_reference_evaluations(run, source, reference), gaps=run.gaps,
+        )  # fmt: skip
+        return
+
     run.deviations += deviations(run.resolved, fresh)
     trajectories = [] if fresh else _offline_data(run, source)
-    data = _describe_fresh(run) if fresh else _describe(run, trajectories)
+    data = settled | (_describe_fresh(run) if fresh else _describe(run, trajectories))
     trajectories = in_unit_range(trajectories, algorithm, task.largest_return) if trajectories else []
-    reference = source.policy()
-    evaluations = [
-        _reference_evaluation(run, source, reference, split, mode)
-        for split in SPLITS
-        for mode in MODES
-        if _wanted(run, mode)
-    ]
+    evaluations = _reference_evaluations(run, source, reference)
     run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=data, deviations=run.deviations)
     groups = [] if fresh else _groups(run, source, reference, trajectories)
     fitted = _fitted_behaviour(run, source, trajectories) if algorithm.need(BehaviourModel) else None
@@ -132,15 +142,14 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
         need = algorithm.need(BehaviourModel)
         policy = source.policy(fitted if need and need.start else None).equip(algorithm, spec.seed)
         behaviour = source.policy(fitted) if fitted else None
-        if spec.steps:
-            run.stop.active = True
-            result = train(
-                policy, source.tokenizer(), groups, algorithm, spec, run.folder / "checkpoints",
-                resume=resume, stop=run.stop, on_step=_counter(run, "training"), behaviour=behaviour,
-                collect=_collect(run, source, policy, Path(scratch)) if fresh else None,
-            )  # fmt: skip
-            run.stop.active = False
-            run.keep(training=result.history, consumed=_consumed(run, result.history, trajectories))
+        run.stop.active = True
+        result = train(
+            policy, source.tokenizer(), groups, algorithm, spec, run.folder / "checkpoints",
+            resume=resume, stop=run.stop, on_step=_counter(run, "training"), behaviour=behaviour,
+            collect=_collect(run, source, policy, Path(scratch)) if fresh else None,
+        )  # fmt: skip
+        run.stop.active = False
+        run.keep(training=result.history, consumed=_consumed(run, result.history, trajectories))
         policy.eval()
         _save(policy, behaviour, source, trained_folder)
 
@@ -153,22 +162,21 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
                 run.deviations.append("sampled by transformers: acting mixes two models' logits")
         else:
             generator = run.generator(source, trained_folder)
-        for split in SPLITS:
-            for mode in MODES:
-                if not _wanted(run, mode):
-                    continue
-                what = f"evaluating the trained policy: {split}, {mode}"
-                evaluation, gap = evaluate(
-                    task, codec, generator, acting, reference, spec,
-                    who="trained", split=split, mode=mode, step=spec.steps, on_progress=run.progress(what),
-                )  # fmt: skip
-                run.gaps[f"trained {split} {mode}"] = gap
-                evaluations.append(evaluation)
+        for split, mode in _places(spec):
+            what = f"evaluating the trained policy: {split}, {mode}"
+            evaluation, gap = evaluate(
+                task, codec, generator, acting, reference, spec,
+                who="trained", split=split, mode=mode, step=spec.steps, on_progress=run.progress(what),
+            )  # fmt: skip
+            run.gaps[f"trained {split} {mode}"] = gap
+            evaluations.append(evaluation)
     run.record = replace(run.record, evaluations=evaluations, gaps=run.gaps)
 
 
-def _wanted(run: Run, mode: Mode) -> bool:
-    return mode == "greedy" or run.spec.eval_samples > 0
+def _places(spec: RunSpec) -> list[tuple[str, Mode]]:
+    """Where policies are evaluated: splits and modes."""
+    modes: tuple[Mode, ...] = ("greedy", "sampled") if spec.eval_samples else ("greedy",)
+    return [(split, mode) for split in spec.splits for mode in modes]
 
 
 def _counter(run: Run, what: str) -> Callable[[Mapping[str, float]], None]:
@@ -197,14 +205,13 @@ def _save(policy: Policy, behaviour: Policy | None, source: ModelSource, folder:
 # --- data ----------------------------------------------------------------------------------------
 
 
-def _data_key(run: Run, source: ModelSource) -> dict[str, Any]:
+def _data_key(spec: RunSpec, task: Task, source: ModelSource) -> dict[str, Any]:
     """What decides the offline data, and no more: methods and seeds share it."""
-    spec = run.spec
     return {
         "version": DATA_VERSION,
         "weights": source.weights_hash,
         "task": spec.task,
-        "code": code_hash(*(c for c in type(run.task).__mro__ if issubclass(c, Task) and c is not Task)),
+        "code": code_hash(*(c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task)),
         "options": dict(spec.task_options),
         "engine": spec.engine,
         "max_tokens": spec.max_tokens,
@@ -213,10 +220,18 @@ def _data_key(run: Run, source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _offline_data(run: Run, source: ModelSource) -> list[Trajectory]:
-    """The task's own trajectories, its demonstrations, and samples of the reference."""
-    spec, task = run.spec, run.task
-    key = {**_data_key(run, source), "samples": spec.samples, "gold": spec.gold, "data_seed": spec.data_seed}
+def offline_data(
+    spec: RunSpec, task: Task, source: ModelSource, generator: Callable[[], Generator], report: Progress
+) -> list[Trajectory]:
+    """The task's own trajectories, its demonstrations, and samples of the reference.
+
+    Args:
+        generator: starts the sampler, or has it already; not called where the data are cached.
+
+    Raises:
+        UserError: there are none.
+    """
+    key = {**_data_key(spec, task, source), "samples": spec.samples, "gold": spec.gold, "data_seed": spec.data_seed}
 
     def build(folder: Path) -> None:
         codec = source.codec()
@@ -225,23 +240,116 @@ def _offline_data(run: Run, source: ModelSource) -> list[Trajectory]:
             found += demonstrations(task, "rl", codec, spec.max_length)
         if spec.samples:
             drawn = sample(
-                task, codec, run.generator(source, source.folder), task.prompts("rl"), spec,
+                task, codec, generator(), task.prompts("rl"), spec,
                 n=spec.samples, temperature=1.0, seed=f"data {spec.data_seed}", source="reference",
-                on_progress=run.progress("drawing offline data"),
+                on_progress=lambda done, total: report("drawing offline data", done, total),
             )  # fmt: skip
             # What could not be scored has no reward to learn from.
             found += [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
         order = {p: i for i, p in enumerate(task.prompts("rl"))}
         write_trajectories(folder / "trajectories.jsonl", sorted(found, key=lambda t: order[t.prompt_id]))
 
-    with run.timed("offline data"):
-        folder = cached_folder("data", key, build)
-        trajectories = [t for t in read_trajectories(folder / "trajectories.jsonl") if any(t.action_mask)]
+    folder = cached_folder("data", key, build)
+    trajectories = [t for t in read_trajectories(folder / "trajectories.jsonl") if any(t.action_mask)]
     if not trajectories:
         raise UserError(
             f"no training data: task {spec.task} has none of its own, and samples={spec.samples}, gold={spec.gold}"
         )
     return trajectories
+
+
+def _offline_data(run: Run, source: ModelSource) -> list[Trajectory]:
+    """The trajectories of the dataset given, else the run's own."""
+    with run.timed("offline data"):
+        return run.given or offline_data(
+            run.spec, run.task, source, lambda: run.generator(source, source.folder), run.report
+        )
+
+
+def given_data(run: Run, source: ModelSource) -> list[Trajectory]:
+    """The trajectories of the dataset that ``spec.data`` names, in its order, and what the record must say of them.
+
+    Raises:
+        UserError: they cannot serve this run, before anything is written.
+    """
+    spec, folder = run.spec, Path(run.spec.data)
+    trajectories = read_dataset(folder, run.task, source.tokenizer(), spec.max_length, spec.data_hash)
+    origin = read_manifest(folder)
+    if origin["weights_hash"] != source.weights_hash and any(t.source == "reference" for t in trajectories):
+        run.deviations.append("the data were sampled from another policy than the reference")
+    made, asked = origin["task_options"], dict(spec.task_options)
+    if other := sorted(k for k in {*made, *asked} if made.get(k) != asked.get(k)):
+        run.deviations.append(
+            f"the data were made with other options of the task: {', '.join(f'{k}={made.get(k)}' for k in other)}"
+        )
+    return trajectories
+
+
+def build_dataset(
+    spec: RunSpec, task: Task, out: Path, report: Progress, plugins: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Do the offline stage of a run, and keep its trajectories as a dataset.
+
+    Args:
+        spec: as of :func:`~shiq_bench.config.resolve_data`.
+        out: a folder that does not exist yet, or is empty.
+        plugins: named in the command that makes the dataset again.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: ``out`` is taken or cannot be written, or there is nothing to draw from.
+    """
+    from shiq_bench.run import git, packages, start_generator
+
+    check_free(out)
+    if spec.model == "table":
+        raise UserError(f"task {spec.task} is a table unless a model is asked for: add --model tiny")
+    _quiet()
+    report("starting policy", 0, 0)
+    source = resolve_model(spec, task, report)
+    started: list[Generator] = []
+
+    def generator() -> Generator:
+        started.append(start_generator(spec, source, source.folder, report))
+        return started[-1]
+
+    try:
+        trajectories = offline_data(spec, task, source, generator, report)
+    finally:
+        for one in started:
+            one.close()
+        task.close()
+    settings = {name: getattr(spec, name) for name in BUILD if name not in ("model", "gpu_memory")}
+    origin = {
+        "task": spec.task,
+        "task_options": dict(spec.task_options),
+        "split": "rl",
+        "model": spec.model,
+        **settings,
+        "weights_hash": source.weights_hash,
+        "source_hash": source_hash(),
+        "code_hash": code_hash(type(task)),
+        "git_commit": git("rev-parse", "HEAD"),
+        "packages": packages(),
+        "licence": task.licence,
+        "notes": task.notes(),
+        "command": _command(spec, settings, out.name, plugins),
+    }
+    return write_dataset(out, trajectories, source.tokenizer(), origin)
+
+
+def _command(spec: RunSpec, settings: Mapping[str, Any], name: str, plugins: Sequence[Path]) -> str:
+    """What to type to make a dataset again, every setting spelt out."""
+    words = ["shiq-bench", "data", "build", "--task", spec.task, "--model", spec.model, "--out", name]
+    for plugin in plugins:
+        words += ["--plugin", str(plugin)]
+    for prefix, options in (("run", settings), ("task", spec.task_options)):
+        for key, value in options.items():
+            text = str(value).lower() if isinstance(value, bool | None) else str(value)
+            words += ["--set", f"{prefix}.{key}={text}"]
+    return shlex.join(words)
 
 
 def _groups(run: Run, source: ModelSource, reference: Policy, trajectories: list[Trajectory]) -> list[list[Row]]:
@@ -310,11 +418,15 @@ def _collect(run: Run, source: ModelSource, policy: Policy, scratch: Path) -> Co
 # --- what the record says ------------------------------------------------------------------------
 
 
+def _reference_evaluations(run: Run, source: ModelSource, reference: Policy) -> list[Evaluation]:
+    return [_reference_evaluation(run, source, reference, split, mode) for split, mode in _places(run.spec)]
+
+
 def _reference_evaluation(run: Run, source: ModelSource, reference: Policy, split: str, mode: Mode) -> Evaluation:
     """The reference's own numbers: the same for every method and seed, so computed once."""
     spec = run.spec
     key = {
-        **_data_key(run, source), "split": split, "mode": mode, "eval_limit": spec.eval_limit,
+        **_data_key(spec, run.task, source), "split": split, "mode": mode, "eval_limit": spec.eval_limit,
         **({"eval_samples": spec.eval_samples, "eval_seed": spec.eval_seed} if mode == "sampled" else {}),
     }  # fmt: skip
     what = f"evaluating the reference: {split}, {mode}"
@@ -338,20 +450,13 @@ def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
     Raises:
         UserError: nothing can be preferred to anything.
     """
-    sources = Counter(t.source for t in trajectories)
-    returns: dict[str, list[tuple[float, float]]] = {}  # weight and return
     groups: dict[str, list[Trajectory]] = {}
     for t in trajectories:
-        returns.setdefault(t.source, []).append((t.weight, t.total_reward))
         groups.setdefault(t.prompt_id, []).append(t)
-    out: dict[str, Any] = {
-        "trajectories": len(trajectories),
-        "prompts": len(groups),
-        "by_source": dict(sources),
-        "mean_return": {s: sum(w * r for w, r in rs) / sum(w for w, _ in rs) for s, rs in returns.items()},
-        "truncated": sum(t.truncated for t in trajectories),
-        "action_tokens": sum(sum(t.action_mask) for t in trajectories),
-    }
+    out = describe(trajectories)
+    if run.spec.data:
+        origin = read_manifest(Path(run.spec.data))
+        out["dataset"] = {name: origin[name] for name in ORIGIN}
     need = run.algorithm.need(Pairs)
     if (need or run.algorithm.need(Labels)) and all(len(g) == 1 for g in groups.values()):
         what = "pairs" if need else "labels, judged against a prompt's mean return,"

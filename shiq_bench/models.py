@@ -15,11 +15,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shiq_bench.api import Algorithm, Codec, Task, TinyModel
+from shiq_bench.api import Algorithm, Codec, Task, TextCodec, TinyModel
 from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.chat import TINY_TEMPLATE, ChatCodec
 from shiq_bench.generation.rollout import replay
-from shiq_bench.records import RunSpec, Trajectory, UserError, stable_hash
+from shiq_bench.hardware import fast_precision
+from shiq_bench.records import RunSpec, ToolCall, Trajectory, UserError, stable_hash
 from shiq_bench.store import cached_folder, hash_files
 from shiq_bench.training.data import Row
 from shiq_bench.training.policy import Policy
@@ -72,7 +73,7 @@ class ModelSource:
         return policy
 
 
-class WordCodec:
+class WordCodec(TextCodec):
     """One token a word, and no turns: the codec of models built from :attr:`TinyModel.words`."""
 
     MARK = "{# words #}"
@@ -82,10 +83,14 @@ class WordCodec:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         return [i for m in messages for i in self.answer(m["content"])]
 
-    def reply(self, messages: Sequence[Mapping[str, str]], ended: bool) -> list[int]:
+    def reply(
+        self, messages: Sequence[Mapping[str, str]], ended: bool, calls: Sequence[ToolCall] | None = None
+    ) -> list[int]:
         return self.prompt(messages)
 
     def answer(self, text: str) -> list[int]:
@@ -163,7 +168,7 @@ class WeightedLikelihood(Algorithm):
         return batch.rewards.sum()
 
 
-class _Recorder:
+class _Recorder(TextCodec):
     """A codec over bytes that remembers every text it was given: the corpus a tokenizer is trained on."""
 
     end_ids: tuple[int, ...] = (0,)
@@ -172,11 +177,15 @@ class _Recorder:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         self.texts += [m["content"] for m in messages]
         return [b for m in messages for b in m["content"].encode()] or [0]
 
-    def reply(self, messages: Sequence[Mapping[str, str]], ended: bool) -> list[int]:
+    def reply(
+        self, messages: Sequence[Mapping[str, str]], ended: bool, calls: Sequence[ToolCall] | None = None
+    ) -> list[int]:
         return self.prompt(messages)
 
     def answer(self, text: str) -> list[int]:
@@ -282,7 +291,7 @@ def _fit(model: Any, tokenizer: Any, task: Task, recipe: TinyModel, folder: Path
     ]
     spec = RunSpec(
         "starting-policy", "", steps=recipe.steps, groups_per_step=recipe.batch, learning_rate=recipe.learning_rate,
-        schedule="cosine", warmup=0.05, precision="bf16", save_every=10**9,
+        schedule="cosine", warmup=0.05, precision=fast_precision(), save_every=10**9,
     )  # fmt: skip
     done = 0
 

@@ -42,6 +42,19 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool, as a chat template writes it: a name, and arguments as JSON data.
+
+    ``id`` is what the answer itself named the call, where its format does: results refer to it.
+    Two calls are equal whatever their ids.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """A prompt and everything that followed it, as token ids that are never re-tokenised.
 
@@ -172,6 +185,8 @@ class RunSpec:
     samples: int = _setting(4, "completions drawn from the reference for every training prompt")
     gold: bool = _setting(True, "add the task's own demonstrations to the training data")
     data_seed: int = _setting(0, "seed of the offline data, shared by every method")
+    data: str = _setting("", "folder of a dataset made by `shiq-bench data build`, to train from", outcome=False)
+    data_hash: str = _setting("", "which dataset: start of its hash, filled in from `data`")
     center_rewards: bool = _setting(False, "subtract each prompt's mean return (moves v*, not pi*)")
     labels: Literal["hard", "bradley_terry", "sampled"] = _setting(
         "hard",
@@ -182,20 +197,23 @@ class RunSpec:
     )
     allow_off_policy: bool = _setting(False, "let an on-policy method learn from stored data: biased, and marked")
 
-    steps: int = _setting(200, "optimiser updates")
+    steps: int = _setting(200, "optimiser updates; 0 evaluates the starting policy alone")
     groups_per_step: int = _setting(4, "prompts in a global batch, each with all its trajectories")
     learning_rate: float = _setting(1e-4, "peak learning rate of AdamW")
     schedule: Literal["constant", "cosine", "linear"] = _setting("cosine", "learning-rate schedule after warm-up")
     warmup: float = _setting(0.1, "share of the steps spent warming up")
     weight_decay: float = _setting(0.0, "AdamW weight decay")
     max_grad_norm: float = _setting(1.0, "gradient clipping; 0 is none")
-    precision: Literal["fp32", "bf16"] = _setting("bf16", "autocast of the network body; the head is always float32")
+    precision: Literal["auto", "fp32", "bf16"] = _setting(
+        "auto", "autocast of the network body (auto: bf16 where the hardware has it); the head is always float32"
+    )
     layout: Literal["padded", "packed"] = _setting("padded", "how trajectories share a forward pass")
 
     engine: Literal["auto", "vllm", "hf"] = _setting("auto", "sampler: vllm where installed, else transformers")
     max_tokens: int = _setting(128, "longest single answer, in tokens")
     max_length: int = _setting(1024, "longest dialogue, in tokens")
     eval_samples: int = _setting(4, "sampled completions a prompt at evaluation (temperature 1)")
+    eval_splits: str = _setting("rl,heldout", "splits evaluated, joined by commas; all: every prompt there is")
     eval_seed: int = _setting(0, "seed of evaluation sampling")
     eval_limit: int = _setting(0, "evaluate on the first N prompts of each split only; 0 is all")
 
@@ -211,6 +229,8 @@ class RunSpec:
         }.items():  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; expected {low} or more")
+        if not self.splits:
+            raise UserError("eval_splits names no split: expected names joined by commas, such as rl,heldout")
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if not 0 <= self.warmup <= 1:
@@ -224,10 +244,19 @@ class RunSpec:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 0 to 4294967295")
         if self.weight_decay < 0 or self.max_grad_norm < 0 or not 0 < self.gpu_memory <= 1:
             raise UserError("expected weight_decay and max_grad_norm of 0 or more, and gpu_memory between 0 and 1")
+        if self.data and self.model == "table":
+            raise UserError(
+                "a table computes its own data: leave out --data, or give --model tiny, a folder or a hub id"
+            )
         if self.max_tokens >= self.max_length:
             raise UserError(
                 f"max_tokens ({self.max_tokens}) leaves no room for a prompt in max_length ({self.max_length})"
             )
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits evaluated."""
+        return [name.strip() for name in self.eval_splits.split(",") if name.strip()]
 
     def outcome(self) -> dict[str, Any]:
         """The fields that can change the result, as plain JSON data."""

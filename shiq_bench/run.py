@@ -24,7 +24,7 @@ from shiq_bench.api import Algorithm, Task
 from shiq_bench.config import Resolved
 from shiq_bench.demands import check_demands, collects_fresh
 from shiq_bench.generation import Generator, Guide, make_generator
-from shiq_bench.records import RunRecord, RunSpec, UserError
+from shiq_bench.records import RunRecord, RunSpec, Trajectory, UserError
 from shiq_bench.reporting import runs
 from shiq_bench.store import check_writable, code_hash, source_hash
 from shiq_bench.table_run import table_stages
@@ -40,7 +40,10 @@ Report = Callable[[str, int, int], None]
 
 @dataclass
 class Run:
-    """One run under way: what it was asked, what it found so far, and the engine it samples with."""
+    """One run under way: what it was asked, what it found so far, and the engine it samples with.
+
+    ``given`` holds the trajectories of the dataset that ``spec.data`` names, where it names one.
+    """
 
     resolved: Resolved
     report: Report
@@ -49,6 +52,7 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     gaps: dict[str, float] = field(default_factory=dict)
     deviations: list[str] = field(default_factory=list)
+    given: list[Trajectory] = field(default_factory=list)
     _generator: Generator | None = None
     _serving: Path | None = None
 
@@ -96,19 +100,7 @@ class Run:
         if guide is not None:
             self._close_generator()
         if self._generator is None:
-            engine = "hf" if guide is not None else self.spec.engine
-            self.report(f"starting {engine}", 0, 0)
-            self._generator = make_generator(
-                engine,
-                folder,
-                tokenizer_vocab=len(source.tokenizer()),
-                max_length=self.spec.max_length,
-                # A guide computes in float32, and what it guides must be what it scores.
-                dtype="bfloat16" if torch.cuda.is_available() and not (source.tiny or guide) else "float32",
-                gpu_memory=self.spec.gpu_memory,
-                trust_remote_code=source.trust_remote_code,
-                guide=guide,
-            )
+            self._generator = start_generator(self.spec, source, folder, self.report, guide)
         elif self._serving != folder or stale:
             self._generator.load(folder)
         self._serving = folder
@@ -125,6 +117,25 @@ class Run:
         self.task.close()
 
 
+def start_generator(
+    spec: RunSpec, source: ModelSource, folder: Path, report: Report, guide: Guide | None = None
+) -> Generator:
+    """The sampler of a run, with the weights of ``folder``; with a ``guide``, that of transformers."""
+    engine = "hf" if guide is not None else spec.engine
+    report(f"starting {engine}", 0, 0)
+    return make_generator(
+        engine,
+        folder,
+        tokenizer_vocab=len(source.tokenizer()),
+        max_length=spec.max_length,
+        # A guide computes in float32, and what it guides must be what it scores.
+        dtype="bfloat16" if torch.cuda.is_available() and not (source.tiny or guide) else "float32",
+        gpu_memory=spec.gpu_memory,
+        trust_remote_code=source.trust_remote_code,
+        guide=guide,
+    )
+
+
 def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) -> RunRecord:
     """Do one run, from nothing or from where it was interrupted, and store its record.
 
@@ -136,14 +147,15 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
     collects = collects_fresh(resolved)
     check_demands(resolved, collects)
     if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
-        from shiq_bench.language_run import check_language, language_stages, resolve_model
+        from shiq_bench.language_run import check_language, given_data, language_stages, resolve_model
 
         check_language(resolved, collects)
     run = Run(resolved, report, StopFlag(), _fresh_record(resolved))
-    if spec.model not in ("tiny", "table"):  # a wrong path is found before anything is written
+    if spec.model not in ("tiny", "table") or spec.data:  # a wrong path is found before anything is written
         source = resolve_model(spec, resolved.task, report)
         source.codec()
         run.record = replace(run.record, weights_hash=source.weights_hash)
+        run.given = given_data(run, source) if spec.data else []
     check_writable(run.folder, need_mb=100)
     if done := _earlier(run, resume, fresh):
         return done
@@ -207,7 +219,8 @@ def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
 # --- the record ----------------------------------------------------------------------------------
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """What git answers about this source; None where it is no checkout."""
     try:
         root = Path(__file__).parent.parent
         return subprocess.run(
@@ -217,12 +230,17 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _fresh_record(resolved: Resolved) -> RunRecord:
-    spec = resolved.spec
-    packages = {"python": platform.python_version()}
+def packages() -> dict[str, str]:
+    """Versions of what decides numbers, as far as it is installed."""
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            packages[name] = version(name)
+            found[name] = version(name)
+    return found
+
+
+def _fresh_record(resolved: Resolved) -> RunRecord:
+    spec = resolved.spec
     hardware: dict[str, Any] = {
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -230,16 +248,16 @@ def _fresh_record(resolved: Resolved) -> RunRecord:
     }
     if torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    dirty = _git("status", "--porcelain")
+    dirty = git("status", "--porcelain")
     return RunRecord(
         run_id=spec.run_id,
         status="started",
         spec=spec,
         source_hash=source_hash(),
         code_hash=code_hash(type(resolved.algorithm), type(resolved.task)),
-        git_commit=_git("rev-parse", "HEAD"),
+        git_commit=git("rev-parse", "HEAD"),
         git_dirty=None if dirty is None else bool(dirty),
-        packages=packages,
+        packages=packages(),
         hardware=hardware,
     )
 

@@ -117,10 +117,10 @@ def evaluate(
                 "details": dict(score.details),
             }
         )
-    names = [m.name for m in task.metrics if not m.exact] + ["truncated"]
-    if examples:
-        names += [k for k in ("kl", "kl_k1", "kl_token") if k in examples[0]]
-    return Evaluation(who, split, mode, step, summarise(examples, names), examples), gap
+    known = [*(m.name for m in task.metrics if not m.exact), "truncated", "kl", "kl_k1", "kl_token"]
+    names = [name for name in known if any(name in example for example in examples)]
+    metrics = summarise(examples, names)
+    return Evaluation(who, split, mode, step, metrics | task.aggregate(metrics), examples), gap
 
 
 def score_paths(

@@ -67,9 +67,9 @@ def replay(task: Task, episodes: Sequence[Episode], codec: Codec, max_length: in
     def policy(step: int, live: list[tuple[int, Episode, int]]) -> list[Completion | None]:
         out: list[Completion | None] = []
         for _, episode, room in live:
-            text = task.demonstration(episode)
-            ids = () if text is None else tuple(codec.answer(text))
-            fits = text is not None and len(ids) <= room
+            said = task.demonstration(episode)
+            ids = () if said is None else tuple(codec.answer(said) if isinstance(said, str) else said)
+            fits = said is not None and len(ids) <= room
             out.append(Completion(ids, (0.0,) * len(ids), "stop") if fits else None)
         return out
 

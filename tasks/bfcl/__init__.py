@@ -1,49 +1,62 @@
-"""BFCL-V3, multi-turn: dialogues with simulated services, scored by the official checkers.
+"""BFCL-V3: seventeen categories of function calling, scored by the official checkers.
 
 Patil et al. 2025, the Berkeley Function Calling Leaderboard, release bfcl-eval 2025.7.17. Verdicts are the official
-ones; the way a model's text reaches official code is not (see ``parse`` and ``worker``).
+ones; the way a model's text reaches official code is not (see ``parse``, ``decode`` and ``worker``).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from shiq_bench.api import Codec, Episode, Metric, Task, TinyModel, suggest, task
+from shiq_bench.api import Codec, Episode, Metric, Scores, Task, TinyModel, suggest, task
 from shiq_bench.records import Completion, Score, Trajectory, UserError
-from tasks.bfcl import data, fetch
+from tasks.bfcl import data, fetch, oddities, score
+from tasks.bfcl.aggregate import SIZES, weights
 from tasks.bfcl.dialogue import Dialogue
 from tasks.bfcl.executor import Executor, Outcome
-from tasks.bfcl.prompts import Style, opening
+from tasks.bfcl.prompts import TEXT
+
+#: The verdict on a single-turn entry whose prompt leaves no room for an answer, which might have been to do nothing.
+UNFIT = {"valid": False, "error_type": "unfit", "partial": 0.0}
 
 Credit = Literal["prefix", "independent"]
-AnyStyle = Literal["auto", "official", "compact"]
+Payment = Literal["turn", "final"]
+ToolFormat = Literal["auto", "prompt", "compact", "hermes", "llama3", "mistral", "cohere"]
 
 
 @task("bfcl")
 @dataclass(frozen=True)
 class Bfcl(Task):
-    """Multi-turn function calling with official verdicts (BFCL-V3).
+    """Function calling with official verdicts (BFCL-V3): single answers, and dialogues with simulated services.
 
-    The reward of a turn is 1 when it passes the official checks of state and response, credited at the last action
-    token of the turn; a turn without ground truth earns nothing and is no trial.
+    The reward of a turn is 1 when it passes the official checks of state and response; a turn without ground truth
+    earns nothing and is no trial. A single-turn answer earns 1 when its official verdict is valid.
 
     Attributes:
-        category: which scenarios.
+        categories: official names and groups (all, live, non_live, multi_turn, single_turn, python, non_python),
+            joined by commas.
         credit: ``prefix`` pays a turn only while all before it passed, ``independent`` whenever it passes.
-        style: ``official`` prompts, ``compact`` signatures, or ``auto``: compact for a codec marked ``tiny``.
+        reward: ``turn`` pays at the last action token of each turn, ``final`` the same sum at the end of the episode.
+        partial: pay single-turn answers for the share of their calls and arguments that is right, in [0, 1].
+        tool_format: ``prompt`` (the official system prompt), ``compact`` (signatures), a chat template's own format,
+            or ``auto``: compact for a codec marked ``tiny``, else the template's own where it has one, else prompt.
         max_steps: steps a turn, as the official loop counts them (it lets one more through).
-        tool_chars: characters of a tool result that the compact style shows.
+        tool_chars: characters of a tool result that the compact format shows.
         timeout: seconds of wall clock for the calls of one step.
         workers: processes that execute calls; 0 is one a core.
     """
 
-    category: str = "multi_turn_base"
+    categories: str = "multi_turn_base"
     credit: Credit = "prefix"
-    style: AnyStyle = "auto"
+    reward: Payment = "turn"
+    partial: bool = False
+    tool_format: ToolFormat = "auto"
     max_steps: int = 20
     tool_chars: int = 200
     timeout: float = 10.0
@@ -52,12 +65,15 @@ class Bfcl(Task):
     defaults: ClassVar[Mapping[str, Any]] = {
         "samples": 2, "groups_per_step": 2, "steps": 200, "learning_rate": 3e-4, "max_tokens": 96, "eval_samples": 2,
     }  # fmt: skip
+    licence: ClassVar[str] = f"Apache-2.0, from bfcl-eval {fetch.VERSION} (Patil et al. 2025)"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("reward", "higher", "mean reward", headline=True),
         Metric("turn_success", "higher", "turn success", percent=True, headline=True),
         Metric("entry_accuracy", "higher", "entry accuracy (official)", percent=True, headline=True),
+        *(Metric(name, "higher", name, percent=True, optional=True) for name in (*data.CATEGORIES, *data.SCORES)),
         Metric("length", "neither", "action tokens"),
         Metric("forced_end", "lower", "forced ends", percent=True),
+        Metric("unfit", "lower", "entries that do not fit", percent=True),
         Metric("unparsable", "lower", "unparsable answers", percent=True),
         Metric("refused", "lower", "refused calls", percent=True),
         Metric("gamed", "lower", "passed, calling in an empty turn", percent=True),
@@ -65,12 +81,12 @@ class Bfcl(Task):
     )
 
     def __post_init__(self) -> None:
-        for name, known in {
-            "category": data.CATEGORIES, "credit": get_args(Credit), "style": get_args(AnyStyle),
-        }.items():  # fmt: skip
+        choices = {"credit": Credit, "reward": Payment, "tool_format": ToolFormat}
+        for name, known in {name: get_args(kind) for name, kind in choices.items()}.items():
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"bfcl has no {name} {value!r}{suggest(str(value), known)}")
+        data.expand(self.categories)
         for name, low in {"max_steps": 1, "tool_chars": 1, "workers": 0}.items():
             if getattr(self, name) < low:
                 raise UserError(f"bfcl: {name} is {getattr(self, name)}; expected {low} or more")
@@ -86,8 +102,8 @@ class Bfcl(Task):
 
     @functools.cached_property
     def entries(self) -> dict[str, data.Entry]:
-        """Scenarios by id, in official order."""
-        return data.entries(self.root, self.category)
+        """Entries by id, in official order."""
+        return data.entries(self.root, data.expand(self.categories))
 
     @functools.cached_property
     def executor(self) -> Executor:
@@ -96,18 +112,42 @@ class Bfcl(Task):
 
     @functools.cached_property
     def largest_return(self) -> float:
-        """One for every turn that has ground truth, in the scenario with most of them, under either credit."""
-        return float(max(sum(map(bool, entry.gold[: len(entry.turns)])) for entry in self.entries.values()))
+        """One for every turn that has ground truth, in the entry with most of them, under either credit."""
+        turns = (sum(map(bool, entry.gold[: len(entry.turns)])) for entry in self.entries.values() if entry.multi_turn)
+        return float(max(turns, default=1))
 
     def prompts(self, split: str) -> list[str]:
-        """Ids of a split: 40% ``start``, 40% ``rl``, 20% ``heldout``.
+        """Ids of a split: 40% ``start``, 40% ``rl``, 20% ``heldout`` of every category; ``all`` is everything.
 
         Raises:
             UserError: no such split.
         """
-        if split not in data.SPLITS:
-            raise UserError(f"bfcl has no split {split!r}{suggest(split, list(data.SPLITS))}")
-        return data.split_ids(list(self.entries), split)
+        return data.split_ids(self.entries, split)
+
+    def score_lines(self, lines: Iterable[str], report: score.Report | None = None) -> Scores:
+        """Official verdicts on the answers of a file; see :func:`tasks.bfcl.score.score`."""
+        return score.score_lines(self, lines, report)
+
+    def settled(self, codec: Codec) -> Mapping[str, Any]:
+        """The tool format that ``auto`` stands for."""
+        return {"tool_format": self.resolved_format(codec)}
+
+    def resolved_format(self, codec: Codec) -> str:
+        """The tool format that ``auto`` stands for with this codec.
+
+        Raises:
+            UserError: the template has no tools, or writes them in another format than the one asked for.
+        """
+        own = getattr(codec, "tool_format", "")
+        if self.tool_format == "auto":
+            return "compact" if getattr(codec, "tiny", False) else own or "prompt"
+        if self.tool_format not in TEXT and self.tool_format != own:
+            has = f"writes tool calls as {own}" if own else "has no tool role, or writes calls in no format known here"
+            raise UserError(
+                f"bfcl: the chat template {has}; expected {self.tool_format}: "
+                f"--tool-format {own or 'prompt'} goes with it"
+            )
+        return self.tool_format
 
     def episodes(self, prompt_ids: Sequence[str], codec: Codec, max_length: int) -> list[Episode]:
         """Fresh dialogues.
@@ -115,21 +155,20 @@ class Bfcl(Task):
         Raises:
             UserError: an id is unknown, or not one of the prompts fits into ``max_length``.
         """
-        style = cast(Style, self.style)
-        if self.style == "auto":
-            style = "compact" if getattr(codec, "tiny", False) else "official"
+        tool_format = self.resolved_format(codec)
         dialogues = []
         for prompt_id in prompt_ids:
             if prompt_id not in self.entries:
-                raise UserError(f"bfcl {self.category} has no prompt {prompt_id!r}")
+                raise UserError(f"bfcl {self.categories} has no prompt {prompt_id!r}")
             entry = self.entries[prompt_id]
-            messages = opening(self.root, entry, style)
-            dialogues.append(Dialogue(entry, self.executor.open(entry.request), codec, messages, style, max_length))
-        if dialogues and all(dialogue.done for dialogue in dialogues):
-            shortest = min(len(dialogue.transcript.token_ids) for dialogue in dialogues)
+            session = self.executor.open(entry.request) if entry.multi_turn else None
+            dialogues.append(Dialogue(self.root, entry, session, codec, tool_format, max_length))
+        if dialogues and all(dialogue.unfit for dialogue in dialogues):
+            shortest = min(dialogue.unfit for dialogue in dialogues)
+            hint = "" if tool_format == "compact" else ", or take tool_format=compact"
             raise UserError(
-                f"bfcl: the shortest prompt in {style} style takes {shortest} tokens and max_length is {max_length}: "
-                "raise max_length" + (", or take style=compact" if style == "official" else "")
+                f"bfcl: the shortest prompt in {tool_format} format takes {shortest} tokens and max_length is "
+                f"{max_length}: raise max_length{hint}"
             )
         return list(dialogues)
 
@@ -137,58 +176,117 @@ class Bfcl(Task):
         """Feed one answer to each dialogue; the calls of all are executed side by side."""
         dialogues = [cast(Dialogue, episode) for episode in episodes]
         calls = [dialogue.answer(answer) for dialogue, answer in zip(dialogues, completions, strict=True)]
-        busy = [i for i, some in enumerate(calls) if some]
-        outcomes = dict(zip(busy, self.executor.run([(dialogues[i].session, calls[i]) for i in busy]), strict=True))
+        steps = [(i, d.session, some) for i, (d, some) in enumerate(zip(dialogues, calls, strict=True)) if some]
+        ran = self.executor.run([(session, some) for _, session, some in steps if session is not None])
+        outcomes = dict(zip((i for i, _, _ in steps), ran, strict=True))
         for i, dialogue in enumerate(dialogues):
             if dialogue.waiting:
                 dialogue.observe(outcomes.get(i, Outcome()), self.max_steps, self.tool_chars)
 
-    def demonstration(self, episode: Episode) -> str:
+    def demonstration(self, episode: Episode) -> Sequence[int] | None:
         """The calls of this turn's ground truth in one answer; nothing, once they were made or where there are none."""
         return cast(Dialogue, episode).gold()
 
     def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
-        """Official verdicts, rewards and metrics; a dialogue that cannot be scored fails alone."""
+        """Official verdicts, rewards and metrics; an entry that cannot be scored fails alone."""
         dialogues = [cast(Dialogue, episode) for episode in episodes]
-        outcomes = self.executor.judge([(dialogue.session, dialogue.turns) for dialogue in dialogues])
-        return [self._score(dialogue, outcome, source) for dialogue, outcome in zip(dialogues, outcomes, strict=True)]
+        played = [(d.session, d.turns) for d in dialogues if d.session is not None]
+        answered = [
+            (d.entry.request | {"partial": self.partial}, d.said)
+            for d in dialogues
+            if d.session is None and not d.unfit
+        ]
+        many, single = iter(self.executor.judge(played)), iter(self.executor.judge_single(answered))
+        return [
+            self._played(d, next(many), source)
+            if d.session is not None
+            else self._answered(d, Outcome(UNFIT) if d.unfit else next(single), source)
+            for d in dialogues
+        ]
 
-    def _score(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[Trajectory, Score]:
-        entry, transcript = dialogue.entry, dialogue.transcript
+    def _played(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[Trajectory, Score]:
+        """A dialogue of several turns, judged turn by turn."""
         errors = _turn_errors(dialogue, outcome)
         rewards = credited(errors, self.credit)
-        entry_error = f"unscored: {outcome.failure}" if outcome.failure else outcome.value["entry"]
-        positions = {dialogue.turn_end[turn]: reward for turn, reward in enumerate(rewards) if reward}
-        trajectory = transcript.trajectory(entry.id, positions, source)
+        error = f"unscored: {outcome.failure}" if outcome.failure else outcome.value["entry"]
         metrics = {
-            "reward": sum(rewards),
             "turn_success": errors.count(""),
             "turn_success/n": sum(error is not None for error in errors),
-            "entry_accuracy": entry_error == "",
-            "length": sum(transcript.action_mask),
-            "forced_end": dialogue.forced,
             "unparsable": dialogue.unparsable,
             "unparsable/n": dialogue.answers,
             "refused": dialogue.refused,
             "refused/n": dialogue.calls,
-            "gamed": entry_error == "" and _called_in_vain(dialogue),
-            "unscored": bool(outcome.failure),
+            "gamed": error == "" and _called_in_vain(dialogue),
         }
-        details: Mapping[str, Any] = {
-            "texts": dialogue.texts,
+        details = {
             "turns": [None if error is None else error == "" for error in errors],
             "turn_errors": errors,
-            "entry_error": entry_error,
             "positional_dropped": dialogue.positional,
-            "cut": dialogue.cut,
             "overruns": dialogue.overruns,
         }
-        values = {name: float(value) for name, value in metrics.items()}
-        return trajectory, Score(sum(rewards), tuple(rewards), values, details, scored=not outcome.failure)
+        return self._score(dialogue, source, rewards, error, metrics, details, scored=not outcome.failure)
+
+    def _answered(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[Trajectory, Score]:
+        """A single answer. Where no call is right, an answer without one is no fault."""
+        value = outcome.value or {}
+        error = f"unscored: {outcome.failure}" if outcome.failure else value["error_type"]
+        reward = 0.0 if outcome.failure else float(value["partial"] if self.partial else value["valid"])
+        asks = "irrelevance" not in dialogue.entry.category
+        metrics = {
+            "unparsable": bool(value.get("unparsable")) and asks,
+            "unparsable/n": dialogue.answers * asks,
+            "refused": bool(value.get("refused")),
+            "refused/n": dialogue.answers,
+        }
+        return self._score(dialogue, source, [reward], error, metrics, {}, scored=not outcome.failure)
+
+    def _score(
+        self,
+        dialogue: Dialogue,
+        source: str,
+        rewards: Sequence[float],
+        error: str,
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+        *,
+        scored: bool,
+    ) -> tuple[Trajectory, Score]:
+        """Rewards to where they are paid, and what every entry reports. A turn that was not answered earned nothing."""
+        entry, transcript, valid = dialogue.entry, dialogue.transcript, error == ""
+        if self.reward == "turn":
+            positions = {dialogue.turn_end[turn]: reward for turn, reward in enumerate(rewards) if reward}
+        else:
+            positions = {transcript.last_action: sum(rewards)} if any(rewards) else {}
+        trajectory = transcript.trajectory(entry.id, positions, source)
+        values = {
+            **metrics,
+            "reward": sum(rewards),
+            "entry_accuracy": valid,
+            "length": sum(transcript.action_mask),
+            "forced_end": dialogue.forced and not dialogue.unfit,
+            "unfit": bool(dialogue.unfit),
+            "unscored": not scored,
+            # A category of several, also shown by itself; of one, it is the entry accuracy.
+            **({entry.category: valid} if len(data.expand(self.categories)) > 1 else {}),
+        }
+        about = {
+            "texts": dialogue.texts,
+            "entry_error": error,
+            "cut": dialogue.cut,
+            **({"prompt_tokens": dialogue.unfit} if dialogue.unfit else {}),
+            **details,
+        }
+        numbers = {name: float(value) for name, value in values.items()}
+        return trajectory, Score(sum(rewards), tuple(rewards), numbers, about, scored=scored)
+
+    def aggregate(self, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+        """The official scores of the groups whose categories were all run, and the overall one if all were."""
+        counts = SIZES | {name: int(metrics[name]["n"] or 0) for name in SIZES if name in metrics}
+        return {name: pooled for name in data.SCORES if (pooled := _pooled(weights(name, counts), metrics)) is not None}
 
     def tiny(self) -> TinyModel:
         """The embedded default; the signatures of each class are one token of its vocabulary."""
-        groups = data.documents(self.root).values()
+        groups = data.documents(self.root).values() if any(e.multi_turn for e in self.entries.values()) else ()
         blocks = tuple("\n".join(data.signature(document) for document in group) for group in groups)
         return TinyModel(
             vocabulary=2048, width=192, layers=3, heads=3, steps=300, batch=8,
@@ -196,14 +294,37 @@ class Bfcl(Task):
         )  # fmt: skip
 
     def notes(self) -> list[str]:
-        """Oddities of the official data and checkers, which are reported and not mended."""
-        return [
-            "multi_turn_base_154 has 5 turns and 6 answers, so nobody scores more than 199 of 200.",
-            "Three turns (one of 167, two of 180) have no ground truth: the official checker skips them.",
-            "verify_traveler_information depends on today's date.",
-            "Extra read-only calls, and positional arguments (the official decoder drops them), go unpunished.",
-            "Calls outside the grammar (arithmetic, bare names, nested calls) are refused; officially they run.",
-        ]
+        """What was run of the benchmark, and the oddities that bear on it."""
+        ran = data.expand(self.categories)
+        found = [oddities.REFUSED]
+        if any(name in data.MULTI_TURN for name in ran):
+            found += oddities.MULTI_TURN
+        if any(name not in data.MULTI_TURN for name in ran):
+            found += oddities.SINGLE_TURN
+        if hopeless := [entry for entry in oddities.UNSATISFIABLE if entry in self.entries]:
+            found.append(f"no answer satisfies {', '.join(hopeless)}")
+        if missing := [name for name in data.CATEGORIES if name not in ran]:
+            found.append(f"no overall score: {len(missing)} of {len(data.CATEGORIES)} categories not run")
+        return found
+
+    def details(self) -> Mapping[str, Sequence[str]]:
+        """Every category with its size, every entry that cannot be satisfied, and what is known of the checkers."""
+        everything = data.entries(self.root, data.CATEGORIES)
+        sizes = Counter(entry.category for entry in everything.values())
+        return {
+            f"categories ({len(everything)} entries)": [f"{name}: {size}" for name, size in sizes.items()],
+            "groups": [f"{name}: {', '.join(members)}" for name, members in data.GROUPS.items()],
+            "splits": [
+                *(f"{name}: {share}% of each category" for name, share in data.SPLITS.items()),
+                "all: everything",
+            ],
+            "entries that no answer satisfies": [f"{i}: {why}" for i, why in oddities.UNSATISFIABLE.items()],
+            "entries that depend on the order of parallel calls": [", ".join(oddities.ORDER_DEPENDENT)],
+            "the metric gamed": oddities.GAMED,
+            "single-turn checkers": oddities.SINGLE_TURN,
+            "multi-turn checkers": oddities.MULTI_TURN,
+            "different here": [oddities.REFUSED, oddities.HELD_OUT],
+        }
 
     def close(self) -> None:
         """Stop the workers, if any were started."""
@@ -214,7 +335,7 @@ class Bfcl(Task):
 def _turn_errors(dialogue: Dialogue, outcome: Outcome) -> list[str | None]:
     """Error type of every turn that was to be played: "" where it passes, None where there is no ground truth.
 
-    A scenario with more answers than turns counts the turns that exist.
+    An entry with more answers than turns counts the turns that exist.
     """
     gold = dialogue.entry.gold[: len(dialogue.entry.turns)]
     reached: list[str | None] = [] if outcome.failure else outcome.value["turns"]
@@ -234,3 +355,18 @@ def credited(errors: Sequence[str | None], credit: Credit) -> list[float]:
         intact = intact and not error
         rewards.append(float(error == "" and (intact or credit == "independent")))
     return rewards
+
+
+def _pooled(
+    weights: Mapping[str, float], metrics: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, float | None] | None:
+    """A weighted mean of categories' accuracies, which are independent; None where one of them was not run."""
+    mean, variance, n = 0.0, 0.0, 0.0
+    for category, weight in weights.items():
+        found = metrics.get(category)
+        if found is None or found["mean"] is None or found["stderr"] is None:
+            return None
+        mean += weight * found["mean"]
+        variance += (weight * found["stderr"]) ** 2
+        n += found["n"] or 0.0
+    return {"mean": mean, "n": n, "stderr": sqrt(variance)}

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from shiq_bench.api import Codec, Episode
-from shiq_bench.records import Completion, Transcript
+from shiq_bench.records import Completion, ToolCall, Transcript, UserError
 from tasks.bfcl.data import Entry
+from tasks.bfcl.decode import gold_calls, gold_text
 from tasks.bfcl.executor import Outcome, Session
 from tasks.bfcl.official import IN_VAIN
 from tasks.bfcl.parse import ERROR, Call, Refusal, is_empty, parse_answer
-from tasks.bfcl.prompts import Message, Style, tool_messages
+from tasks.bfcl.prompts import TEXT, Message, next_turn, opening, tool_messages
 
 #: Tokens that must be left for an answer, or the dialogue ends here.
 ROOM = 1
 
+#: Behind the last of these a reasoning model answers, as the official handlers of such models take it.
+THOUGHT = "</think>"
+
 
 class Dialogue(Episode):
-    """A scenario being played.
+    """An entry being played; a single-turn one is over after one answer.
 
     Attributes:
+        session: the simulated services of a multi-turn entry.
         turn: index of the current turn.
         texts: answers by turn, as the model gave them.
         turns: calls for the official checker by turn and step, steps without any left out.
+        said: the answer to a single-turn entry as it is judged: ``{"text"}``, or ``{"calls"}`` of a template's own
+            format (None where it has none).
         turn_end: position of the last action token of each turn that was answered.
+        unfit: tokens of a prompt that leaves no room for an answer; 0 where it does.
         forced: a limit ended the dialogue (steps of a turn, or length).
         answers, unparsable, cut: answers in all; those that hold text but no calls; those cut by ``max_tokens``.
         calls, refused, positional: calls in all; those not executed; positional arguments dropped.
@@ -31,25 +43,33 @@ class Dialogue(Episode):
     """
 
     def __init__(
-        self, entry: Entry, session: Session, codec: Codec, messages: Sequence[Message], style: Style, max_length: int
+        self, root: Path, entry: Entry, session: Session | None, codec: Codec, tool_format: str, max_length: int
     ) -> None:
-        super().__init__(entry.id, Transcript(codec.prompt(messages)))
+        messages, tools = opening(root, entry, tool_format)
+        super().__init__(entry.id, Transcript(codec.prompt(messages, tools)))
         self.entry = entry
         self.session = session
         self.turn = 0
         self.texts: list[list[str]] = []
         self.turns: list[list[list[str]]] = []
+        self.said: dict[str, Any] = {"text": ""}
         self.turn_end: dict[int, int] = {}
+        self.unfit = 0
         self.forced = False
         self.answers = self.unparsable = self.cut = 0
         self.calls = self.refused = self.positional = self.overruns = 0
+        self._root = root
         self._codec = codec
-        self._style = style
+        self._format = tool_format
         self._max_length = max_length
+        self._names = entry.names
         self._steps = 0
         self._ended = True
         self._pending: list[Call | Refusal] = []
-        if len(self.transcript.token_ids) + ROOM > max_length:
+        self._made: list[ToolCall] = []  # by the last answer, in the template's own format
+        length = len(self.transcript.token_ids)
+        if length + ROOM > max_length:
+            self.unfit = length
             self._force()
 
     def answer(self, completion: Completion) -> list[str]:
@@ -68,9 +88,18 @@ class Dialogue(Episode):
         if completion.token_ids:
             self.turn_end[self.turn] = len(self.transcript.token_ids) - 1
         self._ended = completion.finish == "stop"
-        calls = parse_answer(text, self.entry.names)
         self.answers += 1
         self.cut += not self._ended
+        if not self.entry.multi_turn:
+            # Decoded where it is judged: three languages have decoders, and a worker can be killed.
+            if self._format in TEXT:
+                self.said = {"text": _thoughtless(text)}
+            else:
+                found = self._codec.calls(completion.token_ids, self._format)
+                self.said = {"calls": None if found is None else [{call.name: dict(call.arguments)} for call in found]}
+            self.done = True
+            return []
+        calls = self._read(text, completion)
         self.unparsable += calls is None and not is_empty(text)
         self._pending = calls or []
         if not self._pending:
@@ -84,35 +113,65 @@ class Dialogue(Episode):
 
     def observe(self, outcome: Outcome, max_steps: int, tool_chars: int) -> None:
         """Take the results of the calls just returned (an empty outcome where none had to be executed)."""
-        results, texts, judged = [], [], []
+        results, names, judged = [], [], []
         executed = iter(outcome.value or [])
         for call in self._pending:
             self.calls += 1
             if isinstance(call, Refusal):
                 self.refused += 1
                 results.append(call.error)
-                texts.append("")
-                judged += [IN_VAIN] * call.unknown
+                names.append("")
+                judged.append(IN_VAIN)
                 continue
             self.positional += call.dropped
             self.overruns += bool(outcome.failure)
             results.append(f"{ERROR}{outcome.failure}" if outcome.failure else next(executed))
-            texts.append(call.text)
+            names.append(call.text if self._format in TEXT else call.name)
             judged.append(IN_VAIN if outcome.failure else call.text)
         self._pending = []
-        if judged:
-            self.turns[self.turn].append(judged)
+        self.turns[self.turn].append(judged)
         self._steps += 1
         # The official loop counts after executing and compares with "more than": one step more than its limit.
         if self._steps > max_steps:
             self._force()
         else:
-            self._say(tool_messages(texts, results, self._style, tool_chars))
+            messages = tool_messages(names, results, self._format, tool_chars)
+            self._say(messages)
 
-    def gold(self) -> str:
-        """What the ground truth would answer now: the calls of this turn in one answer, then nothing."""
-        calls = [] if self._steps else self.entry.gold_calls(self.turn)
-        return f"[{', '.join(call.text for call in calls)}]" if calls else ""
+    def gold(self) -> list[int] | None:
+        """Ids of what the ground truth would answer now: the calls of this turn in one answer, then nothing.
+
+        None where the template's format cannot say it, such as an argument that spells out one of its markers.
+        """
+        if not self.entry.multi_turn:
+            calls = [ToolCall(name, arguments) for call in gold_calls(self.entry) for name, arguments in call.items()]
+            text = gold_text(self.entry)
+        else:
+            found = [] if self._steps else self.entry.gold_calls(self.turn)
+            calls = [ToolCall(call.name, call.arguments) for call in found]
+            text = f"[{', '.join(call.text for call in found)}]" if found else ""
+        if calls and self._format not in TEXT:
+            numbered = [replace(call, id=str(self.calls + n)) for n, call in enumerate(calls)]
+            try:
+                return self._codec.answer_calls(numbered, self._format)
+            except UserError:
+                return None
+        return self._codec.answer(text)
+
+    def _read(self, text: str, completion: Completion) -> list[Call | Refusal] | None:
+        if self._format in TEXT:
+            return parse_answer(_thoughtless(text), self._names)
+        found = self._codec.calls(completion.token_ids, self._format)
+        self._made = found or []
+        return None if found is None else [self._typed(call) for call in found]
+
+    def _typed(self, call: ToolCall) -> Call | Refusal:
+        """A template's tool call as one that can be executed: its arguments are JSON, hence literals."""
+        if call.name not in self._names:
+            return Refusal(f"{ERROR}name '{call.name[:80]}' is not defined")
+        if bad := [key for key in call.arguments if not key.isidentifier() or keyword.iskeyword(key)]:
+            return Refusal(f"{ERROR}'{bad[0][:80]}' is no name of an argument")
+        return Call(call.name, call.arguments)
 
     def _next_turn(self) -> None:
         self.turn += 1
@@ -120,10 +179,10 @@ class Dialogue(Episode):
         if self.turn == len(self.entry.turns):
             self.done = True
         else:
-            self._say(self.entry.turns[self.turn])
+            self._say(next_turn(self._root, self.entry, self.turn, self._format))
 
     def _say(self, messages: Sequence[Message]) -> None:
-        ids = self._codec.reply(messages, self._ended)
+        ids = self._codec.reply(messages, self._ended, None if self._format in TEXT else self._made)
         if len(self.transcript.token_ids) + len(ids) + ROOM > self._max_length:
             self._force()
         else:
@@ -131,3 +190,7 @@ class Dialogue(Episode):
 
     def _force(self) -> None:
         self.forced = self.done = self.transcript.truncated = True
+
+
+def _thoughtless(text: str) -> str:
+    return text.rpartition(THOUGHT)[2]

@@ -27,6 +27,9 @@ from tasks.bfcl.official import Turns
 #: Seconds a worker may take to import the official code on a busy machine.
 STARTUP = 60.0
 
+#: Single-turn answers judged by one message.
+BATCH = 64
+
 _PROJECT = Path(__file__).parents[2]
 
 
@@ -103,6 +106,33 @@ class Executor:
 
         jobs = [_Job(session, {"op": "judge", "turns": turns}, limit(turns)) for session, turns in dialogues]
         return self._dispatch(jobs)
+
+    def judge_single(self, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Outcome]:
+        """Official verdicts on single-turn answers (see ``Official.judge_single``), ``timeout`` seconds each at most.
+
+        An answer that hangs or ends its worker is left without a verdict, and costs its neighbours nothing.
+
+        Args:
+            rows: ``Entry.request`` and answer, ``{"text": ...}`` or ``{"calls": ...}``.
+        """
+
+        def send(batches: Sequence[Sequence[int]]) -> list[Outcome]:
+            requests = [{"op": "single", "rows": [rows[i] for i in batch]} for batch in batches]
+            return self._dispatch([_Job(self.open({}), request, self.timeout) for request in requests])
+
+        outcomes: dict[int, Outcome] = {}
+        batches: list[Sequence[int]] = [range(len(rows))[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+        while batches:
+            alone: list[Sequence[int]] = []
+            for batch, outcome in zip(batches, send(batches), strict=True):
+                if not outcome.failure:
+                    outcomes |= zip(batch, map(Outcome, outcome.value), strict=True)
+                elif len(batch) == 1:
+                    outcomes[batch[0]] = outcome
+                else:
+                    alone += [[i] for i in batch]
+            batches = alone
+        return [outcomes[i] for i in range(len(rows))]
 
     def close(self) -> None:
         """Stop every worker; the pool starts new ones if it is used again."""
@@ -188,7 +218,7 @@ class Executor:
             request = {**job.request, "session": session.name, "limit": limit}
             if job.request["op"] == "judge":
                 request["entry"] = session.entry
-            elif session.worker is not worker:
+            elif job.request["op"] == "step" and session.worker is not worker:
                 request |= {"entry": session.entry, "history": session.history}
             try:
                 worker.send(request)

@@ -2,7 +2,8 @@
 
 Requests: ``{"op": "step", "session", "calls", "limit"}``, with ``"entry"`` and ``"history"`` when the session is
 new here or has to be replayed; ``{"op": "judge", "session", "entry", "turns", "limit"}``, which also forgets the
-session. Replies: ``{"ready": true}`` once, then ``{"value": ...}`` or ``{"error": text}``, one a request, in order.
+session; ``{"op": "single", "rows": [[entry, answer], ...], "limit"}``. Replies: ``{"ready": true}`` once, then
+``{"value": ...}`` or ``{"error": text}``, one a request, in order.
 The end of the input ends the process, so it never outlives its parent by more than the limit of one request.
 """
 
@@ -45,6 +46,8 @@ class Worker:
         Raises:
             Exception: whatever official code raises outside a call, or a call that is not canonical.
         """
+        if request["op"] == "single":
+            return [self._official.judge_single(entry, answer) for entry, answer in request["rows"]]
         session = request["session"]
         if request["op"] == "judge":
             self._entries.pop(session, None)
@@ -56,6 +59,7 @@ class Worker:
                 self._official.purge(session)
         if "entry" in request:
             self._official.purge(session)
+            self._official.open()
             self._entries[session] = request["entry"]
             for calls in request["history"]:
                 self._step(session, calls)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api import Codec, Episode, Task
+from shiq_bench.api import Codec, Episode, Task, TextCodec
 from shiq_bench.generation import Generator, Request
 from shiq_bench.generation.rollout import replay, rollout
 from shiq_bench.records import Completion, Score, Trajectory, Transcript
@@ -18,16 +18,16 @@ from shiq_bench.records import Completion, Score, Trajectory, Transcript
 END = 0
 
 
-class Digits:
+class Digits(TextCodec):
     """A codec whose answers are strings of digits, one id each."""
 
-    end_ids = (END,)
+    end_ids: tuple[int, ...] = (END,)
     tiny = True
 
-    def prompt(self, messages: Sequence[Any]) -> list[int]:
+    def prompt(self, messages: Sequence[Any], tools: Any = None) -> list[int]:
         return [10]
 
-    def reply(self, messages: Sequence[Any], ended: bool) -> list[int]:
+    def reply(self, messages: Sequence[Any], ended: bool, calls: Any = None) -> list[int]:
         return [11, 12] if ended else [END, 11, 12]
 
     def answer(self, text: str) -> list[int]:

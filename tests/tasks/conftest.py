@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.records import Completion, Score, Trajectory
+from shiq_bench.api import TextCodec
+from shiq_bench.records import Completion, Score, ToolCall, Trajectory
 from tasks.bfcl import Bfcl, fetch
 from tasks.bfcl.dialogue import Dialogue
 
@@ -19,16 +20,21 @@ END = 0x110000  # one past the last character
 LONG = 10**7
 
 
-class CharCodec:
+class CharCodec(TextCodec):
     """One character a token."""
 
     end_ids: tuple[int, ...] = (END,)
     tiny = True
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return [ord(char) for m in messages for char in f"<{m['role']}>{m['content']}\n"]
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        said = [f"<tools>{json.dumps(tools)}\n"] if tools else []
+        return [ord(char) for text in [*said, *(f"<{m['role']}>{m['content']}\n" for m in messages)] for char in text]
 
-    def reply(self, messages: Sequence[Mapping[str, str]], ended: bool) -> list[int]:
+    def reply(
+        self, messages: Sequence[Mapping[str, Any]], ended: bool, calls: Sequence[ToolCall] | None = None
+    ) -> list[int]:
         return ([] if ended else [END]) + self.prompt(messages)
 
     def answer(self, text: str) -> list[int]:
@@ -37,8 +43,8 @@ class CharCodec:
     def text(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in token_ids if i != END)
 
-    def completion(self, text: str) -> Completion:
-        ids = tuple(self.answer(text))
+    def completion(self, said: str | Sequence[int]) -> Completion:
+        ids = tuple(self.answer(said) if isinstance(said, str) else said)
         return Completion(ids, (0.0,) * len(ids), "stop")
 
 

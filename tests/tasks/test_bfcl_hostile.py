@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.bfcl import Bfcl
+from tasks.bfcl import Bfcl, data
+from tasks.bfcl.decode import gold_text
 from tasks.bfcl.dialogue import Dialogue
-from tasks.bfcl.executor import Executor
-from tests.tasks.conftest import LONG, CharCodec, gold_script, observed, play
+from tasks.bfcl.executor import BATCH, Executor
+from tasks.bfcl.score import judge
+from tests.tasks.conftest import LONG, CharCodec, gold_script, observed, play, run_official
 
 ERROR = "Error during execution: "
 
@@ -58,6 +60,53 @@ HOSTILE = [
 ]
 
 
+#: What would leave a trace if it ran, and where in an answer it may stand.
+PAYLOADS = [
+    "__import__('os').system('touch @M')",
+    "open('@M', 'w')",
+    "open(file='@V', mode='w')",
+    "__import__('os').remove('@V')",
+    "__import__('pathlib').Path('@M').touch()",
+    "eval('open(\\'@M\\', \\'w\\')')",
+    "exec('import os; os.mkdir(\\'@M\\')')",
+    "(lambda: open('@M', 'w'))()",
+    "[open(p, 'w') for p in ('@M',)][0]",
+    "inspect.os.system('touch @M')",
+]
+PLACES = [
+    "[{}]",
+    "[f({})]",
+    "[f(a={})]",
+    "[f(a={}+1)]",
+    "[f(a=1*(2-{}))]",
+    "[f(a=-{})]",
+    "[f(a=[1, {{'b': {}}}])]",
+    "[f(a=g({}))]",
+    "[f(a=g(b={}))]",
+    "[f(a=lambda: {})]",
+    "[f(a=b[{}])]",
+    "[f(**{{'a': {}}})]",
+    "f(a=1) and {}",
+]
+HOSTILE_SOURCE = [
+    "[f(a=System.exit(0))]",
+    '[f(a=Runtime.getRuntime().exec("touch @M"))]',
+    '[f(a=new ProcessBuilder("touch", "@M").start())]',
+    "[f(a=require('fs').writeFileSync('@M', ''))]",
+    "[f(a=(() => require('child_process').execSync('touch @M'))())]",
+    "[f(a=`${process.exit()}`)]",
+    "f(" * 8000,
+    "f(a=" + "{" * 15_000,
+    "f(a=" + "new A(" * 5000 + ")" * 5000 + ")",
+    "f(a=" + "-" * 30_000 + "1)",
+    "a." * 15_000 + "b(c=1)",
+    "f(a=" + "[" * 10_000 + "]" * 10_000 + ")",
+    '[f(a="' + "\\u0000" * 4000 + '")]',
+    "[f(a='\ud800')]",
+    "\u202e[f(a=1)]\0",
+]
+
+
 def _base_0(bfcl: Bfcl, count: int) -> list[Dialogue]:
     return [d for d in bfcl.episodes(["multi_turn_base_0"] * count, CharCodec(), LONG) if isinstance(d, Dialogue)]
 
@@ -100,6 +149,74 @@ def test_hostile_answers(bfcl: Bfcl, tmp_path: Path) -> None:
     good, bad = play(bfcl, [("multi_turn_base_0", gold_script(bfcl, "multi_turn_base_0")), ("multi_turn_base_0", [])])
     assert good[1].metrics["entry_accuracy"] == 1
     assert bad[1].metrics["entry_accuracy"] == 0
+
+
+def test_hostile_answers_to_every_decoder(bfcl_root: Path, tmp_path: Path) -> None:
+    marker, victim = tmp_path / "marker", tmp_path / "victim"
+    victim.write_text("precious")
+    payloads = [place.format(payload) for place in PLACES for payload in PAYLOADS]
+    every = dict.fromkeys([*HOSTILE, *payloads, *HOSTILE_SOURCE])
+    texts = [text.replace("@M", str(marker)).replace("@V", str(victim)) for text in every]
+    assert len(texts) >= 150
+
+    # That a text of this kind does leave a trace when it is run, the official decoder shows.
+    run_official(bfcl_root, texts=[f"[f(a=__import__('os').system('touch {marker}')+1)]"])
+    assert marker.exists()
+    marker.unlink()
+
+    categories = ["simple", "parallel", "live_multiple", "irrelevance", "java", "javascript", "multi_turn_base"]
+    entries = data.entries(bfcl_root, categories)
+    first = {category: next(e for e in entries.values() if e.category == category) for category in categories}
+    executor = Executor(bfcl_root, workers=1, timeout=20.0)
+    try:
+        single = [(first[category].request, {"text": text}) for category in categories[:-1] for text in texts]
+        outcomes = executor.judge_single(single)
+        assert not marker.exists() and victim.read_text() == "precious"
+        played = [
+            (first["multi_turn_base"], {"category": "multi_turn_base", kind: [[step]] * 4})
+            for text in texts
+            for kind, step in (("text", text), ("turns", [text]), ("turns", [text.strip("[]")]))
+        ]
+        dialogues = judge(played, executor)
+        assert not marker.exists() and victim.read_text() == "precious"
+
+        for (request, answer), outcome in zip(single, outcomes, strict=True):
+            # An official parser of Java or JavaScript may give up in its own way; that costs this answer alone.
+            if outcome.failure:
+                assert request["category"] in ("java", "javascript"), answer["text"][:80]
+            elif request["category"] == "irrelevance":
+                assert outcome.value["valid"] or outcome.value["calls"], answer["text"][:80]
+            else:
+                assert not outcome.value["valid"], answer["text"][:80]
+        assert sum(bool(outcome.failure) for outcome in outcomes) <= 10
+        assert not any(dialogue["valid"] or dialogue["error_type"].startswith("unscored") for dialogue in dialogues)
+        print(f"{len(texts)} strings, {len(single) + len(played)} answers, none executed")
+
+        # The checkers are still the official ones.
+        good = executor.judge_single(
+            [(first[name].request, {"text": gold_text(first[name])}) for name in categories[:-1]]
+        )
+        assert all(outcome.value["valid"] for outcome in good)
+    finally:
+        executor.close()
+
+
+def test_an_answer_that_hangs_or_ends_the_worker_costs_itself_alone(bfcl_root: Path) -> None:
+    entries = data.entries(bfcl_root, ["simple"])
+    good = [(e.request, {"text": gold_text(e)}) for e in list(entries.values())[: BATCH + 6]]
+    java = data.entries(bfcl_root, ["java"])["java_1"]
+    # The official converter of maps matches this with a pattern whose time grows with a power of the length.
+    endless = {"object": "Customers", "useShortName": "true", "params": "new HashMap<>() {" + " " * 20_000}
+    bad = java.request, {"calls": [{java.functions[0]["name"]: endless}]}
+    executor = Executor(bfcl_root, workers=1, timeout=1.0)
+    try:
+        outcomes = executor.judge_single([*good[:3], bad, *good[3:], bad])
+        failures = [outcome.failure for outcome in outcomes]
+        assert failures.pop(3) == failures.pop() == "stopped after 1 seconds"
+        assert not any(failures)
+        assert all(outcome.value["valid"] for outcome in outcomes if not outcome.failure)
+    finally:
+        executor.close()
 
 
 def test_counts(bfcl: Bfcl) -> None:

@@ -201,7 +201,7 @@ def test_splits(bfcl: Bfcl) -> None:
 
 def test_official_prompt_is_the_package_own(bfcl: Bfcl) -> None:
     entry = bfcl.entries[FIRST]
-    system, user = opening(bfcl.root, entry, "official")
+    (system, user), _ = opening(bfcl.root, entry, "prompt")
     template = (bfcl.root / "bfcl_eval/constants/default_prompts.py").read_text()
     assert system["role"] == "system"
     assert system["content"][:60] in template
@@ -210,14 +210,14 @@ def test_official_prompt_is_the_package_own(bfcl: Bfcl) -> None:
     assert system["content"].count(hint) == len(entry.functions) == 32
     assert hint not in json.dumps(entry.functions)  # the preprocessing wrote into its own copy
     assert user == entry.turns[0][0]
-    assert tool_messages(["ls()", "pwd()"], ["x" * 300, "\ud800"], "official", 200) == [
+    assert tool_messages(["ls()", "pwd()"], ["x" * 300, "\ud800"], "prompt", 200) == [
         {"role": "tool", "name": "ls()", "content": "x" * 300},
         {"role": "tool", "name": "pwd()", "content": "?"},
     ]
 
 
 def test_compact_prompt_is_small(bfcl: Bfcl) -> None:
-    system, user = opening(bfcl.root, bfcl.entries[FIRST], "compact")
+    (system, user), _ = opening(bfcl.root, bfcl.entries[FIRST], "compact")
     lines = system["content"].splitlines()
     assert "echo(content: str, file_name: str=?)" in lines
     tiny = bfcl.tiny()
@@ -230,7 +230,7 @@ def test_compact_prompt_is_small(bfcl: Bfcl) -> None:
     ]
 
 
-def test_style_follows_the_codec(bfcl: Bfcl) -> None:
+def test_format_follows_the_codec(bfcl: Bfcl) -> None:
     class Plain(CharCodec):
         tiny = False
 
@@ -241,9 +241,9 @@ def test_style_follows_the_codec(bfcl: Bfcl) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"category": "multi_turn_bas"}, "did you mean 'multi_turn_base'"),
+        ({"categories": "multi_turn_bas"}, "did you mean 'multi_turn_base'"),
         ({"credit": "prefx"}, "did you mean 'prefix'"),
-        ({"style": "oficial"}, "did you mean 'official'"),
+        ({"tool_format": "promt"}, "did you mean 'prompt'"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"tool_chars": 0}, "tool_chars is 0"),
         ({"timeout": 0.0}, "timeout is 0.0"),

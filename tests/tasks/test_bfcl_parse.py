@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.bfcl import data
-from tasks.bfcl.parse import MAX_TEXT, Call, Refusal, is_canonical, is_empty, parse_answer, parse_gold
+from tasks.bfcl.parse import MAX_TEXT, Call, Refusal, is_canonical, is_empty, parse_answer, parse_call, parse_gold
 from tests.tasks.conftest import run_official
 
 OFFERED = {"cd", "ls", "mean", "f", "g"}
@@ -25,6 +25,7 @@ SAME = [
     "[mean(numbers=[1, -2, 3.5, 1e3])]",
     "[f(a=None, b=(1, 2), c=[[1], []], d={'k': 1, 'n': {'m': [2]}})]",
     "[f(d={1: 'x', 2.5: 'y', None: 3})]",
+    "[f(d={-1: 'x', True: 'y'})]",
     "[f(d=[{'k': {}}])]",
     "[f(a=1, a=2)]",
     "[ls(True), cd('x', folder='y')]",
@@ -107,18 +108,67 @@ def test_outside_the_grammar_is_refused_and_its_neighbours_are_not(text: str) ->
     assert parsed is not None
     first, refusal, last = parsed
     assert isinstance(first, Call) and isinstance(last, Call)
-    assert isinstance(refusal, Refusal) and not refusal.unknown
+    assert isinstance(refusal, Refusal)
     assert refusal.error.startswith("Error during execution: ") and len(refusal.error) < 120
 
 
-def test_unknown_names_are_told_apart() -> None:
-    assert parse_answer("open(file='x')", OFFERED) == [
-        Refusal("Error during execution: name 'open' is not defined", unknown=True)
-    ]
-    (refusal,) = parse_answer("open(file=1+1)", OFFERED) or []
-    assert isinstance(refusal, Refusal) and not refusal.unknown
+def test_unknown_names_are_refused() -> None:
+    assert parse_answer("open(file='x')", OFFERED) == [Refusal("Error during execution: name 'open' is not defined")]
     (long,) = parse_answer("x" * 5000 + "()", OFFERED) or []
     assert isinstance(long, Refusal) and len(long.error) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "rebuilt"),
+    [
+        ("cd('a')", "cd('a')"),
+        ("cd('a', 2, folder=\"b\")", "cd('a', 2, folder='b')"),
+        (" cd ( folder = 'a' ) # there", "cd(folder='a')"),
+        ("f({}, a={1: {'b': {2: None}}}, c={})", "f({}, a={1: {'b': {2: None}}}, c={})"),
+        ("f(-1, (2,), [-3.50], {-1: 0x10})", "f(-1, (2,), [-3.5], {-1: 16})"),
+        ("f(a={'it\\'s': 1})", 'f(a={"it\'s": 1})'),
+    ],
+)
+def test_decoded_calls_keep_what_they_say(text: str, rebuilt: str) -> None:
+    call = parse_call(text, OFFERED)
+    assert isinstance(call, Call)
+    assert call.text == rebuilt
+    assert is_canonical(rebuilt, OFFERED)
+    assert eval(rebuilt, {"cd": _record, "f": _record}) == eval(text.strip(), {"cd": _record, "f": _record})
+
+
+def _record(*args: object, **keywords: object) -> object:
+    return args, keywords
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in REFUSED if text not in ("f(a={'b': {'c': 1}})", "f(a={'it\\'s': 1})")]
+)
+def test_decoded_calls_are_refused_like_others(text: str) -> None:
+    assert isinstance(parse_call(text, OFFERED), Refusal)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "cd",
+        "[cd()]",
+        "cd(), ls()",
+        "cd(a=1, a=2)",
+        "open('x')",
+        "(cd)('a')",
+        "\uff43d('a')",
+        "cd(",
+        "\0",
+        "1",
+        "x" * 40_000,
+        "cd(a='" + "x" * MAX_TEXT + "')",
+    ],
+)
+def test_what_is_no_call_is_refused(text: str) -> None:
+    refusal = parse_call(text, OFFERED)
+    assert isinstance(refusal, Refusal) and len(refusal.error) < 200
 
 
 def test_positional_arguments_are_dropped_and_counted() -> None:
@@ -129,6 +179,15 @@ def test_positional_arguments_are_dropped_and_counted() -> None:
 
 def test_too_long_a_text_is_no_answer() -> None:
     assert parse_answer("f(a='" + "x" * MAX_TEXT + "')", OFFERED) is None
+
+
+def test_what_is_rebuilt_may_be_longer_than_what_was_said() -> None:
+    said = "cd(folder='" + "\U000e0001" * (MAX_TEXT - 20) + "')"
+    (answered,), decoded = parse_answer(said, OFFERED) or [], parse_call(said, OFFERED)
+    assert isinstance(answered, Call) and isinstance(decoded, Call)
+    assert answered.text == decoded.text and len(decoded.text) > 9 * MAX_TEXT
+    assert is_canonical(decoded.text, OFFERED)
+    assert isinstance(parse_call(decoded.text, OFFERED), Refusal)
 
 
 @pytest.mark.parametrize(("text", "empty"), [("", True), ("[]", True), ("``` \n```", True), ("done", False)])
@@ -143,7 +202,11 @@ def test_is_empty(text: str, empty: bool) -> None:
         ("mean(numbers=[1, -2])", True),
         ('cd(folder="a")', False),
         ("[cd(folder='a')]", False),
-        ("cd('a')", False),
+        ("cd('a')", True),
+        ("cd('a', folder={'b': {}})", True),
+        (" cd('a')", False),
+        ("cd(['a' ])", False),
+        ("cd(a=1, a=2)", False),
         ("open(file='a')", False),
         ("cd(folder=open(file='a'))", False),
         ("cd(folder='a'), ls()", False),

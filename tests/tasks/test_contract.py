@@ -69,7 +69,8 @@ def test_scores_fit_trajectories(made: tuple[str, Task], source: str) -> None:
         assert trajectory.source == source and any(trajectory.action_mask)
         assert trajectory.total_reward == pytest.approx(score.total)
         assert sum(score.turns) == pytest.approx(score.total)
-        assert {m.name for m in task.metrics if not m.exact} <= set(score.metrics)
+        assert {m.name for m in task.metrics if not m.exact and not m.optional} <= set(score.metrics)
+        assert {name.removesuffix("/n") for name in score.metrics} <= {m.name for m in task.metrics}
         assert all(v == v and abs(v) < 1e9 for v in score.metrics.values())
         stable_hash({"metrics": dict(score.metrics), "details": dict(score.details)})  # JSON, without NaN
 

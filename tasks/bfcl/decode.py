@@ -1,0 +1,220 @@
+"""Single-turn answers to calls as the official decoders read them, and ground truth written as such an answer.
+
+Python is read by ``ast`` alone. The official decoder does nothing but copy literals, names and source text out of
+the tree, except that it evaluates arithmetic: there the answer is refused. Java and JavaScript
+go through the official parsers, which build syntax trees and evaluate nothing; they are imported where needed, in a
+worker.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.bfcl.parse import Refused, call_nodes, check_length, is_empty
+
+if TYPE_CHECKING:
+    from tasks.bfcl.data import Entry
+
+_PARSERS = {
+    "Java": ("java_parser", "parse_java_function_call"),
+    "JavaScript": ("js_parser", "parse_javascript_function_call"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the official decoder makes of an answer.
+
+    Attributes:
+        output: its result; of any shape, since not all that it reads is calls.
+        failed: it raises.
+        empty: the answer holds no text.
+        refused: number of calls of an answer that was refused for what it would have evaluated.
+    """
+
+    output: Any
+    failed: bool
+    empty: bool
+    refused: int = 0
+
+
+def language(category: str) -> str:
+    """The language of a category's functions, by its official name."""
+    return {"java": "Java", "javascript": "JavaScript"}.get(category, "Python")
+
+
+def chosen_by_name(category: str) -> bool:
+    """Whether ground truth names the function; in the other categories it is the only one, and one name is wrong."""
+    return "multiple" in category or "parallel" in category
+
+
+def decode(text: str, category: str) -> Decoded:
+    """Read an answer in the prompting format of a category; never raises, whatever the text."""
+    empty = is_empty(text)
+    try:
+        if language(category) in _PARSERS:
+            check_length(text)
+            module, function = _PARSERS[language(category)]
+            parser: Callable[[str], Any] = getattr(
+                importlib.import_module(f"bfcl_eval.model_handler.parser.{module}"), function
+            )
+            return Decoded(parser(text.strip("`\n ").removeprefix("[").removesuffix("]")), failed=False, empty=empty)
+        nodes = call_nodes(text)
+        try:
+            return Decoded([_call(node) for node in nodes], failed=False, empty=empty)
+        except Refused:
+            return Decoded(None, failed=True, empty=empty, refused=len(nodes))
+    except ImportError:
+        raise
+    except Exception:  # the official runner takes whatever its decoder raises for an answer without calls
+        return Decoded(None, failed=True, empty=empty)
+
+
+def _call(node: ast.Call) -> dict[str, dict[str | None, Any]]:
+    parts, function = [], node.func
+    while isinstance(function, ast.Attribute):
+        parts.append(function.attr)
+        function = function.value
+    if isinstance(function, ast.Name):
+        parts.append(function.id)
+    # Positional arguments are not looked at; what stands behind ** has no name.
+    return {".".join(reversed(parts)): {keyword.arg: _value(keyword.value) for keyword in node.keywords}}
+
+
+def _value(node: ast.expr | None) -> Any:
+    """A value as the official decoder resolves it; raises wherever that raises."""
+    match node:
+        case ast.Constant(value=value):
+            return "..." if value is Ellipsis else value
+        case ast.UnaryOp(operand=ast.Constant(value=value)):
+            return -value  # type: ignore[operator]  # whatever the operator; a string raises, as it does officially
+        case ast.List(elts=items):
+            return [_value(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_value(item) for item in items)
+        case ast.Dict(keys=keys, values=values):
+            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
+        case ast.Name(id=name):
+            return name
+        case ast.Call(keywords=[]):
+            return ast.unparse(node)
+        case ast.Call():
+            return _call(node)
+        case ast.Subscript(value=value, slice=index):
+            return f"{ast.unparse(value)}[{ast.unparse(index)}]"
+        case ast.BinOp():
+            raise Refused("the official decoder evaluates this")
+    raise ValueError(f"{type(node).__name__} is no value")
+
+
+# --- ground truth as an answer -------------------------------------------------------------------
+
+
+def gold_calls(entry: Entry) -> list[dict[str, dict[str, Any]]]:
+    """Ground truth of a single-turn entry in decoded form: the first accepted value of every argument.
+
+    An argument that may be left out, and whose first accepted value says so, is left out. Values of Java and
+    JavaScript are source text. No call answers an irrelevant question. For ``live_relevance`` there is no ground
+    truth: any call passes, so it is a call of the first function without arguments.
+    """
+    name = language(entry.category)
+    return [
+        {function: {key: _source(value, about, name) for key, (value, about) in arguments.items()}}
+        for function, arguments in _gold(entry)
+    ]
+
+
+def gold_text(entry: Entry) -> str:
+    """:func:`gold_calls` as an answer in the prompting format, in the language of the category."""
+    name = language(entry.category)
+    calls = [
+        f"{function}({', '.join(f'{key}={_written(*value, name)}' for key, value in arguments.items())})"
+        for function, arguments in _gold(entry)
+    ]
+    return f"[{', '.join(calls)}]" if calls else ""
+
+
+def _gold(entry: Entry) -> list[tuple[str, dict[str, tuple[Any, Mapping[str, Any]]]]]:
+    """Function and, for each argument, its value and its document."""
+    if "irrelevance" in entry.category:
+        return []
+    if "relevance" in entry.category:
+        return [(entry.functions[0]["name"], {})]
+    documents = {document["name"]: document["parameters"] for document in entry.functions}
+    calls = []
+    for possible in entry.possible:
+        ((name, accepted),) = possible.items()
+        if not chosen_by_name(entry.category):
+            name = entry.functions[0]["name"]
+        required, about = documents[name]["required"], documents[name]["properties"]
+        arguments = {}
+        for key, values in accepted.items():
+            value = _first(values, key in required)
+            # One entry's ground truth knows an optional argument that its function does not have.
+            if (value != "" or key in required) and (key in about or "" not in values):
+                arguments[key] = _plain(value), about.get(key, {})
+        calls.append((name, arguments))
+    return calls
+
+
+def _first(values: Sequence[Any], required: bool) -> Any:
+    return next((value for value in values if value != "" or not required), "")
+
+
+def _plain(value: Any) -> Any:
+    """A value of the ground truth, where dictionaries hold accepted values, as the value itself."""
+    if isinstance(value, Mapping):
+        chosen = {key: _first(values, required=False) for key, values in value.items()}
+        return {key: item for key, item in chosen.items() if item != ""}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) if isinstance(item, Mapping) else item for item in value]
+    return value
+
+
+def _source(value: Any, about: Mapping[str, Any], name: str) -> Any:
+    """A value in the source form that the official converter of Java or JavaScript takes for it."""
+    if name == "Python" or isinstance(value, str):
+        return value
+    kind, inner = about["type"], about.get("items", {}).get("type", "any")
+    if name == "JavaScript":
+        return json.dumps(value, ensure_ascii=False) + ("n" if kind == "Bigint" else "")
+    match kind:
+        case "float":
+            return f"{float(value)}f"
+        case "long":
+            return f"{value}L"
+        case "Array":  # whose strings the official converter wants without quotes
+            items = [item if isinstance(item, str) else _source(item, {"type": inner}, name) for item in value]
+            return f"new {inner}[]{{{', '.join(items)}}}"
+        case "ArrayList":
+            items = [_element(item, inner) for item in value]
+            return f"new ArrayList<>(Arrays.asList({', '.join(items)}))" if value else "new ArrayList<>()"
+        case "HashMap":
+            puts = " ".join(f'put("{key}", {_element(item, "any")});' for key, item in value.items())
+            return f"new HashMap<String, Object>() {{{{ {puts} }}}}" if value else "new HashMap<>()"
+    return json.dumps(value)
+
+
+def _element(value: Any, kind: str) -> str:
+    """An element of a Java collection that is not an array."""
+    if isinstance(value, str):
+        return f"'{value}'" if kind == "char" else f'"{value}"'
+    return str(_source(value, {"type": kind}, "Java"))
+
+
+def _written(value: Any, about: Mapping[str, Any], name: str) -> str:
+    """An argument as it stands in an answer."""
+    if name == "Python":
+        return repr(value)
+    source = str(_source(value, about, name))
+    # The official parser of Java drops the body of a map, and cannot read an array of unquoted strings: both pass as
+    # a string, whose quotes every parser strips without reading what is inside.
+    if isinstance(value, str) or (name == "Java" and about["type"] in ("HashMap", "Array")):
+        quote = "'" if '"' in source else '"'
+        return f"{quote}{source}{quote}"
+    return source

@@ -1,0 +1,266 @@
+"""Official verdicts on a file of answers, whoever gave them: no model is loaded, nothing an answer holds is run.
+
+One JSON object a line: ``category``, ``id`` and one of
+
+* ``calls``: single-turn, decoded: a list of ``{function: {argument: value}}``, or null for no readable call;
+* ``turns``: multi-turn: for each turn its steps, for each step its calls as strings;
+* ``text``: as the model wrote it in the prompting format; multi-turn: for each turn the text of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiq_bench.api import Scores, suggest
+from tasks.bfcl import data
+from tasks.bfcl.aggregate import PARTS, aggregate
+from tasks.bfcl.executor import Executor, Outcome
+from tasks.bfcl.official import IN_VAIN
+from tasks.bfcl.parse import Call, parse_answer, parse_call
+
+if TYPE_CHECKING:
+    from tasks.bfcl import Bfcl
+
+FORMS = ("calls", "turns", "text")
+FIELDS = ("category", "id", *FORMS)
+
+#: Entries judged between two reports, and seconds before the first.
+CHUNK = 128
+QUIET = 2.0
+
+Report = Callable[[str, int, int], None]
+
+
+class _Bad(Exception):
+    """What is wrong with a line."""
+
+
+def score(
+    root: Path, lines: Iterable[str], executor: Executor, report: Report | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Judge a file line by line.
+
+    Args:
+        root: folder that holds ``bfcl_eval/``.
+        lines: of the file; blank ones are skipped.
+        report: told ``(what, done, total)`` now and then, once two seconds have passed.
+
+    Returns:
+        Good lines, in order, as ``category``, ``id``, ``valid``, ``error_type`` (None when valid), ``refused`` (calls
+        that were not executed) and, for multi-turn entries, ``turns``: for each turn of the ground truth whether it
+        passes, None where it asks for no call. And what is wrong with each bad line, behind its number.
+    """
+    good: list[tuple[data.Entry, dict[str, Any]]] = []
+    problems: list[str] = []
+    entries: dict[str, dict[str, data.Entry]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = _read(line)
+            category = row["category"]
+            if category not in entries:
+                entries[category] = data.entries(root, [category])
+            entry = _entry(row, entries[category])
+            _check_form(row, entry)
+        except _Bad as error:
+            problems.append(f"line {number}: {error}")
+        else:
+            good.append((entry, row))
+    began, results = time.monotonic(), []
+    for at in range(0, len(good), CHUNK):
+        results += judge(good[at : at + CHUNK], executor)
+        if report is not None and len(results) < len(good) and time.monotonic() - began > QUIET:
+            report("scoring", len(results), len(good))
+    return results, problems
+
+
+def score_lines(task: Bfcl, lines: Iterable[str], report: Report | None = None) -> Scores:
+    """:func:`score` with the official table, in which what was not run says so."""
+    results, problems = score(task.root, lines, task.executor, report)
+    counts: dict[str, tuple[int, int]] = {}
+    refused: dict[str, int] = {}
+    for result in results:
+        valid, scored = counts.get(result["category"], (0, 0))
+        counts[result["category"]] = valid + result["valid"], scored + 1
+        refused[result["category"]] = refused.get(result["category"], 0) + result.pop("refused")
+    table: list[tuple[str, ...]] = [("category", "accuracy", "scored", "refused calls")]
+    for row in aggregate(counts):
+        accuracy = "not run" if row.accuracy is None else f"{100 * row.accuracy:.2f}%"
+        share = "" if not row.scored else f"{row.scored} of {row.entries}"
+        table.append((row.name, accuracy, share, str(refused[row.name]) if row.name in refused else ""))
+    total = sum(refused.values())
+    notes = [f"{sum(result['valid'] for result in results)} of {len(results)} answers are valid; {total} calls refused"]
+    if again := len(results) - len({result["id"] for result in results}):
+        notes.append(f"{again} lines answer an entry that another line has answered too: each counts")
+    return Scores(results, problems, table, len(table) - len(PARTS), notes)
+
+
+def judge(rows: Sequence[tuple[data.Entry, Mapping[str, Any]]], executor: Executor) -> list[dict[str, Any]]:
+    """Verdicts on well-formed rows, one each, as :func:`score` returns them; an entry may come more than once."""
+    dialogues, answers, refused = [], [], []
+    for entry, row in rows:
+        if entry.multi_turn:
+            turns, count = _turns(entry, row)
+            dialogues.append((executor.open(entry.request), turns))
+            refused.append(count)
+        else:
+            answers.append((entry.request, {key: row[key] for key in ("calls", "text") if key in row}))
+    many = zip(executor.judge(dialogues), refused, strict=True)
+    single = iter(executor.judge_single(answers))
+    out = []
+    for entry, _ in rows:
+        if entry.multi_turn:
+            outcome, count = next(many)
+            error = _error(outcome, "entry")
+            reached = [] if outcome.failure else outcome.value["turns"]
+            passed = [at < len(reached) and reached[at] == "" for at in range(len(entry.gold))]
+            by_turn = {"turns": [one if gold else None for one, gold in zip(passed, entry.gold, strict=True)]}
+        else:
+            outcome, by_turn = next(single), {}
+            error = _error(outcome, "error_type")
+            count = 0 if outcome.failure else int(outcome.value["refused"])
+        result = {"category": entry.category, "id": entry.id, "valid": not error, "error_type": error or None}
+        out.append(result | by_turn | {"refused": count})
+    return out
+
+
+def _error(outcome: Outcome, key: str) -> str:
+    return f"unscored: {outcome.failure}" if outcome.failure else str(outcome.value[key])
+
+
+def _turns(entry: data.Entry, row: Mapping[str, Any]) -> tuple[list[list[list[str]]], int]:
+    """Calls for the official checker by turn and step, and how many were made in vain.
+
+    A step without calls, or whose text the official decoder cannot read, is left out, as the official runner does.
+    """
+    refused, turns = 0, []
+    for turn in row["turns"] if "turns" in row else row["text"]:
+        steps = []
+        for step in turn:
+            if "turns" in row:
+                calls = [] if step == [""] else [parse_call(text, entry.names) for text in step]
+            else:
+                calls = parse_answer(step, entry.names) or []
+            if calls:
+                steps.append([call.text if isinstance(call, Call) else IN_VAIN for call in calls])
+                refused += sum(not isinstance(call, Call) for call in calls)
+        turns.append(steps)
+    return turns, refused
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read(line: str) -> dict[str, Any]:
+    """A line as an object with a known category, an id and one form of answer."""
+    try:
+        line.encode()
+        row = json.loads(line.strip(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+    except UnicodeEncodeError:
+        raise _Bad("is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _Bad(f"is not JSON: {error.msg} at character {error.colno}") from None
+    except RecursionError:
+        raise _Bad("is nested too deeply") from None
+    except ValueError:
+        raise _Bad("holds a number with too many digits") from None
+    if not isinstance(row, dict):
+        raise _Bad(f"is {_kind(row)}; expected an object with category, id and one of {', '.join(FORMS)}")
+    for name in row:
+        if name not in FIELDS:
+            raise _Bad(f"has an unknown field {_short(name)}{suggest(name[:40], FIELDS)}")
+    for name in ("category", "id"):
+        if name not in row:
+            raise _Bad(f"has no {name}")
+        if not isinstance(row[name], str):
+            raise _Bad(f"{name} is {_kind(row[name])}; expected a string")
+    given = [name for name in FORMS if name in row]
+    if len(given) != 1:
+        raise _Bad(f"has {' and '.join(given) or 'no answer'}; expected one of {', '.join(FORMS)}")
+    if row["category"] not in data.CATEGORIES:
+        raise _Bad(f"has an unknown category {_short(row['category'])}{suggest(row['category'][:40], data.CATEGORIES)}")
+    return row
+
+
+def _entry(row: Mapping[str, Any], entries: Mapping[str, data.Entry]) -> data.Entry:
+    name, category = row["id"], row["category"]
+    if name in entries:
+        return entries[name]
+    other = name.rsplit("_", 1)[0]
+    if other != category and other in data.CATEGORIES:
+        raise _Bad(f"has category {category!r} and id {_short(name)}, which is one of {other!r}")
+    raise _Bad(f"has an unknown id {_short(name)}: {category} goes from {next(iter(entries))} to {list(entries)[-1]}")
+
+
+def _check_form(row: Mapping[str, Any], entry: data.Entry) -> None:
+    """Raise where an answer has another shape than its category takes, however deep inside."""
+    if "calls" in row:
+        if entry.multi_turn:
+            raise _Bad(f"has calls; {entry.category} takes turns or text")
+        if row["calls"] is not None:
+            for at, call in enumerate(_list(row["calls"], "calls")):
+                if not isinstance(call, dict) or len(call) != 1 or not isinstance(next(iter(call.values())), dict):
+                    raise _Bad(f"calls[{at}] is {_kind(call)}; expected {{function: {{argument: value, ...}}}}")
+    elif "turns" in row or entry.multi_turn:
+        form = "turns" if "turns" in row else "text"
+        if not entry.multi_turn:
+            raise _Bad(f"has turns; {entry.category} takes calls or text")
+        for i, turn in enumerate(_list(row[form], form)):
+            for j, step in enumerate(_list(turn, f"{form}[{i}]")):
+                where = f"{form}[{i}][{j}]"
+                if form == "text":
+                    _string(step, where)
+                else:
+                    for k, call in enumerate(_list(step, where)):
+                        _string(call, f"{where}[{k}]")
+    else:
+        _string(row["text"], "text")
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _Bad(f"{where} is {_kind(value)}; expected a list")
+    return value
+
+
+def _string(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise _Bad(f"{where} is {_kind(value)}; expected a string")
+
+
+def _kind(value: Any) -> str:
+    names = {
+        "NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "str": "a string",
+        "list": "a list", "dict": "an object",
+    }  # fmt: skip
+    return names[type(value).__name__]
+
+
+def _short(text: str) -> str:
+    """For a message of one line."""
+    return ascii(text if len(text) <= 40 else text[:40] + "…")
+
+
+def _no_constant(name: str) -> Any:
+    raise _Bad(f"holds {name}, which is no JSON number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise _Bad(f"holds the number {text[:20]}, which is too large")
+    return float(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in out:
+            raise _Bad(f"has the field {_short(name)} twice in one object")
+        out[name] = value
+    return out

@@ -1,0 +1,120 @@
+"""Single answers: ground truth as an answer, what an answer is counted as, and decoders that never raise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.bfcl import data
+from tasks.bfcl.decode import decode, gold_calls, gold_text
+from tasks.bfcl.executor import Executor
+from tests.tasks.test_bfcl_differential import IMPOSSIBLE
+
+
+@pytest.fixture(scope="module")
+def entries(bfcl_root: Path) -> dict[str, data.Entry]:
+    return data.entries(bfcl_root, data.GROUPS["single_turn"])
+
+
+@pytest.fixture(scope="module")
+def executor(bfcl_root: Path) -> Iterator[Executor]:
+    executor = Executor(bfcl_root, workers=2)
+    yield executor
+    executor.close()
+
+
+@pytest.mark.parametrize("form", ["text", "calls"])
+def test_every_ground_truth_is_a_valid_answer(form: str, entries: dict[str, data.Entry], executor: Executor) -> None:
+    said: dict[str, Any] = {i: gold_text(e) if form == "text" else gold_calls(e) for i, e in entries.items()}
+    outcomes = executor.judge_single([({**entries[i].request, "partial": True}, {form: said[i]}) for i in entries])
+    verdicts = dict(zip(entries, (outcome.value for outcome in outcomes), strict=True))
+    assert len(verdicts) == 3641
+    assert {i for i, verdict in verdicts.items() if not verdict["valid"]} == IMPOSSIBLE
+    assert {i for i, verdict in verdicts.items() if verdict["partial"] < 1} == IMPOSSIBLE
+    for i, verdict in verdicts.items():
+        assert verdict["calls"] == len(gold_calls(entries[i]))
+        assert not verdict["unparsable"] and not verdict["refused"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ("simple_0", "[calculate_triangle_area(base=10, height=5, unit='units')]"),
+        ("irrelevance_0", ""),
+        ("live_relevance_0-0-0", "[search_engine.query()]"),
+        ("java_18", "[SysRoleController.queryPageRoleCount(pageNo=3, pageSize=20)]"),
+        (
+            "java_22",
+            "[PmsProductServiceImpl.updateNewStatus(ids=new ArrayList<>(Arrays.asList(101L, 202L, 303L)), "
+            "newStatus=2)]",
+        ),
+        (
+            "javascript_2",
+            '[extractLastTransactionId(filepath="/var/log/db.log", status=["completed", "failed"], encoding="utf-8", '
+            'processFunction="processFunction")]',
+        ),
+    ],
+)
+def test_ground_truth_reads_like_an_answer(entry: str, text: str, entries: dict[str, data.Entry]) -> None:
+    assert gold_text(entries[entry]) == text
+
+
+AREA = "calculate_triangle_area"
+
+
+@pytest.mark.parametrize(
+    ("entry", "answer", "error", "calls", "unparsable", "refused"),
+    [
+        ("simple_0", {"text": ""}, "ast_decoder:decoder_failed", 0, False, False),
+        ("simple_0", {"text": "```[]```"}, "ast_decoder:decoder_failed", 0, False, False),
+        ("simple_0", {"text": "()"}, "simple_function_checker:wrong_count", 0, False, False),
+        ("simple_0", {"text": "It is 25."}, "ast_decoder:decoder_failed", 0, True, False),
+        ("simple_0", {"text": f"[{AREA}(base=10*1), f()]"}, "ast_decoder:decoder_failed", 2, False, True),
+        ("simple_0", {"text": f"[{AREA}(base=10)]"}, "simple_function_checker:missing_required", 1, False, False),
+        ("simple_0", {"text": f"[{AREA}(base=10, height=5)]"}, "", 1, False, False),
+        ("simple_0", {"calls": None}, "ast_decoder:decoder_failed", 0, True, False),
+        ("simple_0", {"calls": ["f()"]}, "ast_decoder:decoder_wrong_output_format", 0, True, False),
+        ("simple_0", {"calls": [{AREA: {"base": 10, "height": 5}}]}, "", 1, False, False),
+        ("irrelevance_0", {"text": "No function fits."}, "", 0, True, False),
+        ("irrelevance_0", {"text": "[f()]"}, "irrelevance_error:decoder_success", 1, False, False),
+        ("irrelevance_0", {"text": "[f(a=1+1)]"}, "irrelevance_error:decoder_success", 1, False, True),
+        ("live_relevance_0-0-0", {"text": "[]"}, "relevance_error:decoder_failed", 0, False, False),
+        ("live_relevance_0-0-0", {"calls": [{"f": {}}]}, "", 1, False, False),
+        ("java_18", {"text": "[f(]"}, "ast_decoder:decoder_failed", 0, True, False),
+        ("java_18", {"text": "int x = 5;"}, "ast_decoder:decoder_wrong_output_format", 0, True, False),
+        ("javascript_0", {"text": "5"}, "ast_decoder:decoder_wrong_output_format", 0, True, False),
+    ],
+)
+def test_what_an_answer_counts_as(
+    entry: str,
+    answer: dict[str, Any],
+    error: str,
+    calls: int,
+    unparsable: bool,
+    refused: bool,
+    entries: dict[str, data.Entry],
+    executor: Executor,
+) -> None:
+    (outcome,) = executor.judge_single([(entries[entry].request, answer)])
+    assert outcome.value == {
+        "valid": not error,
+        "error_type": error,
+        "calls": calls,
+        "unparsable": unparsable,
+        "refused": refused,
+    }
+
+
+def test_answers_without_any_batch(executor: Executor) -> None:
+    assert executor.judge_single([]) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["f(a=-'x')", "f(a={[]: 1})", "f(a=-" + "9" * 5000 + ")", "f(a=" + "b[0]" * 8000 + ")", "\0"]
+)
+def test_what_the_official_decoder_raises_is_a_failure(text: str) -> None:
+    decoded = decode(text, "simple")
+    assert (decoded.failed, decoded.refused, decoded.output) == (True, 0, None)

@@ -1,0 +1,224 @@
+"""``shiq-bench score``: official verdicts on a file of answers, bad lines named, no model loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.bfcl import data
+from tasks.bfcl.decode import gold_calls, gold_text
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def entries(bfcl_root: Path) -> dict[str, data.Entry]:
+    return data.entries(bfcl_root, data.CATEGORIES)
+
+
+def run(folder: Path, lines: list[Any], *options: str, out: str = "out.jsonl") -> subprocess.CompletedProcess[str]:
+    """Score lines (a string stands as it is) from ``in.jsonl`` to ``out``, both in ``folder``."""
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / "in.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
+    return command(folder, "in.jsonl", "--out", out, *options)
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    shell = [sys.executable, "-m", "shiq_bench.cli", "score", "--task", "bfcl", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"COLUMNS": "200"}
+    return subprocess.run(shell, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
+def gold(entry: data.Entry, form: str) -> dict[str, Any]:
+    said: dict[str, Any] = {"category": entry.category, "id": entry.id}
+    if form == "turns":
+        return said | {"turns": [[list(turn)] for turn in entry.gold]}
+    if not entry.multi_turn:
+        return said | {form: gold_text(entry) if form == "text" else gold_calls(entry)}
+    texts = [f"[{', '.join(call.text for call in entry.gold_calls(at))}]" for at in range(len(entry.gold))]
+    return said | {"text": [[text, "Done."] for text in texts]}
+
+
+def rows_of_all_forms(entries: dict[str, data.Entry]) -> list[dict[str, Any]]:
+    rows = []
+    for number, entry in enumerate(entries.values()):
+        if number % 89 == 0 or entry.id in ("multi_turn_base_0", "simple_0"):
+            forms = ("text", "turns") if entry.multi_turn else ("text", "calls")
+            rows.append(gold(entry, forms[number % 2]))
+    return rows
+
+
+def test_good_lines(entries: dict[str, data.Entry], tmp_path: Path) -> None:
+    rows = rows_of_all_forms(entries)
+    spoilt = {"category": "multi_turn_base", "id": "multi_turn_base_4"}
+    calls = [[list(turn)] for turn in entries["multi_turn_base_4"].gold]
+    calls[1] = [["open('/etc/passwd')", "pwd()"]]
+    rows += [
+        spoilt | {"turns": calls},
+        {
+            "category": "multi_turn_base",
+            "id": "multi_turn_base_2",
+            "turns": [[list(entries["multi_turn_base_2"].gold[0])]],
+        },
+        {"category": "multi_turn_base", "id": "multi_turn_base_167", "text": [["[]"]] * 5},
+        {"category": "simple", "id": "simple_1", "text": "[f(a=1+1)]"},
+        {"category": "irrelevance", "id": "irrelevance_1", "calls": None},
+    ]
+    done = run(tmp_path, [*rows[:3], "", *rows[3:], "   "])
+    assert (done.returncode, done.stderr) == (0, "")
+    out = written(tmp_path)
+    assert [(row["category"], row["id"]) for row in out] == [(row["category"], row["id"]) for row in rows]
+    *good, wrong, short, silent, refused, none = out
+    assert len(good) >= 50 and len({row["category"] for row in good}) >= 12
+    for row in good:
+        assert (row["valid"], row["error_type"]) == (True, None)
+        assert list(row) == ["category", "id", "valid", "error_type"] + ["turns"] * ("turns" in row)
+        assert ("turns" in row) == row["category"].startswith("multi_turn")
+    assert (wrong["valid"], wrong["error_type"]) == (False, "multi_turn:execution_response_mismatch")
+    assert wrong["turns"] == [True, False, True]
+    assert (short["error_type"], short["turns"]) == ("multi_turn:force_terminated", [True, False, False, False, False])
+    assert silent["turns"][4] is None and set(silent["turns"][:4]) == {False}
+    assert refused == {
+        "category": "simple",
+        "id": "simple_1",
+        "valid": False,
+        "error_type": "ast_decoder:decoder_failed",
+    }
+    assert none == {"category": "irrelevance", "id": "irrelevance_1", "valid": True, "error_type": None}
+
+    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+    assert table["multi_turn_base"][1:4] == [str(sum(r["category"] == "multi_turn_base" for r in out)), "of", "200"]
+    assert table["multi_turn_base"][-1] == "1" and table["simple"][-1] == "1"
+    assert table["live_parallel"] == ["not", "run"] and table["overall"][:2] == ["not", "run"]
+    assert f"{len(rows) - 4} of {len(rows)} answers are valid; 2 calls refused" in done.stdout
+
+    again = (tmp_path / "out.jsonl").read_bytes()
+    assert run(tmp_path, [*rows[:3], "", *rows[3:], "   "]).stdout == done.stdout
+    assert (tmp_path / "out.jsonl").read_bytes() == again
+
+
+AREA = {"category": "simple", "id": "simple_0"}
+BASE = {"category": "multi_turn_base", "id": "multi_turn_base_0"}
+
+BAD: list[tuple[Any, str]] = [
+    ("{", "is not JSON: Expecting property name enclosed in double quotes at character 2"),
+    ("nothing", "is not JSON"),
+    ("[1]", "is a list; expected an object with category, id and one of calls, turns, text"),
+    ("null", "is null; expected an object"),
+    ("[" * 200_000, "is nested too deeply"),
+    ('{"category": "simple", "id": "simple_0", "calls": [{"f": {"a": NaN}}]}', "holds NaN, which is no JSON number"),
+    ('{"category": "simple", "id": "simple_0", "calls": [{"f": {"a": -Infinity}}]}', "holds -Infinity"),
+    ('{"category": "simple", "id": "simple_0", "calls": [{"f": {"a": 1e999}}]}', "holds the number 1e999"),
+    ('{"category": "simple", "id": "simple_0", "calls": [{"f": {"a": ' + "9" * 5000 + "}}]}", "too many digits"),
+    ('{"category": "simple", "id": "simple_0", "calls": [{"f": {"a": 1, "a": 2}}]}', "has the field 'a' twice"),
+    ('{"category": "simple", "id": "simple_0", "text": "\udcff"}', "is not UTF-8"),
+    ({"category": "simple", "text": ""}, "has no id"),
+    ({"id": "simple_0", "text": ""}, "has no category"),
+    ({"category": "simple", "id": 0, "text": ""}, "id is a number; expected a string"),
+    ({"category": ["simple"], "id": "simple_0", "text": ""}, "category is a list; expected a string"),
+    (AREA, "has no answer; expected one of calls, turns, text"),
+    (AREA | {"text": "", "calls": []}, "has calls and text; expected one of calls, turns, text"),
+    (AREA | {"txt": ""}, "has an unknown field 'txt': did you mean 'text'?"),
+    (AREA | {"category": "simpel", "text": ""}, "has an unknown category 'simpel': did you mean 'simple'?"),
+    (
+        AREA | {"id": "simple_400", "text": ""},
+        "has an unknown id 'simple_400': simple goes from simple_0 to simple_399",
+    ),
+    (AREA | {"id": "java_0", "text": ""}, "has category 'simple' and id 'java_0', which is one of 'java'"),
+    (AREA | {"turns": []}, "has turns; simple takes calls or text"),
+    (AREA | {"text": []}, "text is a list; expected a string"),
+    (AREA | {"text": None}, "text is null; expected a string"),
+    (AREA | {"calls": {}}, "calls is an object; expected a list"),
+    (AREA | {"calls": ["f()"]}, "calls[0] is a string; expected {function: {argument: value, ...}}"),
+    (AREA | {"calls": [{"f": {}}, {"f": []}]}, "calls[1] is an object; expected {function: {argument: value, ...}}"),
+    (AREA | {"calls": [{}]}, "calls[0] is an object; expected"),
+    (AREA | {"calls": [{"f": {}, "g": {}}]}, "calls[0] is an object; expected"),
+    (BASE | {"calls": []}, "has calls; multi_turn_base takes turns or text"),
+    (BASE | {"text": "[ls()]"}, "text is a string; expected a list"),
+    (BASE | {"text": ["[ls()]"]}, "text[0] is a string; expected a list"),
+    (BASE | {"text": [["[ls()]", None]]}, "text[0][1] is null; expected a string"),
+    (BASE | {"turns": [[], ["ls()"]]}, "turns[1][0] is a string; expected a list"),
+    (BASE | {"turns": [[["ls()", 1]]]}, "turns[0][0][1] is a number; expected a string"),
+    (BASE | {"turns": True}, "turns is true or false; expected a list"),
+]
+
+
+def test_bad_lines_are_named_and_left_out(entries: dict[str, data.Entry], tmp_path: Path) -> None:
+    first, last = gold(entries["parallel_0"], "calls"), gold(entries["multi_turn_base_3"], "turns")
+    done = run(tmp_path, [first, *(line for line, _ in BAD), last, first])
+    assert done.returncode == 1
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(BAD)
+    for number, ((_, message), error) in enumerate(zip(BAD, errors, strict=True), 2):
+        assert error.startswith(f"in.jsonl: line {number}: ") and message in error and len(error) < 600, error
+    assert "1 lines answer an entry that another line has answered too" in done.stdout
+    assert [(row["id"], row["valid"]) for row in written(tmp_path)] == [
+        ("parallel_0", True),
+        ("multi_turn_base_3", True),
+        ("parallel_0", True),
+    ]
+
+
+def test_nothing_is_written_where_nothing_can_be_scored(tmp_path: Path) -> None:
+    for lines in (["{"], [""], []):
+        done = run(tmp_path, lines)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == (
+            "error: in.jsonl holds no answer that can be scored: nothing was written"
+        )
+        assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_files_that_cannot_be_had(entries: dict[str, data.Entry], tmp_path: Path) -> None:
+    lines = [gold(entries["simple_0"], "text")]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    before = json.dumps(lines[0]) + "\n"
+    for out, message in {
+        "in.jsonl": "--out in.jsonl is the file of answers",
+        "folder": "--out folder is a folder",
+        "file/out.jsonl": "cannot write file/out.jsonl",
+    }.items():
+        done = run(tmp_path, lines, out=out)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr
+        assert (tmp_path / "in.jsonl").read_text() == before
+    for name in ("absent.jsonl", "folder"):
+        done = command(tmp_path, name, "--out", "out.jsonl")
+        assert done.returncode == 2 and done.stderr.startswith(f"error: cannot read {name}: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "in.jsonl"]
+
+
+def test_a_task_that_scores_no_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    done = command(tmp_path, "in.jsonl", "--out", "out.jsonl", "--task", "tree")
+    assert done.returncode == 2
+    assert done.stderr == "error: task tree cannot score a file\n"
+
+
+def test_no_model_library_is_loaded(entries: dict[str, data.Entry], tmp_path: Path) -> None:
+    rows = rows_of_all_forms(entries)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = (
+        "import sys; from shiq_bench.cli import app; "
+        "app(['score', '--task', 'bfcl', 'in.jsonl', '--out', 'out.jsonl'], standalone_mode=False); "
+        "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'pandas', 'datasets', 'tree_sitter', 'bfcl_eval'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(written(tmp_path)) == len(rows)
