@@ -249,7 +249,6 @@ def print_rollout(task_name: str, sets: list[str], split: str) -> None:
             report("playing the demonstrations", 0, 0)
             start = time.perf_counter()
             episodes = task.episodes(task.prompts(split), watched, 1 << 20)
-            opened = time.perf_counter()
             played = replay(task, episodes, watched)
             stepped = time.perf_counter()
             scored = task.finish(played, "gold")
@@ -263,10 +262,15 @@ def print_rollout(task_name: str, sets: list[str], split: str) -> None:
     out = Table(title=f"{len(scored)} episodes of {task_name}, {split}; {answers} answers, all live episodes together")
     for column in ("stage", "seconds", "ms an answer"):
         out.add_column(column, justify="left" if column == "stage" else "right")
-    inside = sum(clock.values())
-    rows = {"opening prompts": opened - start, "stepping": stepped - opened, "scoring": done - stepped}
-    for stage, seconds in {**rows, "in all": done - start, **{f"  of it {k}": v for k, v in clock.items()},
-                           "  of it the rest": done - start - inside}.items():  # fmt: skip
+    playing = stepped - start
+    rows = {
+        "playing": playing,
+        **{f"  {name}": seconds for name, seconds in clock.items()},
+        "  the loop itself": playing - sum(clock.values()),
+        "scoring": done - stepped,
+        "in all": done - start,
+    }
+    for stage, seconds in rows.items():
         out.add_row(stage, f"{seconds:.2f}", f"{1e3 * seconds / answers:.2f}")
     Console().print(out)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BFCL = "tests/tasks/test_bfcl_official.py"
+CATEGORIES = "tests/tasks/test_bfcl_categories.py"
 CHAT = "tests/test_chat.py"
 ENGINES = "tests/generation/test_engines.py"
 EXACT = "tests/test_exact.py"
@@ -448,6 +449,70 @@ MUTATIONS = [
         'self._ended = completion.finish == "stop"',
         "self._ended = True",
         f"{BFCL}::test_an_answer_cut_by_its_limit_is_taken_as_it_is",
+    ),
+    # --- BFCL whole ---
+    Mutation(
+        "final reward paid as it is earned",
+        "tasks/bfcl/__init__.py",
+        'if self.reward == "turn":',
+        "if self.reward:",
+        f"{CATEGORIES}::test_final_reward_is_the_same_sum_paid_at_the_end",
+    ),
+    Mutation(
+        "an entry that does not fit is right to say nothing",
+        "tasks/bfcl/__init__.py",
+        'UNFIT = {"valid": False, "error_type": "unfit", "partial": 0.0}',
+        'UNFIT = {"valid": False, "error_type": "", "partial": 0.0}',
+        f"{CATEGORIES}::test_an_entry_that_does_not_fit_is_counted_with_its_length",
+    ),
+    Mutation(
+        "calls in an empty turn not counted",
+        "tasks/bfcl/__init__.py",
+        "any(calls and not gold for",
+        "any(calls and gold is None for",
+        f"{CATEGORIES}::test_a_call_in_an_empty_turn_passes_and_is_counted",
+    ),
+    Mutation(
+        "held-out functions offered from the start",
+        "tasks/bfcl/data.py",
+        'return [f for f in self.functions if f["name"] not in later]',
+        "return [f for f in self.functions if later is not None]",
+        f"{CATEGORIES}::test_held_out_functions_come_at_their_turn",
+    ),
+    Mutation(
+        "calls in a model's reasoning judged",
+        "tasks/bfcl/dialogue.py",
+        "return text.rpartition(THOUGHT)[2]",
+        "return text",
+        f"{CATEGORIES}::test_reasoning_is_not_judged",
+    ),
+    Mutation(
+        "live score unweighted",
+        "tasks/bfcl/aggregate.py",
+        'BY_ENTRIES = ("live_ast", "live")',
+        'BY_ENTRIES = ("live_ast",)',
+        "tests/tasks/test_bfcl_aggregate.py::test_scores_are_the_official_ones",
+    ),
+    Mutation(
+        "state of a long context left to the next entry",
+        "tasks/bfcl/official.py",
+        "setattr(self._travel, name, copy.deepcopy(value))",
+        "setattr(self._travel, name, value)",
+        "tests/tasks/test_bfcl_differential.py::test_the_order_of_entries_does_not_matter",
+    ),
+    Mutation(
+        "parallel calls in another order",
+        "shiq_bench/toolcalls.py",
+        "return [call for call in calls if call.name not in format.idle] or None",
+        "return [call for call in calls[::-1] if call.name not in format.idle] or None",
+        "tests/test_toolcalls.py::test_several_calls_are_read_in_order",
+    ),
+    Mutation(
+        "training on held-out prompts of a dataset",
+        "shiq_bench/dataset.py",
+        'allowed, vocabulary = set(task.prompts("rl")), len(tokenizer)',
+        'allowed, vocabulary = set(task.prompts("rl") + task.prompts("heldout")), len(tokenizer)',
+        "tests/test_dataset.py::test_held_out_prompts_are_refused",
     ),
     # --- oracles ---
     Mutation(

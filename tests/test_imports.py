@@ -33,6 +33,13 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "tasks.bfcl"},
         {"bfcl_eval", "rich"},
     ),
+    "shiq_bench/dataset.py": (
+        {"shiq_bench.api", "shiq_bench.records"},
+        {"pyarrow", "rich", "tokenizers", "transformers", "yaml"},
+    ),
+    "shiq_bench/toolcalls.py": ({"shiq_bench.api", "shiq_bench.records"}, {"transformers"}),
+    "shiq_bench/hardware.py": (set(), {"torch"}),
+    "shiq_bench/listing.py": ({"shiq_bench.api"}, {"rich"}),
     "shiq_bench/training": (
         {
             "shiq_bench.api",
@@ -144,6 +151,7 @@ def test_the_engine_names_no_algorithm_and_no_task() -> None:
         ("import tasks.bfcl", ("torch", "numpy", "transformers")),
         ("import tasks.tree, tasks.bandit, tasks.gridworld", ("torch", "transformers")),
         ("import shiq_bench.exact, shiq_bench.world", ("torch", "transformers")),
+        ("import shiq_bench.dataset", ("torch", "transformers", "datasets", "pandas", "pyarrow")),
         ("import shiq_bench.training.tabular, shiq_bench.table_run", ("transformers", "vllm")),
         ("import algorithms.shiq", ("transformers", "vllm", "pandas")),
         ("import shiq_bench.generation", ("torch", "transformers", "vllm")),

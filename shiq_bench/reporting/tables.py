@@ -463,6 +463,8 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
             text += ". Minus reference: paired by prompt, n counts prompts"
             text += ", interval over the seeds' differences on these prompts" if "seeds" in over else ""
         yield text + "."
+    if idle := sum(record.spec.steps == 0 for record in records):
+        yield f"Not trained (steps=0): {idle} of {len(records)} runs; of those the reference alone was evaluated."
     if block.best:
         yield (
             "Bold, *: best of the methods; its lead on the runner-up has an interval above 0, "

@@ -230,7 +230,12 @@ class Bfcl(Task):
         """A single answer. Where no call is right, an answer without one is no fault."""
         value = outcome.value or {}
         error = f"unscored: {outcome.failure}" if outcome.failure else value["error_type"]
-        reward = 0.0 if outcome.failure else float(value["partial"] if self.partial else value["valid"])
+        # Who said nothing at all, not even that the turn is over, has no token to be paid at.
+        reward = (
+            0.0
+            if outcome.failure or not dialogue.turn_end
+            else float(value["partial"] if self.partial else value["valid"])
+        )
         asks = "irrelevance" not in dialogue.entry.category
         metrics = {
             "unparsable": bool(value.get("unparsable")) and asks,
