@@ -368,8 +368,10 @@ class Task(ABC):
         """
         return {}
 
-    def aggregate(self, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
-        """Further metrics of an evaluation, computed from its means; each as {mean, n, stderr}."""
+    def aggregate(
+        self, metrics: Mapping[str, Mapping[str, float | None]], examples: Sequence[Mapping[str, Any]]
+    ) -> dict[str, dict[str, float | None]]:
+        """Further metrics of an evaluation, computed from its means and its episodes; each as {mean, n, stderr}."""
         return {}
 
     def trajectories(self, split: str) -> list[Trajectory]:

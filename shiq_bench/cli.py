@@ -31,6 +31,9 @@ Plugins = Annotated[
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="key=value: any setting of the run, the algorithm or the task.")
 ]
+Categories = Annotated[str | None, typer.Option(help="bfcl: categories and groups, joined by commas.")]
+ToolFormat = Annotated[str | None, typer.Option(help="bfcl: how the model is to write calls.")]
+Reward = Annotated[str | None, typer.Option(help="When the task pays; bfcl: turn or final.")]
 
 
 def _plugins(paths: list[Path] | None) -> None:
@@ -51,9 +54,9 @@ def run(
     data: Annotated[
         Path | None, typer.Option(help="Train from a dataset made by `shiq-bench data build`, and draw none.")
     ] = None,
-    categories: Annotated[str | None, typer.Option(help="bfcl: categories and groups, joined by commas.")] = None,
-    tool_format: Annotated[str | None, typer.Option(help="bfcl: how the model is to write calls.")] = None,
-    reward: Annotated[str | None, typer.Option(help="When the task pays; bfcl: turn or final.")] = None,
+    categories: Categories = None,
+    tool_format: ToolFormat = None,
+    reward: Reward = None,
     center_rewards: Annotated[bool | None, typer.Option(help="Subtract each prompt's mean return.")] = None,
     allow_off_policy: Annotated[
         bool, typer.Option("--allow-off-policy", help="Let an on-policy method learn from stored trajectories.")
@@ -75,7 +78,8 @@ def run(
     _plugins(plugin)
     values: dict[str, Any] = read_yaml(config) if config else {}
     algo, task = algo or str(values.pop("algo", "")), task or str(values.pop("task", ""))
-    values = {k: v for k, v in values.items() if k not in ("algo", "task")}
+    # Printed settings can be given again: run_id follows from the others.
+    values = {k: v for k, v in values.items() if k not in ("algo", "task", "run_id")}
     if not algo or not task:
         raise UserError(
             f"{'--algo' if not algo else '--task'} is missing: type, say, shiq-bench run --algo shiq --task bfcl"
@@ -128,6 +132,9 @@ def build(
     task: Annotated[str, typer.Option(help="Task; see `shiq-bench list`.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder to make; nothing is overwritten.")] = None,
     model: Annotated[str | None, typer.Option(help="'tiny', a folder, or a hub id.")] = None,
+    categories: Categories = None,
+    tool_format: ToolFormat = None,
+    reward: Reward = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: a setting that decides data, or of the task.")
@@ -138,7 +145,7 @@ def build(
     from rich.console import Console
 
     from shiq_bench.config import merged, parse_sets, read_yaml, resolve_data
-    from shiq_bench.dataset import BUILD, check_free
+    from shiq_bench.dataset import BUILD, check_free, train_command
 
     _plugins(plugin)
     values: dict[str, Any] = read_yaml(config) if config else {}
@@ -148,7 +155,8 @@ def build(
             f"{'--out' if task else '--task'} is missing: type, say, shiq-bench data build --task bfcl --out bfcl-data"
         )
     values = {k: v for k, v in values.items() if k != "task"}
-    given = {} if model is None else {"model": model}
+    flags = {"model": model, "task.categories": categories, "task.tool_format": tool_format, "task.reward": reward}
+    given = {k: v for k, v in flags.items() if v is not None}
     spec, made = resolve_data(task, merged(values, given, parse_sets(sets or [])), BUILD)
     check_free(out)
 
@@ -156,16 +164,16 @@ def build(
     from shiq_bench.language_run import build_dataset
 
     with LiveReport(Console(stderr=True)) as report:
-        counts = build_dataset(spec, made, out, report, plugin or [])["counts"]
+        manifest = build_dataset(spec, made, out, report, plugin or [])
+    counts = manifest["counts"]
     by_source = ", ".join(f"{n} {source}" for source, n in sorted(counts["by_source"].items()))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"{out}: {counts['trajectories']} trajectories of {counts['prompts']} prompts ({by_source}), "
         f"{counts['action_tokens']} action tokens, {counts['truncated']} truncated"
     )
-    words = shlex.join(["--task", task, "--model", spec.model, "--data", str(out)])
     console.print(f"\nlook at it:    {shlex.join(['shiq-bench', 'data', 'show', str(out)])}")
-    console.print(f"train from it: shiq-bench run --algo shiq {words}")
+    console.print(f"train from it: {train_command(manifest, str(out))}")
 
 
 @data.command()
@@ -264,6 +272,8 @@ def score(
     plugin: Plugins = None,
 ) -> None:
     """Score answers from a file with the task's own checkers: no model, no torch."""
+    import tempfile
+
     from rich.console import Console
     from rich.table import Table
 
@@ -272,13 +282,23 @@ def score(
     from shiq_bench.store import write_atomic
 
     _plugins(plugin)
-    if out.is_dir() or out.resolve() == answers.resolve():
-        raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the file of answers'}: name another file")
     try:
         # Bytes that are no UTF-8 spoil their own line only.
         lines = answers.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {answers}: {error.strerror or error}") from error
+    try:
+        if out.is_dir() or out.resolve() == answers.resolve():
+            taken = "a folder" if out.is_dir() else "the file of answers"
+            raise UserError(f"--out {out} is {taken}: name another file")
+        # Before an hour of scoring, what will be done behind it.
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
+            pass
+    except (OSError, RuntimeError) as error:  # the latter: links that lead in a circle
+        folder = isinstance(error, FileExistsError)
+        reason = "its folder is a file" if folder else getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write --out {out}: {reason}; name another file") from error
     scorer = tasks.get(task)()
     try:
         with LiveReport(Console(stderr=True)) as report:

@@ -198,8 +198,11 @@ def _given(values: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], wh
 def _with_data(given: Mapping[str, Any], task: str) -> dict[str, Any]:
     """Settings of the run, with what the manifest of a dataset says where one is given.
 
-    ``samples`` and ``gold`` become those of the dataset, for nothing else is drawn; ``data_seed``
+    ``samples`` and ``gold`` are those of the dataset, for nothing else is drawn; ``data_seed``
     also draws preference labels, so it is only the default.
+
+    Raises:
+        UserError: it is not the dataset asked for, or not drawn with the settings given beside it.
     """
     told = dict(given)
     asked = told.pop("data_hash", "")
@@ -216,6 +219,10 @@ def _with_data(given: Mapping[str, Any], task: str) -> dict[str, Any]:
             f"data_hash={asked}, and {told['data']} is {found}: give the --data it was, or leave data_hash out"
         )
     fixed = {name: manifest[name] for name in ("samples", "gold")}
+    for name, value in fixed.items():
+        if told.get(name, value) != value:
+            asked_for, made = (f"{name}={str(v).lower()}" for v in (told[name], value))
+            raise UserError(f"{asked_for}, and {told['data']} was drawn with {made}: leave {name} out, or --set {made}")
     return {"data_seed": manifest["data_seed"], **told, **fixed, "data_hash": found}
 
 

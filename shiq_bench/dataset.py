@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import unicodedata
 from collections import Counter
@@ -129,16 +130,29 @@ def check_free(out: Path) -> None:
     """Find out before anything is drawn whether a dataset can be put at ``out``.
 
     Raises:
-        UserError: something is there already, or the folder above cannot be written.
+        UserError: something is there already, the folder above cannot be written, or it can have no such name.
     """
-    if out.is_symlink() or out.exists():
-        if not out.is_dir() or out.is_symlink():
-            raise UserError(f"{out} is no folder; expected one to be made: give another --out")
-        if any(out.iterdir()):
-            raise UserError(f"{out} is not empty, and nothing is overwritten: give another --out, or move it away")
-    above = next(p for p in out.absolute().parents if p.exists())
+    try:
+        if out.is_symlink() or out.exists():
+            if not out.is_dir() or out.is_symlink():
+                raise UserError(f"{out} is no folder; expected one to be made: give another --out")
+            if any(out.iterdir()):
+                raise UserError(f"{out} is not empty, and nothing is overwritten: give another --out, or move it away")
+        above = next(p for p in out.absolute().parents if p.exists())
+    except OSError as error:
+        raise UserError(f"cannot make {out}: {error.strerror or error}: give another --out") from error
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"cannot make {out}: {above} cannot be written: give another --out")
+
+
+def train_command(manifest: Mapping[str, Any], folder: str) -> str:
+    """What to type to train from the dataset in ``folder``.
+
+    The words that made it, for its model, plugins, limits and options of the task are those to train with.
+    """
+    words = shlex.split(manifest["command"])  # shiq-bench data build ...
+    at = words.index("--out")
+    return shlex.join(["shiq-bench", "run", "--algo", "shiq", *words[3:at], "--data", folder, *words[at + 2 :]])
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -164,7 +178,7 @@ def write_dataset(
         UserError: ``out`` is taken, or cannot be written.
     """
     check_free(out)
-    temporary = out.absolute().parent / f".{out.name}.{os.getpid()}"
+    temporary = out.absolute().parent / f".shiq-bench.{os.getpid()}"  # shorter than a name that is just not too long
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -240,10 +254,10 @@ def _card(manifest: Mapping[str, Any], returns: Sequence[tuple[str, float]]) -> 
         f"{manifest['samples']} completions a prompt of the model `{manifest['model']}` (weights "
         f"`{manifest['weights_hash'][:HASH]}`, data seed {manifest['data_seed']}), and the task's own trajectories"
         f"{' or else its demonstrations' if manifest['gold'] else ', where it has any'}.",
-        f"## Made by\n\n```sh\n{manifest.get('command', '')}\n```\n\n"
+        f"## Made by\n\n```sh\n{manifest['command']}\n```\n\n"
         f"at commit `{manifest.get('git_commit') or 'unknown'}`; `{MANIFEST}` holds every setting, version and hash.",
-        f"## Use\n\n```sh\nshiq-bench data show FOLDER\nshiq-bench run --task {manifest['task']} --data FOLDER --algo "
-        f'shiq\n```\n\n```python\ndatasets.load_dataset("parquet", data_files="FOLDER/{DATA}")\n```',
+        f"## Use\n\n```sh\nshiq-bench data show FOLDER\n{train_command(manifest, 'FOLDER')}\n```\n\n"
+        f'```python\ndatasets.load_dataset("parquet", data_files="FOLDER/{DATA}")\n```',
         "## Columns\n\n"
         + _markdown(["column", "type", "meaning"], [[f"`{n}`", k, what] for n, (k, what) in COLUMNS.items()]),
         "## Counts\n\n"
@@ -283,12 +297,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         UserError: there is no dataset, or one of a newer schema.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        what = "holds no dataset" if folder.is_dir() else "is no folder"
-        raise UserError(f"{folder} {what}: expected one made by `shiq-bench data build --task TASK --out {folder}`")
     try:
         manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "holds no dataset" if folder.is_dir() else "is no folder"
+        expected = f"expected one made by `shiq-bench data build --task TASK --out {folder}`"
+        raise UserError(f"{folder} {what}: {expected}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise UserError(f"{path} is no manifest of a dataset: expected the kind {KIND!r}")

@@ -42,12 +42,15 @@ def fresh_samples(resolved: Resolved) -> int:
 
 
 def check_demands(resolved: Resolved, fresh: bool) -> None:
-    """Refuse settings that cannot serve the algorithm, on tables and on language models alike.
+    """Refuse settings that cannot serve the algorithm or the task, on tables and on language models alike.
 
     Raises:
         UserError: with what to type instead.
     """
     spec, algorithm = resolved.spec, resolved.algorithm
+    if spec.model != "table":  # tables are evaluated whole
+        for split in spec.splits:
+            resolved.task.prompts(split)
     if spec.seeds > 1 and spec.model != "table":
         raise UserError(
             f"seeds is {spec.seeds}: only tables train several at once; leave it at 1 and vary --seed, one run each"

@@ -30,6 +30,7 @@ from shiq_bench.api import (
     Task,
     ValueHead,
 )
+from shiq_bench.chat import ChatCodec
 from shiq_bench.config import Resolved
 from shiq_bench.dataset import BUILD, ORIGIN, check_free, describe, read_dataset, read_manifest, write_dataset
 from shiq_bench.demands import MISSING, check_prompts, deviations, fresh_samples, missing_support
@@ -47,6 +48,7 @@ from shiq_bench.store import (
     write_json,
     write_trajectories,
 )
+from shiq_bench.toolcalls import Format
 from shiq_bench.training.data import Row, group_rows, in_unit_range, make_pairs, prepare, with_mismatches
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer
 from shiq_bench.training.reference import reference_pass
@@ -86,8 +88,6 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
     if missing:
         names = ", ".join(type(n).__name__ for n in missing)
         raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
-    for split in spec.splits:
-        resolved.task.prompts(split)
     if fresh:
         check_prompts(resolved, len(resolved.task.prompts("rl")))
 
@@ -118,7 +118,7 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(BehaviourModel))) * size)
 
     reference = source.policy()
-    settled = {"settled": dict(task.settled(codec))}
+    settled = {"settled": dict(found)} if (found := task.settled(codec)) else {}
     if not spec.steps:
         run.record = replace(
             run.record, weights_hash=source.weights_hash, data=settled,
@@ -211,7 +211,8 @@ def _data_key(spec: RunSpec, task: Task, source: ModelSource) -> dict[str, Any]:
         "version": DATA_VERSION,
         "weights": source.weights_hash,
         "task": spec.task,
-        "code": code_hash(*(c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task)),
+        # What reads a model's calls decides verdicts as much as the task does.
+        "code": code_hash(*(c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task), ChatCodec, Format),
         "options": dict(spec.task_options),
         "engine": spec.engine,
         "max_tokens": spec.max_tokens,
@@ -412,7 +413,11 @@ def _collect(run: Run, source: ModelSource, policy: Policy, scratch: Path) -> Co
         kept = [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
         return in_unit_range(kept, run.algorithm, task.largest_return) if kept else []
 
-    return Collect(task.prompts("rl"), draw)
+    asked = task.prompts("rl")
+    fit = [e.prompt_id for e in task.episodes(asked, codec, spec.max_length) if not e.done]
+    if len(fit) < len(asked):
+        run.deviations.append(f"{len(asked) - len(fit)} of {len(asked)} prompts do not fit and are not trained on")
+    return Collect(fit, draw)
 
 
 # --- what the record says ------------------------------------------------------------------------

@@ -200,7 +200,8 @@ def demonstrations(task: Task, split: str, codec: Codec, max_length: int) -> lis
     """The task's ground truth, played through the task itself and scored like any other trajectory."""
     episodes = task.episodes(task.prompts(split), codec, max_length)
     episodes = replay(task, episodes, codec, max_length)
-    return [replace(trajectory, sampler_logp=None) for trajectory, _ in task.finish(episodes, "gold")]
+    # A right answer that could not be scored must not be learned from as a wrong one.
+    return [replace(trajectory, sampler_logp=None) for trajectory, s in task.finish(episodes, "gold") if s.scored]
 
 
 def build_tiny(name: str, task: Task, on_progress: Progress) -> Path:
@@ -212,6 +213,8 @@ def build_tiny(name: str, task: Task, on_progress: Progress) -> Path:
     if recipe.steps:
         demonstrations(task, "start", recorder, max_length=1 << 20)
     key = {"version": TINY_VERSION, "task": name, "recipe": asdict(recipe), "corpus": stable_hash(recorder.texts)}
+    if recipe.steps:
+        key["precision"] = fast_precision()
 
     def build(folder: Path) -> None:
         torch.manual_seed(0)

@@ -21,6 +21,9 @@ RUN_ID_VERSION = 2
 Finish = Literal["stop", "length"]
 Status = Literal["started", "done", "failed", "diverged"]
 
+#: Splits in the order they are evaluated; what else a task may have follows by name.
+_SPLITS = ("rl", "heldout", "start", "all")
+
 
 class UserError(Exception):
     """Something the user can mend. The command line prints it as one line and exits with 2."""
@@ -168,7 +171,7 @@ class RunSpec:
     """Everything that decides a run. Defaults live here, in the algorithm and in the task only.
 
     Fields marked ``outcome=False`` change where or how fast a run happens, never its result, and
-    do not enter its identity.
+    do not enter its identity. ``eval_splits`` is put in one order, each name once.
     """
 
     algo: str
@@ -229,8 +232,12 @@ class RunSpec:
         }.items():  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; expected {low} or more")
-        if not self.splits:
+        names = {name.strip() for name in self.eval_splits.split(",")} - {""}
+        if not names:
             raise UserError("eval_splits names no split: expected names joined by commas, such as rl,heldout")
+        in_order = [*(name for name in _SPLITS if name in names), *sorted(names.difference(_SPLITS))]
+        # One result has one identity, however its splits were written; the dataclass is frozen.
+        object.__setattr__(self, "eval_splits", ",".join(in_order))
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if not 0 <= self.warmup <= 1:
@@ -256,7 +263,7 @@ class RunSpec:
     @property
     def splits(self) -> list[str]:
         """The splits evaluated."""
-        return [name.strip() for name in self.eval_splits.split(",") if name.strip()]
+        return self.eval_splits.split(",")
 
     def outcome(self) -> dict[str, Any]:
         """The fields that can change the result, as plain JSON data."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from shiq_bench.api import Codec, Episode, Metric, Task, TinyModel
+from shiq_bench.api import Codec, Episode, Metric, Task, TinyModel, suggest
 from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserError
 
 #: Most completions that are ever enumerated.
@@ -24,6 +24,9 @@ FARTHEST = 100.0
 
 #: Largest tables, in entries (states times actions).
 LARGEST = 1_000_000
+
+#: Splits of a task that is a world; all hold the same prompts.
+SPLITS = ("rl", "heldout", "start", "all")
 
 
 @dataclass(frozen=True)
@@ -364,7 +367,13 @@ class TabularTask(Task):
     # --- played as a language: instance number 0 ---
 
     def prompts(self, split: str) -> list[str]:
-        """One id a context, whatever the split: these tasks prove and compare, and do not generalise."""
+        """One id a context, the same in every split: these tasks prove and compare, and do not generalise.
+
+        Raises:
+            UserError: no such split.
+        """
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split!r}{suggest(split, SPLITS)}")
         return [str(c) for c in range(len(self._first.start))]
 
     def trajectories(self, split: str) -> list[Trajectory]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from shiq_bench.cli import app
 from shiq_bench.config import parse_sets, read_yaml, resolve
 from shiq_bench.records import UserError
 
@@ -84,3 +86,11 @@ def test_yaml(tmp_path: Path) -> None:
             read_yaml(file)
     with pytest.raises(UserError, match="cannot read"):
         read_yaml(tmp_path / "absent.yaml")
+
+
+def test_a_dry_run_refuses_a_split_that_the_task_does_not_know() -> None:
+    command = ["run", "--algo", "shiq", "--task", "bfcl", "--dry-run", "--set"]
+    done = CliRunner().invoke(app, [*command, "eval_splits=rl,heldot"])
+    assert isinstance(done.exception, UserError) and "did you mean 'heldout'" in str(done.exception)
+    done = CliRunner().invoke(app, [*command, "eval_splits=all, rl,rl"])
+    assert done.exit_code == 0 and "eval_splits: rl,all" in done.stdout

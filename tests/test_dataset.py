@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -105,7 +106,7 @@ def bytes_tokenizer() -> Any:
 BYTES = bytes_tokenizer()
 MADE: dict[str, Any] = {
     "task": "made", "task_options": {}, "split": "rl", "model": "made", "samples": 1, "gold": False, "data_seed": 0,
-    "weights_hash": "w" * 64, "max_length": 4096, "max_tokens": 64,
+    "weights_hash": "w" * 64, "max_length": 4096, "max_tokens": 64, "command": "shiq-bench data build --out made",
 }  # fmt: skip
 
 
@@ -190,8 +191,6 @@ def test_few_returns_are_counted_one_by_one() -> None:
 
 
 def test_the_command_of_the_card_makes_it_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shlex
-
     command = shlex.split(read_manifest(tree)["command"])
     assert read_manifest(tree)["command"] in (tree / CARD).read_text()
     monkeypatch.chdir(tmp_path)
@@ -200,6 +199,30 @@ def test_the_command_of_the_card_makes_it_again(tree: Path, tmp_path: Path, monk
     assert (tmp_path / "tree" / DATA).read_bytes() == (tree / DATA).read_bytes()
     assert "198 trajectories of 3 prompts (192 enumerated, 6 reference)" in done.stdout
     assert "shiq-bench data show tree" in done.stdout and "--data tree" in done.stdout
+
+
+def test_the_command_that_is_printed_trains_from_it(tmp_path: Path) -> None:
+    """With the plugin, model, limits and options of the task that the data were drawn with."""
+
+    def typed(*words: str) -> str:
+        command = [sys.executable, "-m", "shiq_bench.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (tmp_path / "my plugin.py").write_text(
+        "from shiq_bench.api import task\nfrom tasks.tree import Tree\n@task('grove')\nclass Grove(Tree):\n    pass\n"
+    )
+    command = ["data", "build", "--task", "grove", "--out", "some data", "--plugin", "my plugin.py", "--model", "tiny"]
+    settings = ("engine=hf", "contexts=3", "samples=1", "max_tokens=3", "max_length=2048", "data_seed=3")
+    printed = typed(*command, "--reward", "final", *(f"--set={s}" for s in settings)).split("train from it: ")[1]
+    typed(*shlex.split(printed)[1:], "--steps", "2", "--set", "eval_samples=1")
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/record.json"))
+    spec = record["spec"]
+    assert record["deviations"] == [] and spec["max_length"] == 2048 and spec["data_hash"]
+    assert (spec["task_options"]["contexts"], spec["task_options"]["reward"]) == (3, "final")
+    card = re.search(r"^shiq-bench run .*$", (tmp_path / "some data" / CARD).read_text(), re.M)
+    assert card and card[0].replace("FOLDER", "'some data'") == printed.strip()
 
 
 @pytest.mark.parametrize(
@@ -253,8 +276,8 @@ def test_a_run_ends_as_if_it_had_drawn_the_data_itself(tree: Path, tmp_path: Pat
 def test_where_the_folder_lies_does_not_matter_and_what_it_holds_does(tree: Path, copy: Path) -> None:
     here, there = (resolve("shiq", "tree", {**LEARNED, "data": str(f)}).spec.run_id for f in (tree, copy))
     assert here == there
-    with_more = resolve("shiq", "tree", {**LEARNED, "data": str(tree), "samples": 7, "gold": False}).spec.run_id
-    assert with_more == here, "nothing is drawn, so how much would have been does not matter"
+    alike = {"samples": "2", "run.gold": "true", "data_seed": 5}
+    assert resolve("shiq", "tree", {**LEARNED, "data": str(tree), **alike}).spec.run_id == here, "as it was drawn"
     rows = pq.read_table(tree / DATA)
     forge(copy, rows.slice(1))
     assert resolve("shiq", "tree", {**LEARNED, "data": str(copy)}).spec.run_id != here
@@ -266,6 +289,25 @@ def test_the_printed_settings_can_be_given_again(tree: Path) -> None:
     assert resolve("shiq", "tree", {**LEARNED, **again}).spec == first
     plain = resolve("shiq", "tree", {**LEARNED, "data": "", "data_hash": ""}).spec
     assert plain == resolve("shiq", "tree", LEARNED).spec
+
+
+def test_settings_that_the_data_were_not_drawn_with_are_refused(tree: Path, tmp_path: Path) -> None:
+    for name, value, message in (
+        ("samples", 9, "samples=9, and .*tree was drawn with samples=2: leave samples out, or --set samples=2"),
+        ("run.samples", "0", "samples=0, and .* drawn with samples=2"),
+        ("gold", "no", "gold=false, and .*tree was drawn with gold=true: leave gold out, or --set gold=true"),
+    ):
+        given: dict[str, Any] = {"data": str(tree), name: value}
+        refused(tmp_path, message, **given)
+
+
+def test_a_printed_spec_of_a_dataset_can_be_given_as_yaml(tree: Path, tmp_path: Path) -> None:
+    words = ["run", "--algo", "shiq", "--task", "tree", "--data", str(tree), "--dry-run"]
+    printed = CliRunner().invoke(app, [*words, *(f"--set={k}={v}" for k, v in LEARNED.items())])
+    assert printed.exit_code == 0 and "samples: 2" in printed.stdout
+    (tmp_path / "run.yaml").write_text(printed.stdout)
+    again = CliRunner().invoke(app, ["run", "--config", str(tmp_path / "run.yaml"), "--dry-run"])
+    assert again.exit_code == 0 and again.stdout == printed.stdout, again.exception
 
 
 def test_what_differs_from_the_data_is_told(tree: Path, tmp_path: Path) -> None:
@@ -420,6 +462,41 @@ def test_what_cannot_be_built_is_refused(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["data", "build", *arguments])
         assert isinstance(done.exception, UserError) and re.search(message, str(done.exception)), arguments
     assert not list(tmp_path.iterdir()) and not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data show NAME",
+        "run --algo shiq --task tree --model tiny --data NAME --dry-run",
+        "data build --task tree --model tiny --out NAME",
+        "data build --task tree --model tiny --out NAME/below",
+    ],
+)
+def test_a_name_too_long_is_one_line(command: str) -> None:
+    done = CliRunner().invoke(app, command.replace("NAME", "a" * 300).split())
+    assert isinstance(done.exception, UserError)
+    assert re.search("^cannot (read|make) a{300}.*: File name too long", str(done.exception))
+    assert "\n" not in str(done.exception)
+
+
+def test_the_longest_name_there_can_be_is_a_folder(tmp_path: Path) -> None:
+    build(tmp_path / ("a" * 255))
+    assert [len(p.name) for p in tmp_path.iterdir()] == [255]
+
+
+def test_flags_of_a_run_build_data_too(tmp_path: Path) -> None:
+    """Each means the task's option, and a task without it says so."""
+    for flag, name in (("--categories", "categories"), ("--tool-format", "tool_format")):
+        done = CliRunner().invoke(app, ["data", "build", "--task", "tree", "--out", "x", flag, "y"])
+        assert isinstance(done.exception, UserError) and f"no setting is called 'task.{name}'" in str(done.exception)
+    for flag, message in (
+        ("--categories", "did you mean 'live'"),
+        ("--tool-format", "task.tool_format=lvie: expected one of auto"),
+        ("--reward", "task.reward=lvie: expected one of turn"),
+    ):
+        done = CliRunner().invoke(app, ["data", "build", "--task", "bfcl", "--out", str(tmp_path / "x"), flag, "lvie"])
+        assert isinstance(done.exception, UserError) and message in str(done.exception), done.exception
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,18 @@ def test_run_id_does_not_depend_on_the_order_of_options_or_the_process() -> None
         assert done.stdout.strip() == one.run_id
 
 
+@pytest.mark.parametrize("written", ["heldout,rl", "rl,rl,heldout", " rl , heldout ,"])
+def test_one_result_has_one_identity_however_its_splits_are_written(written: str) -> None:
+    spec = dataclasses.replace(SPEC, eval_splits=written)
+    assert spec == SPEC and spec.run_id == SPEC.run_id and spec.splits == ["rl", "heldout"]
+
+
+def test_splits_are_in_a_fixed_order() -> None:
+    spec = dataclasses.replace(SPEC, eval_splits="zoo,all,start,ant,rl")
+    assert spec.splits == ["rl", "start", "all", "ant", "zoo"]
+    assert dataclasses.replace(SPEC, eval_splits="rl").run_id != SPEC.run_id
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -101,6 +113,7 @@ def test_run_id_does_not_depend_on_the_order_of_options_or_the_process() -> None
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a positive number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"warmup": 1.5}, "warmup is 1.5"),
+        ({"eval_splits": " ,"}, "eval_splits names no split"),
         ({"max_tokens": 64, "max_length": 64}, "leaves no room"),
     ],
 )

@@ -49,6 +49,12 @@ def sample(
 ) -> Sampled:
     """``n`` fresh episodes a prompt, all live ones stepped together."""
     episodes: list[Episode] = task.episodes([p for p in prompt_ids for _ in range(n)], codec, spec.max_length)
+    if episodes and all(episode.done for episode in episodes):
+        shortest = min(len(episode.transcript.token_ids) for episode in episodes)
+        raise UserError(
+            f"no prompt leaves room for an answer: the shortest of {len(prompt_ids)} takes {shortest} tokens and "
+            f"max_length is {spec.max_length}: raise max_length"
+        )
     rollout(
         task,
         episodes,
@@ -120,7 +126,7 @@ def evaluate(
     known = [*(m.name for m in task.metrics if not m.exact), "truncated", "kl", "kl_k1", "kl_token"]
     names = [name for name in known if any(name in example for example in examples)]
     metrics = summarise(examples, names)
-    return Evaluation(who, split, mode, step, metrics | task.aggregate(metrics), examples), gap
+    return Evaluation(who, split, mode, step, metrics | task.aggregate(metrics, examples), examples), gap
 
 
 def score_paths(

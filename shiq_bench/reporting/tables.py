@@ -305,7 +305,11 @@ def _checkpoint(evaluation: Evaluation | None, metric: str) -> Estimate | None:
     if evaluation is None or metric not in evaluation.metrics:
         return None
     values = evaluation.metrics[metric]
-    prompts = {e["prompt_id"] for e in evaluation.examples if e.get(metric) is not None and e.get(f"{metric}/n", 1)}
+    # No single episode has what was pooled from other metrics: all of them stand behind it.
+    pooled = not any(metric in e for e in evaluation.examples)
+    prompts = {
+        e["prompt_id"] for e in evaluation.examples if pooled or (e.get(metric) is not None and e.get(f"{metric}/n", 1))
+    }
     return t_interval(values.get("mean"), values.get("stderr"), values.get("n") or 0, len(prompts))
 
 
@@ -463,7 +467,8 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
             text += ". Minus reference: paired by prompt, n counts prompts"
             text += ", interval over the seeds' differences on these prompts" if "seeds" in over else ""
         yield text + "."
-    if idle := sum(record.spec.steps == 0 for record in records):
+    idle = sum(record.spec.steps == 0 for record in records)
+    if idle and not table:
         yield f"Not trained (steps=0): {idle} of {len(records)} runs; of those the reference alone was evaluated."
     if block.best:
         yield (

@@ -49,7 +49,7 @@ class Bfcl(Task):
         max_steps: steps a turn, as the official loop counts them (it lets one more through).
         tool_chars: characters of a tool result that the compact format shows.
         timeout: seconds of wall clock for the calls of one step.
-        workers: processes that execute calls; 0 is one a core.
+        workers: processes that execute calls; 0 is two a core.
     """
 
     categories: str = "multi_turn_base"
@@ -74,7 +74,7 @@ class Bfcl(Task):
         Metric("length", "neither", "action tokens"),
         Metric("forced_end", "lower", "forced ends", percent=True),
         Metric("unfit", "lower", "entries that do not fit", percent=True),
-        Metric("unparsable", "lower", "unparsable answers", percent=True),
+        Metric("unparsable", "neither", "answers with text and no readable call", percent=True),
         Metric("refused", "lower", "refused calls", percent=True),
         Metric("gamed", "lower", "passed, calling in an empty turn", percent=True),
         Metric("unscored", "lower", "entries not scored", percent=True),
@@ -163,13 +163,6 @@ class Bfcl(Task):
             entry = self.entries[prompt_id]
             session = self.executor.open(entry.request) if entry.multi_turn else None
             dialogues.append(Dialogue(self.root, entry, session, codec, tool_format, max_length))
-        if dialogues and all(dialogue.unfit for dialogue in dialogues):
-            shortest = min(dialogue.unfit for dialogue in dialogues)
-            hint = "" if tool_format == "compact" else ", or take tool_format=compact"
-            raise UserError(
-                f"bfcl: the shortest prompt in {tool_format} format takes {shortest} tokens and max_length is "
-                f"{max_length}: raise max_length{hint}"
-            )
         return list(dialogues)
 
     def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
@@ -284,10 +277,16 @@ class Bfcl(Task):
         numbers = {name: float(value) for name, value in values.items()}
         return trajectory, Score(sum(rewards), tuple(rewards), numbers, about, scored=scored)
 
-    def aggregate(self, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    def aggregate(
+        self, metrics: Mapping[str, Mapping[str, float | None]], examples: Sequence[Mapping[str, Any]]
+    ) -> dict[str, dict[str, float | None]]:
         """The official scores of the groups whose categories were all run, and the overall one if all were."""
         counts = SIZES | {name: int(metrics[name]["n"] or 0) for name in SIZES if name in metrics}
-        return {name: pooled for name in data.SCORES if (pooled := _pooled(weights(name, counts), metrics)) is not None}
+        return {
+            name: pooled
+            for name in data.SCORES
+            if (pooled := _pooled(weights(name, counts), metrics, examples)) is not None
+        }
 
     def tiny(self) -> TinyModel:
         """The embedded default; the signatures of each class are one token of its vocabulary."""
@@ -363,15 +362,28 @@ def credited(errors: Sequence[str | None], credit: Credit) -> list[float]:
 
 
 def _pooled(
-    weights: Mapping[str, float], metrics: Mapping[str, Mapping[str, float | None]]
+    weights: Mapping[str, float],
+    metrics: Mapping[str, Mapping[str, float | None]],
+    examples: Sequence[Mapping[str, Any]],
 ) -> dict[str, float | None] | None:
-    """A weighted mean of categories' accuracies, which are independent; None where one of them was not run."""
-    mean, variance, n = 0.0, 0.0, 0.0
-    for category, weight in weights.items():
-        found = metrics.get(category)
-        if found is None or found["mean"] is None or found["stderr"] is None:
-            return None
-        mean += weight * found["mean"]
-        variance += (weight * found["stderr"]) ** 2
-        n += found["n"] or 0.0
-    return {"mean": mean, "n": n, "stderr": sqrt(variance)}
+    """A weighted mean of categories' accuracies; None where one of them was not run.
+
+    The four multi-turn categories retell the same scenarios, so the scenario is the unit of the error, which is
+    otherwise as in :func:`shiq_bench.reporting.statistics.clustered_mean`.
+    """
+    found = {category: metrics.get(category, {}) for category in weights}
+    if any(about.get("mean") is None for about in found.values()):
+        return None
+    means = {category: about["mean"] or 0.0 for category, about in found.items()}
+    counts = {category: about["n"] or 0.0 for category, about in found.items()}
+    influence: dict[str, float] = {}
+    for example in examples:
+        for category in weights.keys() & example.keys():
+            kind, _, number = str(example["prompt_id"]).rpartition("_")
+            unit = f"multi_turn {number}" if category in data.MULTI_TURN else f"{kind} {number}"
+            share = weights[category] * (example[category] - means[category]) / counts[category]
+            influence[unit] = influence.get(unit, 0.0) + share
+    units = len(influence)
+    stderr = sqrt(units / (units - 1) * sum(e * e for e in influence.values())) if units > 1 else None
+    mean = sum(weight * means[category] for category, weight in weights.items())
+    return {"mean": mean, "n": sum(counts.values()), "stderr": stderr}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tasks.bfcl import data
+
 #: Entries of each category, in official order.
 SIZES = {
     "simple": 400, "irrelevance": 240, "parallel": 200, "multiple": 200, "parallel_multiple": 200, "java": 100,
@@ -13,17 +15,17 @@ SIZES = {
     "multi_turn_miss_param": 200, "multi_turn_long_context": 200,
 }  # fmt: skip
 
-_LIVE_AST = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
-_NON_LIVE_AST = ("non_live_simple", "multiple", "parallel", "parallel_multiple")
+_SIMPLE = ("simple", *data.OTHER_LANGUAGES)  # officially one category among the others of its kind
+_NON_LIVE = ("non_live_simple", *(name for name in data.NON_LIVE if name not in _SIMPLE))
 
 #: What each score is the mean of.
 PARTS = {
-    "non_live_simple": ("simple", "java", "javascript"),
-    "non_live_ast": _NON_LIVE_AST,
-    "non_live": (*_NON_LIVE_AST, "irrelevance"),
-    "live_ast": _LIVE_AST,
-    "live": (*_LIVE_AST, "live_irrelevance", "live_relevance"),
-    "multi_turn": ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context"),
+    "non_live_simple": _SIMPLE,
+    "non_live_ast": tuple(name for name in _NON_LIVE if "relevance" not in name),
+    "non_live": _NON_LIVE,
+    "live_ast": tuple(name for name in data.LIVE if "relevance" not in name),
+    "live": data.LIVE,
+    "multi_turn": data.MULTI_TURN,
     "overall": ("non_live", "live", "multi_turn"),
 }
 
@@ -64,25 +66,24 @@ def weights(score: str, counts: Mapping[str, int] = SIZES) -> dict[str, float]:
     }
 
 
-def aggregate(results: Mapping[str, tuple[int, int]]) -> list[Row]:
+def aggregate(results: Mapping[str, tuple[float, int]]) -> list[Row]:
     """The official table.
 
     Officially a category that was not run counts as 0; here there is then no score.
 
     Args:
-        results: category -> entries that are valid, entries that were scored; categories not run are missing.
+        results: category -> accuracy in [0, 1], entries that were scored; categories not run are missing.
 
     Returns:
         Every category in official order, then every score of ``PARTS``.
     """
-    run = {category: result for category, result in results.items() if result[1]}
-    counts = {category: scored for category, (_, scored) in run.items()}
+    counts = {category: scored for category, (_, scored) in results.items() if scored}
     rows = []
     for name in (*SIZES, *PARTS):
         categories = weights(name)
         accuracy = None
-        if categories.keys() <= run.keys():
-            accuracy = sum(w * run[category][0] / run[category][1] for category, w in weights(name, counts).items())
+        if categories.keys() <= counts.keys():
+            accuracy = sum(weight * results[category][0] for category, weight in weights(name, counts).items())
         scored = sum(counts.get(category, 0) for category in categories)
         rows.append(Row(name, accuracy, scored, sum(SIZES[category] for category in categories)))
     return rows

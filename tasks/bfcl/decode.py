@@ -1,24 +1,39 @@
 """Single-turn answers to calls as the official decoders read them, and ground truth written as such an answer.
 
 Python is read by ``ast`` alone. The official decoder does nothing but copy literals, names and source text out of
-the tree, except that it evaluates arithmetic: there the answer is refused. Java and JavaScript
-go through the official parsers, which build syntax trees and evaluate nothing; they are imported where needed, in a
-worker.
+the tree, except that it evaluates arithmetic: there the answer is refused, unless it fails there or elsewhere for
+certain. Java and JavaScript go through the official parsers, which build syntax trees and evaluate nothing; they are
+imported where needed, in a worker. An answer of more than :data:`LONGEST` characters goes to no parser: it is refused
+and counts as one call.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tasks.bfcl.parse import Refused, call_nodes, check_length, is_empty
+from tasks.bfcl.parse import call_nodes, is_empty
 
 if TYPE_CHECKING:
     from tasks.bfcl.data import Entry
+
+#: Characters that a parser is given at most: thousands of calls. It runs in a worker, so a text that brings it down
+#: costs its own entry only.
+LONGEST = 1_000_000
+
+#: Of these every part is evaluated, whatever the others come to.
+_WHOLE = (
+    ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.List, ast.Tuple, ast.Set, ast.Dict,
+    ast.JoinedStr, ast.FormattedValue, ast.operator, ast.unaryop, ast.expr_context,
+)  # fmt: skip
+
+#: What takes an operand of any type, or any class.
+_TOLERANT = (ast.BitOr, ast.Mod, ast.Not, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.FormattedValue)
 
 _PARSERS = {
     "Java": ("java_parser", "parse_java_function_call"),
@@ -34,7 +49,8 @@ class Decoded:
         output: its result; of any shape, since not all that it reads is calls.
         failed: it raises.
         empty: the answer holds no text.
-        refused: number of calls of an answer that was refused for what it would have evaluated.
+        refused: number of calls of an answer that was refused for what it would have evaluated; 1 of one that is
+            too long to be read.
     """
 
     output: Any
@@ -56,26 +72,27 @@ def chosen_by_name(category: str) -> bool:
 def decode(text: str, category: str) -> Decoded:
     """Read an answer in the prompting format of a category; never raises, whatever the text."""
     empty = is_empty(text)
+    if len(text) > LONGEST:
+        return Decoded(None, failed=True, empty=empty, refused=int(not empty))
     try:
         if language(category) in _PARSERS:
-            check_length(text)
             module, function = _PARSERS[language(category)]
             parser: Callable[[str], Any] = getattr(
                 importlib.import_module(f"bfcl_eval.model_handler.parser.{module}"), function
             )
             return Decoded(parser(text.strip("`\n ").removeprefix("[").removesuffix("]")), failed=False, empty=empty)
-        nodes = call_nodes(text)
-        try:
-            return Decoded([_call(node) for node in nodes], failed=False, empty=empty)
-        except Refused:
+        nodes, evaluated = call_nodes(text, LONGEST), list[ast.BinOp]()
+        calls = [_call(node, evaluated) for node in nodes]
+        if evaluated:
             return Decoded(None, failed=True, empty=empty, refused=len(nodes))
+        return Decoded(calls, failed=False, empty=empty)
     except ImportError:
         raise
     except Exception:  # the official runner takes whatever its decoder raises for an answer without calls
         return Decoded(None, failed=True, empty=empty)
 
 
-def _call(node: ast.Call) -> dict[str, dict[str | None, Any]]:
+def _call(node: ast.Call, evaluated: list[ast.BinOp]) -> dict[str, dict[str | None, Any]]:
     parts, function = [], node.func
     while isinstance(function, ast.Attribute):
         parts.append(function.attr)
@@ -83,33 +100,49 @@ def _call(node: ast.Call) -> dict[str, dict[str | None, Any]]:
     if isinstance(function, ast.Name):
         parts.append(function.id)
     # Positional arguments are not looked at; what stands behind ** has no name.
-    return {".".join(reversed(parts)): {keyword.arg: _value(keyword.value) for keyword in node.keywords}}
+    return {".".join(reversed(parts)): {keyword.arg: _value(keyword.value, evaluated) for keyword in node.keywords}}
 
 
-def _value(node: ast.expr | None) -> Any:
-    """A value as the official decoder resolves it; raises wherever that raises."""
+def _value(node: ast.expr | None, evaluated: list[ast.BinOp]) -> Any:
+    """A value as the official decoder resolves it; raises wherever that raises.
+
+    What it evaluates, and may succeed in, goes to ``evaluated``: a failure further on makes the answer a failure.
+    """
     match node:
         case ast.Constant(value=value):
             return "..." if value is Ellipsis else value
         case ast.UnaryOp(operand=ast.Constant(value=value)):
             return -value  # type: ignore[operator]  # whatever the operator; a string raises, as it does officially
         case ast.List(elts=items):
-            return [_value(item) for item in items]
+            return [_value(item, evaluated) for item in items]
         case ast.Tuple(elts=items):
-            return tuple(_value(item) for item in items)
+            return tuple(_value(item, evaluated) for item in items)
         case ast.Dict(keys=keys, values=values):
-            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
+            pairs = zip(keys, values, strict=True)
+            return {_value(key, evaluated): _value(value, evaluated) for key, value in pairs}
         case ast.Name(id=name):
             return name
         case ast.Call(keywords=[]):
             return ast.unparse(node)
         case ast.Call():
-            return _call(node)
+            return _call(node, evaluated)
         case ast.Subscript(value=value, slice=index):
             return f"{ast.unparse(value)}[{ast.unparse(index)}]"
-        case ast.BinOp():
-            raise Refused("the official decoder evaluates this")
+        case ast.BinOp() if not _fails(node):
+            evaluated.append(node)
+            return None
     raise ValueError(f"{type(node).__name__} is no value")
+
+
+def _fails(node: ast.BinOp) -> bool:
+    """Whether evaluation fails for certain: on a name that is not defined, or that stands for no number or string."""
+    parts = list(ast.walk(node))
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    if not names or not all(isinstance(part, _WHOLE) for part in parts) or any(name.startswith("__") for name in names):
+        return False
+    # What is defined there: Python's own, which cannot be reckoned with, and an argument of the official decoder.
+    undefined = any(name != "value" and not hasattr(builtins, name) for name in names)
+    return undefined or not any(isinstance(part, _TOLERANT) for part in parts)
 
 
 # --- ground truth as an answer -------------------------------------------------------------------

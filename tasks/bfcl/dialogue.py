@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,8 @@ class Dialogue(Episode):
         turn_end: position of the last action token of each turn that was answered.
         unfit: tokens of a prompt that leaves no room for an answer; 0 where it does.
         forced: a limit ended the dialogue (steps of a turn, or length).
-        answers, unparsable, cut: answers in all; those that hold text but no calls; those cut by ``max_tokens``.
+        answers, unparsable, cut: answers in all; those that hold text but no readable call, which is also how a turn
+            is honestly closed; those cut by ``max_tokens``.
         calls, refused, positional: calls in all; those not executed; positional arguments dropped.
         overruns: calls stopped for their time or memory.
     """
@@ -100,7 +102,7 @@ class Dialogue(Episode):
             self.done = True
             return []
         calls = self._read(text, completion)
-        self.unparsable += calls is None and not is_empty(text)
+        self.unparsable += calls is None and not is_empty(_thoughtless(text))
         self._pending = calls or []
         if not self._pending:
             self._next_turn()
@@ -169,7 +171,7 @@ class Dialogue(Episode):
         """A template's tool call as one that can be executed: its arguments are JSON, hence literals."""
         if call.name not in self._names:
             return Refusal(f"{ERROR}name '{call.name[:80]}' is not defined")
-        if bad := [key for key in call.arguments if not key.isidentifier() or keyword.iskeyword(key)]:
+        if bad := [key for key in call.arguments if not _is_name(key)]:
             return Refusal(f"{ERROR}'{bad[0][:80]}' is no name of an argument")
         return Call(call.name, call.arguments)
 
@@ -190,6 +192,11 @@ class Dialogue(Episode):
 
     def _force(self) -> None:
         self.forced = self.done = self.transcript.truncated = True
+
+
+def _is_name(key: str) -> bool:
+    """Whether Python reads a name as it is written: it folds some characters into others."""
+    return key.isidentifier() and not keyword.iskeyword(key) and unicodedata.normalize("NFKC", key) == key
 
 
 def _thoughtless(text: str) -> str:

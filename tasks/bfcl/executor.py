@@ -10,6 +10,7 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ from typing import Any
 
 from shiq_bench.records import UserError
 from tasks.bfcl.official import Turns
+
+#: Workers a core, unless told: one that a call holds up leaves the others of its core at work.
+A_CORE = 2
 
 #: Seconds a worker may take to import the official code on a busy machine.
 STARTUP = 60.0
@@ -64,7 +68,7 @@ class Executor:
 
     Args:
         root: folder that holds ``bfcl_eval/``.
-        workers: number of processes; 0 is one a core.
+        workers: number of processes; 0 is two a core.
         timeout: seconds of wall clock that the calls of one step may take together.
 
     Not for use by several threads at once, nor on both sides of a fork.
@@ -73,7 +77,7 @@ class Executor:
     def __init__(self, root: Path, workers: int = 0, timeout: float = 10.0) -> None:
         self.timeout = timeout
         self._root = root
-        self._workers: list[_Worker | None] = [None] * (workers or os.cpu_count() or 1)
+        self._workers: list[_Worker | None] = [None] * (workers or A_CORE * (os.cpu_count() or 1))
         self._folder = tempfile.mkdtemp(prefix="shiq-bench-bfcl-")
         self._opened = 0
         self._finalizer = weakref.finalize(self, _clear, self._workers, self._folder)
@@ -98,13 +102,19 @@ class Executor:
         return outcomes
 
     def judge(self, dialogues: Sequence[tuple[Session, Turns]]) -> list[Outcome]:
-        """Official verdicts (see ``Official.judge``); the dialogues are closed by it."""
+        """Official verdicts (see ``Official.judge``); the dialogues are closed by it.
 
-        def limit(turns: Turns) -> float:
-            # Everything is executed twice, and no step took longer than the timeout the first time.
-            return self.timeout * 2 * (1 + sum(map(len, turns)))
+        The worker holds every step to ``timeout``: it ends where one takes longer, and that dialogue has no verdict.
+        """
 
-        jobs = [_Job(session, {"op": "judge", "turns": turns}, limit(turns)) for session, turns in dialogues]
+        def limit(session: Session, turns: Turns) -> float:
+            # Model and ground truth are executed twice; the worker, which times each step, stops long before that.
+            return self.timeout * 2 * (2 + sum(map(len, turns)) + len(session.entry["ground_truth"]))
+
+        jobs = [
+            _Job(session, {"op": "judge", "turns": turns, "timeout": self.timeout}, limit(session, turns))
+            for session, turns in dialogues
+        ]
         return self._dispatch(jobs)
 
     def judge_single(self, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Outcome]:
@@ -181,7 +191,9 @@ class Executor:
                         except (EOFError, OSError, ValueError):
                             if not worker.ready:
                                 raise UserError("the BFCL worker process ended before it was ready") from None
-                            finish(slot, Outcome(failure="the process was ended by this call"), kill=True)
+                            late = worker.end() == -signal.SIGALRM
+                            failure = _overrun(self.timeout) if late else "the process was ended by this call"
+                            finish(slot, Outcome(failure=failure), kill=True)
                             continue
                         for reply in replies:
                             if not worker.ready:
@@ -194,7 +206,7 @@ class Executor:
                                 finish(slot, Outcome(reply.get("value"), failure=reply.get("error", "")))
                     for slot, (number, deadline) in list(busy.items()):
                         if time.monotonic() >= deadline:
-                            finish(slot, Outcome(failure=f"stopped after {jobs[number].limit:g} seconds"), kill=True)
+                            finish(slot, Outcome(failure=_overrun(jobs[number].limit)), kill=True)
             except BaseException:
                 # Whoever is still at work owes a reply that nobody will read.
                 for slot in busy:
@@ -278,13 +290,21 @@ class _Worker:
         *lines, self._buffer = self._buffer.split(b"\n")
         return [json.loads(line) for line in lines]
 
+    def end(self) -> int:
+        """Kill it unless it has ended by itself; returns how, as ``Popen.returncode`` does."""
+        self._process.kill()
+        return self._process.wait()
+
     def stop(self) -> None:
         """Kill, at once and for good."""
         self.dead = True
-        self._process.kill()
-        self._process.wait()
+        self.end()
         self._input.close()
         self.output.close()
+
+
+def _overrun(seconds: float) -> str:
+    return f"stopped after {seconds:g} seconds"
 
 
 def _clear(workers: list[_Worker | None], folder: str) -> None:

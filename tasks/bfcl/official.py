@@ -10,7 +10,7 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -79,19 +79,24 @@ class Official:
         for name in [name for name in state if name.startswith(f"{session}_")]:
             del state[name]
 
-    def judge(self, session: str, entry: Mapping[str, Any], turns: Turns) -> dict[str, Any]:
+    def judge(
+        self, session: str, entry: Mapping[str, Any], turns: Turns, allow: Callable[[int], None]
+    ) -> dict[str, Any]:
         """Official verdicts on a dialogue, from its initial state.
 
         Args:
             turns: calls by turn and step; a turn that was never entered is missing.
+            allow: called before every step, and before the second run through all of them, with the number of steps
+                to come: from then on they have the time of so many.
 
         Returns:
             ``turns``: for each turn the error type, "" when it passes, None when it has no ground truth;
             ``entry``: the error type of the whole, "" when it passes.
         """
         self.open()
-        by_turn = self._judge_turns(f"{session}_turns", entry, turns)
+        by_turn = self._judge_turns(f"{session}_turns", entry, turns, allow)
         self.open()
+        allow(sum(map(len, turns)) + len(entry["ground_truth"]) + 1)
         return {"turns": by_turn, "entry": self._judge_entry(f"{session}_entry", entry, turns)}
 
     def judge_single(self, entry: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,15 +193,19 @@ class Official:
                 continue
         return 0.5 + 0.5 * (right / len(names) if names else 1.0)
 
-    def _judge_turns(self, name: str, entry: Mapping[str, Any], turns: Turns) -> list[str | None]:
+    def _judge_turns(
+        self, name: str, entry: Mapping[str, Any], turns: Turns, allow: Callable[[int], None]
+    ) -> list[str | None]:
         """The official checks turn by turn, without the early return after the first that fails."""
         verdicts: list[str | None] = []
         so_far: list[str] = []
         for index, gold in enumerate(entry["ground_truth"][: len(turns)]):
             instances: dict[str, Any] = {}
             for calls in turns[index]:
+                allow(1)
                 results, instances = self._execute(name, entry, calls, scoring=True)
                 so_far += results
+            allow(1)
             wanted, gold_instances = self._execute(f"{name}_ground_truth", entry, gold, scoring=True)
             if not gold:
                 verdicts.append(None)

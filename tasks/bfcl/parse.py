@@ -15,7 +15,9 @@ import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
-#: No honest answer is longer, and Python's parser is known to survive any text of this length.
+#: Longest text that is read here, in the parent: no honest answer is longer, and Python's parser is known to survive
+#: any text of this length. In a worker, where a crash costs one entry, single-turn answers may be longer
+#: (``decode.LONGEST``).
 MAX_TEXT = 32_768
 
 #: How many times longer a call is at most when it is rebuilt, with its strings escaped; it is nested no deeper.
@@ -134,13 +136,16 @@ def _clean(text: str) -> str:
     return text.strip("`\n ").strip("[]'")
 
 
-def call_nodes(text: str) -> list[ast.Call]:
+def call_nodes(text: str, longest: int = MAX_TEXT) -> list[ast.Call]:
     """The calls of a cleaned answer as syntax trees.
+
+    Args:
+        longest: characters that the parser is given at most.
 
     Raises:
         Undecodable: the text is too long, no Python, or no list of calls.
     """
-    body = _expression(_clean(text))
+    body = _expression(_clean(text), longest)
     if isinstance(body, ast.Call):
         return [body]
     items = body.elts if isinstance(body, ast.List | ast.Tuple | ast.Set) else [body]
@@ -151,7 +156,8 @@ def call_nodes(text: str) -> list[ast.Call]:
 
 
 def _expression(text: str, longest: int = MAX_TEXT) -> ast.expr:
-    check_length(text, longest)
+    if len(text) > longest:
+        raise Undecodable("too long")
     try:
         with warnings.catch_warnings():
             # A model's "\d" must not print a warning, nor raise one where warnings are errors.
@@ -159,16 +165,6 @@ def _expression(text: str, longest: int = MAX_TEXT) -> ast.expr:
             return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Undecodable(type(error).__name__) from None
-
-
-def check_length(text: str, longest: int = MAX_TEXT) -> None:
-    """No parser is given more characters than that.
-
-    Raises:
-        Undecodable: the text is longer.
-    """
-    if len(text) > longest:
-        raise Undecodable("too long")
 
 
 def _call_or_refusal(node: ast.Call, offered: Container[str]) -> Call | Refusal:

@@ -4,7 +4,9 @@ One JSON object a line: ``category``, ``id`` and one of
 
 * ``calls``: single-turn, decoded: a list of ``{function: {argument: value}}``, or null for no readable call;
 * ``turns``: multi-turn: for each turn its steps, for each step its calls as strings;
-* ``text``: as the model wrote it in the prompting format; multi-turn: for each turn the text of each step.
+* ``text``: as the model wrote it in the prompting format; multi-turn: for each turn the text of each step. It is
+  decoded exactly as the official prompting decoder does, so reasoning (``<think>…</think>``) is not stripped: whoever
+  writes the file must leave it out. (A run does strip it, as the official handlers of such models do.)
 """
 
 from __future__ import annotations
@@ -33,7 +35,17 @@ FIELDS = ("category", "id", *FORMS)
 CHUNK = 128
 QUIET = 2.0
 
+#: Levels of lists and objects in a line, the line itself the first. Python's reader and writer of JSON give up at
+#: different depths far beyond, and no answer needs as many.
+DEPTH = 64
+
+#: How the error type of an answer without a verdict begins.
+UNSCORED = "unscored: "
+
 Report = Callable[[str, int, int], None]
+
+
+_DEEP = f"is nested too deeply; expected at most {DEPTH} levels of lists and objects"
 
 
 class _Bad(Exception):
@@ -53,9 +65,11 @@ def score(
     Returns:
         Good lines, in order, as ``category``, ``id``, ``valid``, ``error_type`` (None when valid), ``refused`` (calls
         that were not executed) and, for multi-turn entries, ``turns``: for each turn of the ground truth whether it
-        passes, None where it asks for no call. And what is wrong with each bad line, behind its number.
+        passes, None where it asks for no call. And what is wrong with each bad line, behind its number; a good line
+        that could not be scored, such as one whose call hangs, is among them, and among the results as not valid.
     """
     good: list[tuple[data.Entry, dict[str, Any]]] = []
+    numbers: list[int] = []
     problems: list[str] = []
     entries: dict[str, dict[str, data.Entry]] = {}
     for number, line in enumerate(lines, 1):
@@ -72,32 +86,43 @@ def score(
             problems.append(f"line {number}: {error}")
         else:
             good.append((entry, row))
+            numbers.append(number)
     began, results = time.monotonic(), []
     for at in range(0, len(good), CHUNK):
         results += judge(good[at : at + CHUNK], executor)
         if report is not None and len(results) < len(good) and time.monotonic() - began > QUIET:
             report("scoring", len(results), len(good))
+    for number, result in zip(numbers, results, strict=True):
+        if _unscored(result):
+            problems.append(f"line {number}: could not be scored, and counts as wrong ({result['error_type']})")
     return results, problems
 
 
 def score_lines(task: Bfcl, lines: Iterable[str], report: Report | None = None) -> Scores:
     """:func:`score` with the official table, in which what was not run says so."""
     results, problems = score(task.root, lines, task.executor, report)
-    counts: dict[str, tuple[int, int]] = {}
+    counts: dict[str, tuple[float, int]] = {}
     refused: dict[str, int] = {}
-    for result in results:
-        valid, scored = counts.get(result["category"], (0, 0))
-        counts[result["category"]] = valid + result["valid"], scored + 1
-        refused[result["category"]] = refused.get(result["category"], 0) + result.pop("refused")
+    for category in dict.fromkeys(result["category"] for result in results):
+        mine = [result for result in results if result["category"] == category]
+        accuracy = sum(result["valid"] for result in mine) / len(mine)
+        # A category weighs by the entries answered: to repeat a line must not make it weigh more.
+        counts[category] = accuracy, len({result["id"] for result in mine})
+        refused[category] = sum(result.pop("refused") for result in mine)
     table: list[tuple[str, ...]] = [("category", "accuracy", "scored", "refused calls")]
     for row in aggregate(counts):
-        accuracy = "not run" if row.accuracy is None else f"{100 * row.accuracy:.2f}%"
+        percent = "not run" if row.accuracy is None else f"{100 * row.accuracy:.2f}%"
         share = "" if not row.scored else f"{row.scored} of {row.entries}"
-        table.append((row.name, accuracy, share, str(refused[row.name]) if row.name in refused else ""))
+        table.append((row.name, percent, share, str(refused[row.name]) if row.name in refused else ""))
     total = sum(refused.values())
     notes = [f"{sum(result['valid'] for result in results)} of {len(results)} answers are valid; {total} calls refused"]
     if again := len(results) - len({result["id"] for result in results}):
-        notes.append(f"{again} lines answer an entry that another line has answered too: each counts")
+        notes.append(
+            f"{again} lines answer an entry that another line has answered too: each counts in the accuracy of its "
+            "category, which weighs by its entries"
+        )
+    if unscored := sum(map(_unscored, results)):
+        notes.append(f"{unscored} of {len(results)} answers could not be scored and count as wrong")
     return Scores(results, problems, table, len(table) - len(PARTS), notes)
 
 
@@ -131,7 +156,11 @@ def judge(rows: Sequence[tuple[data.Entry, Mapping[str, Any]]], executor: Execut
 
 
 def _error(outcome: Outcome, key: str) -> str:
-    return f"unscored: {outcome.failure}" if outcome.failure else str(outcome.value[key])
+    return f"{UNSCORED}{outcome.failure}" if outcome.failure else str(outcome.value[key])
+
+
+def _unscored(result: Mapping[str, Any]) -> bool:
+    return str(result["error_type"]).startswith(UNSCORED)
 
 
 def _turns(entry: data.Entry, row: Mapping[str, Any]) -> tuple[list[list[list[str]]], int]:
@@ -167,9 +196,10 @@ def _read(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _Bad(f"is not JSON: {error.msg} at character {error.colno}") from None
     except RecursionError:
-        raise _Bad("is nested too deeply") from None
+        raise _Bad(_DEEP) from None
     except ValueError:
         raise _Bad("holds a number with too many digits") from None
+    _check_depth(row)
     if not isinstance(row, dict):
         raise _Bad(f"is {_kind(row)}; expected an object with category, id and one of {', '.join(FORMS)}")
     for name in row:
@@ -186,6 +216,18 @@ def _read(line: str) -> dict[str, Any]:
     if row["category"] not in data.CATEGORIES:
         raise _Bad(f"has an unknown category {_short(row['category'])}{suggest(row['category'][:40], data.CATEGORIES)}")
     return row
+
+
+def _check_depth(row: Any) -> None:
+    level = [row]
+    for _ in range(DEPTH):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+    if any(isinstance(value, dict | list) for value in level):
+        raise _Bad(_DEEP)
 
 
 def _entry(row: Mapping[str, Any], entries: Mapping[str, data.Entry]) -> data.Entry:

@@ -1,8 +1,9 @@
 """The process in which official code runs: ``python -m tasks.bfcl.worker <root>``, JSON lines in and out.
 
 Requests: ``{"op": "step", "session", "calls", "limit"}``, with ``"entry"`` and ``"history"`` when the session is
-new here or has to be replayed; ``{"op": "judge", "session", "entry", "turns", "limit"}``, which also forgets the
-session; ``{"op": "single", "rows": [[entry, answer], ...], "limit"}``. Replies: ``{"ready": true}`` once, then
+new here or has to be replayed; ``{"op": "judge", "session", "entry", "turns", "timeout", "limit"}``, which also
+forgets the session, and ends the process where a step takes longer than ``timeout`` seconds (without it, none does);
+``{"op": "single", "rows": [[entry, answer], ...], "limit"}``. Replies: ``{"ready": true}`` once, then
 ``{"value": ...}`` or ``{"error": text}``, one a request, in order.
 The end of the input ends the process, so it never outlives its parent by more than the limit of one request.
 """
@@ -17,6 +18,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,8 +55,10 @@ class Worker:
             self._entries.pop(session, None)
             for turn in request["turns"]:
                 self._check(call for step in turn for call in step)
+            # The signal ends the process, even inside a long computation in C; the parent sees which one it was.
+            allow = partial(_allow, request.get("timeout", 0.0))
             try:
-                return self._official.judge(session, request["entry"], request["turns"])
+                return self._official.judge(session, request["entry"], request["turns"], allow)
             finally:
                 self._official.purge(session)
         if "entry" in request:
@@ -74,6 +78,10 @@ class Worker:
         for call in calls:
             if call != IN_VAIN and not is_canonical(call, self._official.names):
                 raise ValueError("refused to execute what is not a canonical call")
+
+
+def _allow(timeout: float, steps: int) -> None:
+    signal.setitimer(signal.ITIMER_REAL, timeout * steps)
 
 
 def _private_streams() -> tuple[BinaryIO, BinaryIO]:

@@ -47,6 +47,10 @@ COLUMNS = {
 }
 
 
+def shares(results: dict[str, tuple[int, int]]) -> dict[str, tuple[float, int]]:
+    return {name: (valid / size, size) for name, (valid, size) in results.items()}
+
+
 def test_scores_are_the_official_ones(bfcl_root: Path, tmp_path: Path) -> None:
     rng = random.Random(3)
     # Two of them run a part of every category only, which weighs the live categories otherwise.
@@ -64,7 +68,7 @@ def test_scores_are_the_official_ones(bfcl_root: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     for number, result in enumerate(results):
-        ours = {row.name: row.accuracy for row in aggregate(result)}
+        ours = {row.name: row.accuracy for row in aggregate(shares(result))}
         for name, (file, column) in COLUMNS.items():
             with (tmp_path / str(number) / f"data_{file}.csv").open() as lines:
                 (row,) = csv.DictReader(lines)
@@ -73,7 +77,7 @@ def test_scores_are_the_official_ones(bfcl_root: Path, tmp_path: Path) -> None:
 
 def test_a_model_that_always_refuses() -> None:
     results = {name: (size if "irrelevance" in name else 0, size) for name, size in SIZES.items()}
-    rows = {row.name: row for row in aggregate(results)}
+    rows = {row.name: row for row in aggregate(shares(results))}
     assert f"{100 * (rows['overall'].accuracy or 0):.2f}" == "19.73"
     assert rows["non_live"].accuracy == 0.2
     assert rows["multi_turn"].accuracy == 0
@@ -81,8 +85,8 @@ def test_a_model_that_always_refuses() -> None:
 
 
 def test_what_was_not_run_has_no_score() -> None:
-    results = {name: (1, 2) for name in SIZES if name not in ("javascript", "live_relevance")}
-    rows = {row.name: row for row in aggregate(results | {"live_relevance": (0, 0)})}
+    results = {name: (0.5, 2) for name in SIZES if name not in ("javascript", "live_relevance")}
+    rows = {row.name: row for row in aggregate(results | {"live_relevance": (0.0, 0)})}
     unknown = {"javascript", "live_relevance", "non_live_simple", "non_live_ast", "non_live", "live", "overall"}
     assert {name for name, row in rows.items() if row.accuracy is None} == unknown
     assert {row.accuracy for name, row in rows.items() if name not in unknown} == {0.5}
@@ -94,10 +98,19 @@ def test_what_was_not_run_has_no_score() -> None:
 def test_weights_are_those_of_the_score(score: str) -> None:
     rng = random.Random(score)
     results = {name: (rng.randint(0, size), size) for name, size in SIZES.items()}
-    expected = next(row.accuracy for row in aggregate(results) if row.name == score)
+    expected = next(row.accuracy for row in aggregate(shares(results)) if row.name == score)
     weighted = sum(weight * results[name][0] / results[name][1] for name, weight in weights(score).items())
     assert weighted == pytest.approx(expected)
     assert sum(weights(score).values()) == pytest.approx(1)
+
+
+def test_what_the_scores_are_made_of() -> None:
+    single = set(data.NON_LIVE) | set(data.LIVE)
+    asked = {name for name in single if "relevance" in name}
+    assert set(weights("overall")) == set(SIZES) == {*single, *data.MULTI_TURN}
+    assert set(weights("live_ast")) | set(weights("non_live_ast")) == single - asked
+    assert asked == {"irrelevance", "live_irrelevance", "live_relevance"}
+    assert set(weights("non_live_simple")) == {"simple", "java", "javascript"}
 
 
 def test_sizes_are_those_of_the_data(bfcl_root: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tasks.bfcl import data
-from tasks.bfcl.decode import decode, gold_calls, gold_text, language
+from tasks.bfcl.decode import LONGEST, decode, gold_calls, gold_text, language
 from tasks.bfcl.executor import Executor
 from tasks.bfcl.score import judge
 
@@ -547,6 +547,10 @@ def test_partial_credit_by_hand(entries: dict[str, data.Entry], executor: Execut
     order = gold_calls(entries["parallel_96"])
     ((force, arguments),) = order[0].items()
     omitted = {force: {key: value for key, value in arguments.items() if key != "medium_permittivity"}}
+
+    def induced(time: int) -> dict[str, Any]:
+        return {"calculate_em_force": {"b_field": 5, "area": 2, "d_time": time}}
+
     cases: list[tuple[str, Any, float]] = [
         ("simple_0", [{area: {"base": 10, "height": 5}}], 1),
         ("simple_0", [{area: {"base": 10, "height": 6}}], 3 / 4),  # 1/2 + 1/2 * 1/2
@@ -561,6 +565,11 @@ def test_partial_credit_by_hand(entries: dict[str, data.Entry], executor: Execut
         ("parallel_96", order[::-1], 1),
         ("parallel_96", order[:1], 1 / 2),
         ("parallel_96", [order[0], omitted], 1),
+        ("parallel_1", [induced(4), induced(10)], 1),
+        ("parallel_1", [induced(4), induced(9)], (1 + 5 / 6) / 2),  # 2 of 3 arguments are right
+        ("parallel_1", [induced(9), induced(4)], (1 + 5 / 6) / 2),
+        ("parallel_1", [induced(4), induced(10), induced(11)], 2 / 3),
+        ("parallel_1", [{"f": {}}, induced(10)], 5 / 6 / 2),  # the first of the two wanted takes it
         ("parallel_96", [omitted, order[0]], (1 + 1 / 2 + 3 / 8) / 2),  # officially wrong for its order
         ("irrelevance_0", [], 1),
         ("irrelevance_0", [{"f": {}}], 0),
@@ -583,11 +592,15 @@ CALLED, NOT_CALLED = "irrelevance_error:decoder_success", "relevance_error:decod
 #: Where we do not evaluate, or do not read, what the official code does: answer, official verdict, ours.
 DIFFERENT: list[tuple[str, str, Any, str, str]] = [
     ("simple_0", "text", f"[{AREA}(base=5+5, height=5)]", "", "ast_decoder:decoder_failed"),
-    ("simple_0", "text", f"[{AREA}(base=10, height=5{' ' * 40_000})]", "", "ast_decoder:decoder_failed"),
+    ("simple_0", "text", f"[{AREA}(base=10, height=5{' ' * LONGEST})]", "", "ast_decoder:decoder_failed"),
     # Whether a call is made does not depend on what its arguments come to: a refused call is one.
     ("irrelevance_0", "text", "[f(a=1+1)]", CALLED, CALLED),
     ("irrelevance_0", "text", "[f(a=1/0)]", "", CALLED),
-    ("irrelevance_0", "text", "[f(a=b*2)]", "", CALLED),
+    ("irrelevance_0", "text", "[f(a='x'/2)]", "", CALLED),
+    ("irrelevance_0", "text", "[f(a=(b or 1)*2)]", "", CALLED),
+    # What is too long to be read counts as a call.
+    ("irrelevance_0", "text", "No. " * LONGEST, "", CALLED),
+    ("live_relevance_0-0-0", "text", "No. " * LONGEST, NOT_CALLED, ""),
     ("live_relevance_0-0-0", "text", "[f(a=1+1)]", "", ""),
     ("live_relevance_0-0-0", "text", "[f(a=1/0)]", NOT_CALLED, ""),
     *(
@@ -626,6 +639,17 @@ DIFFERENT: list[tuple[str, str, Any, str, str]] = [
     ),
 ]
 
+#: What no kind of answer may change: arithmetic on names, which fails, and texts of great length.
+SINGLE_ALIKE: list[tuple[str, Any]] = [
+    (identity, text)
+    for identity in ("simple_0", "irrelevance_0", "live_relevance_0-0-0")
+    for text in (
+        "[f(a=radius*2)]", "[f(a=1+1), g(b=x.y)]", "[f(a=[1+1, b*2])]", "[f(a=sum*1.05)]",
+        f"[{'f(), ' * 6000}]", f"[{AREA}(base=10, height=5{' ' * 40_000})]", f"{'I cannot say. ' * 5000}",
+        f"[{AREA}(base=10, height=5)]{'`' * 40_000}",
+    )
+]  # fmt: skip
+
 #: What looks like a call inside a string is left alone by both, or spoilt by both.
 ALIKE: list[tuple[str, Any]] = [
     ("turns", [[["echo(content='see ls() and cd(x)')", *BASE_0[0]]], *([turn] for turn in BASE_0[1:])]),
@@ -649,6 +673,7 @@ ALIKE: list[tuple[str, Any]] = [
 def test_where_the_verdicts_differ(bfcl_root: Path, entries: dict[str, data.Entry], executor: Executor) -> None:
     rows: list[Row] = [(entries[i].category, i, kind, answer) for i, kind, answer, _, _ in DIFFERENT]
     rows += [("multi_turn_base", "multi_turn_base_0", kind, answer) for kind, answer in ALIKE]
+    rows += [(entries[i].category, i, "text", text) for i, text in SINGLE_ALIKE]
     theirs, mine = official(bfcl_root, rows), ours(entries, executor, rows)
     assert disagreements(rows[len(DIFFERENT) :], theirs[len(DIFFERENT) :], mine[len(DIFFERENT) :]) == []
     assert len({error for error, _ in mine[len(DIFFERENT) :]}) >= 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -293,6 +294,30 @@ def test_scoring_that_fails_costs_one_entry(hasty: Bfcl) -> None:
     assert (failed.metrics["unscored"], failed.metrics["entry_accuracy"], failed.total) == (1, 0, 0)
     assert failed.metrics["turn_success/n"] == len(maths.turns)
     assert (passed.metrics["unscored"], passed.metrics["entry_accuracy"]) == (0, 1)
+
+
+def test_one_step_that_hangs_when_judged_takes_the_time_of_one_step(hasty: Bfcl) -> None:
+    """In a file of answers nobody has run the calls before; every step, not the sum of them, is held to the limit."""
+    maths = next(e for e in hasty.entries.values() if "MathAPI" in e.classes)
+    other = hasty.entries["multi_turn_base_0"]
+    steps = [["mean(numbers=[1, 2])"]] * 40
+    hang = [*steps[:20], ["power(base=7, exponent=99999999999)"], *steps[20:]]
+    rows: list[tuple[data.Entry, dict[str, Any]]] = [
+        (maths, {"turns": [hang, *([] for _ in maths.gold[1:])]}),
+        (other, {"turns": [[list(turn)] for turn in other.gold]}),
+        (maths, {"turns": [[*steps, *([call] for call in maths.gold[0])], *([list(t)] for t in maths.gold[1:])]}),
+    ]
+    executor = Executor(hasty.root, workers=1, timeout=0.5)
+    try:
+        executor.judge([(executor.open(other.request), [])])  # the worker is up
+        began = time.monotonic()
+        late, good, long = judge(rows, executor)
+        took = time.monotonic() - began
+    finally:
+        executor.close()
+    assert (late["valid"], late["error_type"]) == (False, "unscored: stopped after 0.5 seconds")
+    assert good["valid"] and long["valid"]
+    assert took < 15  # a new worker starts in between; 43 steps twice would be 43 seconds
 
 
 def test_a_worker_ends_with_its_input(bfcl_root: Path, bfcl: Bfcl) -> None:

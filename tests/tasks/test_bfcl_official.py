@@ -9,11 +9,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shiq_bench.api import tasks
-from shiq_bench.records import Completion, UserError, stable_hash
+from shiq_bench.evaluation.evaluate import sample
+from shiq_bench.records import Completion, RunSpec, UserError, stable_hash
 from tasks.bfcl import Bfcl, credited, fetch
 from tasks.bfcl.data import Entry
 from tasks.bfcl.dialogue import Dialogue
@@ -172,8 +174,12 @@ def test_length_is_limited(bfcl: Bfcl) -> None:
     assert trajectory.truncated
     assert score.metrics["forced_end"] == 1
     assert score.details["entry_error"] == "multi_turn:force_terminated"
+    (unfit,) = bfcl.episodes([FIRST], codec, prompt)
+    assert unfit.done
+    settings = RunSpec("", "bfcl", max_length=prompt)
+    generator: Any = None  # never asked
     with pytest.raises(UserError, match=f"takes {prompt} tokens and max_length is {prompt}: raise max_length$"):
-        bfcl.episodes([FIRST], codec, prompt)
+        sample(bfcl, codec, generator, [FIRST], settings, n=1, temperature=1.0, seed="0", source="test")
 
 
 def test_an_answer_cut_by_its_limit_is_taken_as_it_is(bfcl: Bfcl) -> None:

@@ -127,6 +127,11 @@ BAD: list[tuple[Any, str]] = [
     ({"id": "simple_0", "text": ""}, "has no category"),
     ({"category": "simple", "id": 0, "text": ""}, "id is a number; expected a string"),
     ({"category": ["simple"], "id": "simple_0", "text": ""}, "category is a list; expected a string"),
+    *(
+        (json.dumps(AREA)[:-1] + f', "calls": [{{"f": {{"a": {"[" * depth}{"]" * depth}}}}}]}}', "nested too deeply")
+        for depth in (61, 968, 975, 980)
+    ),
+    (BASE | {"turns": [[["ls()", json.loads("[" * 70 + "]" * 70)]]]}, "nested too deeply; expected at most 64 levels"),
     (AREA, "has no answer; expected one of calls, turns, text"),
     (AREA | {"text": "", "calls": []}, "has calls and text; expected one of calls, turns, text"),
     (AREA | {"txt": ""}, "has an unknown field 'txt': did you mean 'text'?"),
@@ -170,6 +175,44 @@ def test_bad_lines_are_named_and_left_out(entries: dict[str, data.Entry], tmp_pa
     ]
 
 
+def test_as_deep_as_it_may_be(entries: dict[str, data.Entry], tmp_path: Path) -> None:
+    done = run(tmp_path, [AREA | {"calls": [{"f": {"a": json.loads("[" * 60 + "]" * 60)}}]}])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert written(tmp_path)[0]["error_type"].startswith("simple_function_checker")
+
+
+def test_a_line_that_is_repeated_moves_no_weight(entries: dict[str, data.Entry], tmp_path: Path) -> None:
+    """One answer right, in a category of one entry; one wrong, in another: whatever is repeated, the mean is 1/2."""
+    members = [next(e for e in entries.values() if e.category == name) for name in data.LIVE]
+    lines = [gold(entry, "text") for entry in members]
+    lines[0] = AREA | {"category": "live_simple", "id": members[0].id, "text": "[f()]"}
+
+    def scores(lines: list[Any]) -> dict[str, list[str]]:
+        done = run(tmp_path, lines)
+        assert done.returncode == 0
+        return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+
+    once, repeated = scores(lines), scores([*lines, *[lines[0]] * 7])
+    assert once["live"][:2] == repeated["live"][:2] == ["83.33%", "6"]
+    assert once["live_ast"][:2] == repeated["live_ast"][:2] == ["75.00%", "4"]
+    assert repeated["live_simple"][:4] == ["0.00%", "1", "of", "258"]
+    right = gold(members[0], "text")
+    assert scores([*lines, right, right, right])["live_simple"][:2] == ["75.00%", "1"]  # accuracy is over lines
+
+
+def test_an_answer_that_cannot_be_scored_is_named(entries: dict[str, data.Entry], tmp_path: Path) -> None:
+    maths = next(e for e in entries.values() if e.multi_turn and "MathAPI" in e.classes)
+    hang = {"category": maths.category, "id": maths.id, "turns": [[["power(base=7, exponent=99999999999)"]]]}
+    done = run(tmp_path, [gold(entries["simple_0"], "text"), hang, "{"])
+    assert done.returncode == 1
+    assert [line.split(": ", 2)[1] for line in done.stderr.splitlines()] == ["line 3", "line 2"]
+    assert "line 2: could not be scored, and counts as wrong (unscored: stopped after 10 seconds)" in done.stderr
+    assert "1 of 2 answers could not be scored and count as wrong" in done.stdout
+    good, bad = written(tmp_path)
+    assert good["valid"] and not bad["valid"]
+    assert bad["error_type"] == "unscored: stopped after 10 seconds"
+
+
 def test_nothing_is_written_where_nothing_can_be_scored(tmp_path: Path) -> None:
     for lines in (["{"], [""], []):
         done = run(tmp_path, lines)
@@ -184,20 +227,32 @@ def test_files_that_cannot_be_had(entries: dict[str, data.Entry], tmp_path: Path
     lines = [gold(entries["simple_0"], "text")]
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
     before = json.dumps(lines[0]) + "\n"
     for out, message in {
         "in.jsonl": "--out in.jsonl is the file of answers",
         "folder": "--out folder is a folder",
-        "file/out.jsonl": "cannot write file/out.jsonl",
+        "file/out.jsonl": "cannot write --out file/out.jsonl: its folder is a file",
+        "x" * 300: "File name too long",
+        f"new/{'x' * 250}": "File name too long",  # a name that fits, and whose temporary one does not
+        "circle": "cannot write --out circle",
     }.items():
         done = run(tmp_path, lines, out=out)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert message in done.stderr
+        assert message in done.stderr and "scoring" not in done.stderr
         assert (tmp_path / "in.jsonl").read_text() == before
     for name in ("absent.jsonl", "folder"):
         done = command(tmp_path, name, "--out", "out.jsonl")
         assert done.returncode == 2 and done.stderr.startswith(f"error: cannot read {name}: ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "in.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "file", "folder", "in.jsonl", "new"]
+
+
+def test_the_file_of_verdicts_is_tried_before_anything_is_scored(tmp_path: Path) -> None:
+    """No line can be scored, and it is the file that is complained about."""
+    for out in ("x" * 300, f"new/{'x' * 250}", "in.jsonl/out.jsonl"):
+        done = run(tmp_path, ["{"], out=out)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: cannot write --out {out}: ")
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_task_that_scores_no_file_says_so(tmp_path: Path) -> None:
