@@ -27,7 +27,7 @@ help:
 	@echo 'make clean   remove the environment and the tools caches'
 
 demo: $(STAMP)
-	$(BIN)/shiq-bench run --algo shiq --task bfcl
+	$(BIN)/shiq-bench run --algo shiq --task bfcl --resume
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -412,7 +412,8 @@ def main() -> None:
         show = getattr(error, "format_message", None)
         if show is None:
             raise
-        typer.echo(f"error: {show()}", err=True)
+        if text := show():
+            typer.echo(f"error: {text}", err=True)
         code = getattr(error, "exit_code", 2)
     if code == INTERRUPTED:
         typer.echo("interrupted: the same command goes on from here (shiq-bench run: with --resume)", err=True)

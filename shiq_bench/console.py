@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -18,16 +19,20 @@ from rich.progress import (
 
 from shiq_bench.records import UserError
 
+#: Seconds between two lines of progress where the output is no terminal.
+EVERY = 30.0
+
 
 class LiveReport:
     """``report(what, done, total)``: a bar with an estimate for each stage in turn.
 
-    Where the output is no terminal, one line a stage instead, so that logs stay readable.
+    Where the output is no terminal, a line a stage instead, and one now and then in a long stage.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._what = ""
+        self._began = self._said = time.monotonic()
         self._bar: TaskID | None = None
         self._progress = Progress(
             SpinnerColumn(),
@@ -55,6 +60,7 @@ class LiveReport:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._what:
             self._what = what
+            self._began = self._said = time.monotonic()
             if not self.console.is_terminal:
                 self.console.print(f"{what} ...", highlight=False)
             elif self._bar is not None:
@@ -63,6 +69,12 @@ class LiveReport:
                 self._bar = self._progress.add_task(what, total=total or None)
         if self.console.is_terminal and self._bar is not None:
             self._progress.update(self._bar, completed=done, total=total or None)
+        elif 0 < done < total and time.monotonic() - self._said > EVERY:
+            self._said = time.monotonic()
+            left = (self._said - self._began) * (total - done) / done
+            self.console.print(
+                f"  {what}: {done} of {total}, about {max(1, round(left / 60))} min left", highlight=False
+            )
 
 
 def one_line(error: UserError) -> str:

@@ -300,11 +300,11 @@ class Bfcl(Task):
     def notes(self) -> list[str]:
         """What was run of the benchmark, and the oddities that bear on it."""
         ran = data.expand(self.categories)
-        found = [oddities.REFUSED]
-        if any(name in data.MULTI_TURN for name in ran):
-            found += oddities.MULTI_TURN
-        if any(name not in data.MULTI_TURN for name in ran):
-            found += oddities.SINGLE_TURN
+        found: list[str] = []
+        if told := sum(name in data.MULTI_TURN for name in ran):
+            found += [oddities.REFUSED_CALLS, *oddities.MULTI_TURN, *([oddities.RETOLD] if told > 1 else [])]
+        if told < len(ran):
+            found += [oddities.REFUSED_ANSWERS, *oddities.SINGLE_TURN]
         if hopeless := [entry for entry in oddities.UNSATISFIABLE if entry in self.entries]:
             found.append(f"no answer satisfies {', '.join(hopeless)}")
         if missing := [name for name in data.CATEGORIES if name not in ran]:
@@ -326,8 +326,9 @@ class Bfcl(Task):
             "entries that depend on the order of parallel calls": [", ".join(oddities.ORDER_DEPENDENT)],
             "the metric gamed": oddities.GAMED,
             "single-turn checkers": oddities.SINGLE_TURN,
-            "multi-turn checkers": oddities.MULTI_TURN,
-            "different here": [oddities.REFUSED, oddities.HELD_OUT],
+            "multi-turn checkers": [*oddities.MULTI_TURN, oddities.RETOLD],
+            "different here": [oddities.REFUSED_CALLS, oddities.REFUSED_ANSWERS, oddities.HELD_OUT],
+            "questions, functions and ground truth": [str(self.root / "bfcl_eval" / "data")],
         }
 
     def close(self) -> None:

@@ -31,16 +31,19 @@ SINGLE_TURN = (
 MULTI_TURN = (
     "Three turns (one of 167, two of 180) have no ground truth: the official checker skips them.",
     "verify_traveler_information depends on today's date.",
-    "The four categories retell the same 200 scenarios: intervals of group scores say so, those of metrics over all "
-    "entries count prompts and are too narrow.",
     "Extra read-only calls, and positional arguments (the official decoder drops them), go unpunished.",
     "A dialogue may take one step more than the limit, and a forced end in its last turn is no fault officially.",
 )
 
-REFUSED = (
-    "What would have to be evaluated is refused, and counted: in dialogues arithmetic, bare names and nested calls, "
-    "which officially run or return an error; in single answers arithmetic, which officially is worked out."
+RETOLD = (
+    "The four multi-turn categories retell the same 200 scenarios: intervals of group scores say so, those of metrics "
+    "over all entries count prompts and are too narrow."
 )
+
+REFUSED_CALLS = (
+    "Arithmetic, bare names and nested calls are refused, and counted; officially they run or return an error."
+)
+REFUSED_ANSWERS = "Arithmetic in an argument is refused, and counted; officially it is worked out."
 
 HELD_OUT = (
     "Tools of a template's own format are fixed when a dialogue opens: held-out functions arrive in the message, where "

@@ -116,6 +116,8 @@ def score_lines(task: Bfcl, lines: Iterable[str], report: Report | None = None) 
         table.append((row.name, percent, share, str(refused[row.name]) if row.name in refused else ""))
     total = sum(refused.values())
     notes = [f"{sum(result['valid'] for result in results)} of {len(results)} answers are valid; {total} calls refused"]
+    if ended := sum(result["error_type"] == "multi_turn:force_terminated" for result in results):
+        notes.append(f"{ended} dialogues have another number of turns than their ground truth: force_terminated")
     if again := len(results) - len({result["id"] for result in results}):
         notes.append(
             f"{again} lines answer an entry that another line has answered too: each counts in the accuracy of its "
