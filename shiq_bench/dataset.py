@@ -16,7 +16,7 @@ import shlex
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -317,6 +317,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return {**dict.fromkeys(ORIGIN), **manifest}
 
 
+def check_dataset(folder: Path, task: Task) -> None:
+    """What can be told before a model is there: a dataset that is whole, of nothing but the task's training prompts.
+
+    Raises:
+        UserError: it is damaged, or holds other prompts.
+    """
+    rows, allowed = _table(folder, read_manifest(folder)), set(task.prompts("rl"))
+    for n, prompt_id in enumerate(rows.column("prompt_id").to_pylist()):
+        _check_prompt(folder, n, prompt_id, allowed, task)
+
+
+def _check_prompt(folder: Path, n: int, prompt_id: str, allowed: Container[str], task: Task) -> None:
+    if prompt_id not in allowed:
+        where = "held out for evaluation" if prompt_id in task.prompts("heldout") else "no prompt of this task"
+        raise UserError(
+            f"row {n} of {folder / DATA}: prompt {prompt_id!r} is {where}; "
+            "expected prompts of the split rl alone: build the dataset with this task's options"
+        )
+
+
 def _table(folder: Path, manifest: Mapping[str, Any]) -> Any:
     """The rows, undamaged and of the right columns and types."""
     import pyarrow as pa
@@ -398,12 +418,7 @@ def read_dataset(folder: Path, task: Task, tokenizer: Any, max_length: int, data
     out = []
     rows = _table(folder, manifest)
     for n, t in enumerate(_trajectories(rows, range(len(rows)))):
-        if t.prompt_id not in allowed:
-            where = "held out for evaluation" if t.prompt_id in task.prompts("heldout") else "no prompt of this task"
-            raise UserError(
-                f"row {n} of {folder / DATA}: prompt {t.prompt_id!r} is {where}; "
-                "expected prompts of the split rl alone: build the dataset with this task's options"
-            )
+        _check_prompt(folder, n, t.prompt_id, allowed, task)
         if len(t.token_ids) > max_length:
             raise UserError(
                 f"row {n} of {folder / DATA} has {len(t.token_ids)} tokens, and max_length is {max_length}: "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from shiq_bench.api import BehaviourModel, Labels, Mismatched, OnPolicy, Pairs, Reference, Rewards
 from shiq_bench.config import Resolved
+from shiq_bench.dataset import check_dataset
 from shiq_bench.records import UserError
 
 #: Share of the reference's episodes outside the data from which a method that needs support is warned of.
@@ -51,6 +54,8 @@ def check_demands(resolved: Resolved, fresh: bool) -> None:
     if spec.model != "table":  # tables are evaluated whole
         for split in spec.splits:
             resolved.task.prompts(split)
+    if spec.data:
+        check_dataset(Path(spec.data), resolved.task)
     if spec.seeds > 1 and spec.model != "table":
         raise UserError(
             f"seeds is {spec.seeds}: only tables train several at once; leave it at 1 and vary --seed, one run each"

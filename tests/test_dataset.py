@@ -28,7 +28,18 @@ from typer.testing import CliRunner
 from shiq_bench import dataset
 from shiq_bench.cli import app
 from shiq_bench.config import resolve, resolve_data
-from shiq_bench.dataset import CARD, DATA, HASH, MANIFEST, read_dataset, read_manifest, tokenizer_hash, write_dataset
+from shiq_bench.dataset import (
+    CARD,
+    DATA,
+    HASH,
+    MANIFEST,
+    check_dataset,
+    read_dataset,
+    read_manifest,
+    tokenizer_hash,
+    write_dataset,
+)
+from shiq_bench.demands import check_demands
 from shiq_bench.language_run import build_dataset
 from shiq_bench.models import resolve_model
 from shiq_bench.records import RunRecord, Trajectory, UserError
@@ -419,6 +430,12 @@ def test_held_out_prompts_are_refused(tree: Path) -> None:
     assert len(read_dataset(tree, Tree(contexts=3), tokenizer, 5)) == 198
     with pytest.raises(UserError, match="prompt '2' is held out"):
         read_dataset(tree, Split(contexts=3), tokenizer, 5)
+    check_dataset(tree, Tree(contexts=3))
+    with pytest.raises(UserError, match="prompt '2' is held out"):  # before any model is there
+        check_dataset(tree, Split(contexts=3))
+    resolved = resolve("shiq", "tree", {**LEARNED, "data": str(tree), "contexts": 2})
+    with pytest.raises(UserError, match="prompt '2' is no prompt of this task"):  # so --dry-run tells it too
+        check_demands(resolved, fresh=False)
     with pytest.raises(UserError, match="5 tokens, and max_length is 4: --set max_length=96"):
         read_dataset(tree, Tree(contexts=3), tokenizer, 4)
     with pytest.raises(UserError, match="has changed"):
