@@ -18,7 +18,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from shiq_bench.records import Completion, Score, ToolCall, Trajectory, Transcript, UserError, stable_hash
+from shiq_bench.records import (
+    Completion,
+    Preference,
+    RunSpec,
+    Score,
+    ToolCall,
+    Trajectory,
+    Transcript,
+    UserError,
+    stable_hash,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -360,22 +370,43 @@ class Task(ABC):
         """What the task's own ground truth would answer now, as text or as ids; None where there is none."""
         return None
 
-    def settled(self, codec: Codec) -> Mapping[str, Any]:
-        """What options left open and the model decides, for the record.
+    def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+        """What options left open and the model decides, for the record; counts of data that were left out.
 
         Raises:
             UserError: the options do not go with the model.
         """
         return {}
 
+    def vet(self, spec: RunSpec, algorithm: Algorithm) -> Sequence[str]:
+        """What a reader must know of how this task serves this run, checked before anything is loaded.
+
+        Raises:
+            UserError: it cannot, with what to type instead.
+        """
+        return ()
+
     def aggregate(
-        self, metrics: Mapping[str, Mapping[str, float | None]], examples: Sequence[Mapping[str, Any]]
+        self,
+        metrics: Mapping[str, Mapping[str, float | None]],
+        examples: Sequence[Mapping[str, Any]],
+        reference: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, dict[str, float | None]]:
-        """Further metrics of an evaluation, computed from its means and its episodes; each as {mean, n, stderr}."""
+        """Further metrics of an evaluation, each as {mean, n, stderr}.
+
+        Args:
+            metrics: its means.
+            examples: its episodes.
+            reference: the reference's episodes on the same prompts; none where it is itself evaluated.
+        """
         return {}
 
-    def trajectories(self, split: str) -> list[Trajectory]:
-        """Data the task supplies ready-made, beside what is sampled."""
+    def trajectories(self, split: str, codec: Codec, spec: RunSpec) -> list[Trajectory]:
+        """Data the task supplies ready-made, beside what is sampled, within the run's limits of length."""
+        return []
+
+    def preferences(self, split: str) -> list[Preference]:
+        """Pairs of answers that somebody has judged, where the task has them: what reward models are fitted to."""
         return []
 
     def tiny(self) -> TinyModel | None:

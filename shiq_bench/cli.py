@@ -122,7 +122,8 @@ def run(
 #: Settings that a table has no use for.
 LANGUAGE_ONLY = (
     "revision", "trust_remote_code", "gold", "data", "data_hash", "groups_per_step", "precision", "layout", "engine",
-    "max_tokens", "max_length", "eval_samples", "eval_splits", "eval_seed", "eval_limit", "micro_groups", "save_every",
+    "max_tokens", "max_length", "pairs", "lora", "lm_eval", "lm_eval_limit",
+    "eval_samples", "eval_splits", "eval_seed", "eval_limit", "micro_groups", "save_every",
     "gpu_memory",
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shiq_bench.api import Task
 
 #: Version of the folder. Readers refuse a newer one by name.
-DATASET_VERSION = 1
+DATASET_VERSION = 2
 KIND = "shiq-bench dataset"
 DATA, MANIFEST, CARD, TOKENIZER = "data.parquet", "dataset.json", "README.md", "tokenizer"
 #: Digits of the hash of ``data.parquet`` that enter the identity of a run.
@@ -49,6 +49,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "truncated": ("bool", "the dialogue was cut by a limit rather than ended by the policy"),
     "source": ("string", "who acted: `reference` (sampled), `gold` (the task's demonstration), or the task's own"),
     "weight": ("double", "weight in expectations"),
+    "rank": ("double", "what preference methods compare by, higher preferred; null: the return"),
     "text": ("string", "all tokens decoded, for people: nothing is trained from it"),
     "total_reward": ("double", "the return: sum of `rewards`"),
 }
@@ -360,7 +361,7 @@ def _table(folder: Path, manifest: Mapping[str, Any]) -> Any:
         column = found.column(field.name)
         if column.type != field.type:
             raise UserError(f"{path}: column {field.name!r} is of type {column.type}; expected {kind}")
-        holes = column.null_count if field.name != "sampler_logp" else 0
+        holes = column.null_count if field.name not in ("sampler_logp", "rank") else 0
         if pa.types.is_list(column.type):
             holes += sum(chunk.flatten().null_count for chunk in column.chunks)
         if holes:
@@ -384,7 +385,7 @@ def _trajectories(rows: Any, numbers: Sequence[int]) -> Iterator[Trajectory]:
             t = Trajectory(**row)
             if not any(t.action_mask):
                 raise ValueError(f"trajectory of {t.prompt_id}: it has no action")
-            if not all(map(math.isfinite, (*t.rewards, t.weight, *(t.sampler_logp or ())))) or t.weight <= 0:
+            if not all(map(math.isfinite, (*t.rewards, t.weight, *(t.sampler_logp or ()), t.merit))) or t.weight <= 0:
                 raise ValueError(f"trajectory of {t.prompt_id}: a number is not finite, or its weight not positive")
             if not math.isclose(t.total_reward, columns["total_reward"][n], rel_tol=1e-9, abs_tol=1e-9):
                 raise ValueError(f"trajectory of {t.prompt_id}: total_reward is not the sum of rewards")

@@ -118,7 +118,7 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(BehaviourModel))) * size)
 
     reference = source.policy()
-    settled = {"settled": dict(found)} if (found := task.settled(codec)) else {}
+    settled = {"settled": dict(found)} if (found := task.settled(codec, spec)) else {}
     if not spec.steps:
         run.record = replace(
             run.record, weights_hash=source.weights_hash, data=settled,
@@ -236,7 +236,7 @@ def offline_data(
 
     def build(folder: Path) -> None:
         codec = source.codec()
-        found = list(task.trajectories("rl"))
+        found = list(task.trajectories("rl", codec, spec))
         if spec.gold and not found:
             found += demonstrations(task, "rl", codec, spec.max_length)
         if spec.samples:
@@ -467,7 +467,7 @@ def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
         what = "pairs" if need else "labels, judged against a prompt's mean return,"
         raise UserError(f"one completion a prompt: {what} need two; raise samples")
     if need:
-        sets = [make_pairs(g, need, run.spec.labels, run.spec.data_seed) for g in groups.values()]
+        sets = [make_pairs(g, need, run.spec.labels, run.spec.data_seed, run.spec.pairs) for g in groups.values()]
         out |= {"pairs": sum(len(s.pairs) for s in sets), "ties_dropped": sum(s.ties for s in sets)}
         if not out["pairs"]:
             raise UserError(

@@ -70,6 +70,8 @@ class Trajectory:
         truncated: the episode was cut by a limit rather than ended by the policy.
         source: who acted: ``reference``, ``gold``, ``enumerated`` ...
         weight: weight in expectations; enumerated data carry probabilities here.
+        rank: what preference methods compare by, higher preferred, where a judge's word and not the
+            return decides; None: the return.
 
     Raises:
         ValueError: lengths differ, or a reward stands off the actions.
@@ -83,6 +85,7 @@ class Trajectory:
     truncated: bool = False
     source: str = "reference"
     weight: float = 1.0
+    rank: float | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
@@ -99,6 +102,27 @@ class Trajectory:
     def total_reward(self) -> float:
         """Undiscounted return: the sum of rewards over the actions."""
         return float(sum(self.rewards))
+
+    @property
+    def merit(self) -> float:
+        """What preferences are made from: ``rank``, or else the return."""
+        return self.total_reward if self.rank is None else self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one dialogue, the first preferred.
+
+    Attributes:
+        prompt_id: the dialogue; pairs of one dialogue share it.
+        messages: what was said before, ``{"role": ..., "content": ...}`` each.
+        chosen, rejected: the answers' text.
+    """
+
+    prompt_id: str
+    messages: tuple[Mapping[str, str], ...]
+    chosen: str
+    rejected: str
 
 
 class Transcript:
@@ -195,6 +219,9 @@ class RunSpec:
         "hard",
         "preferences from returns: the higher wins; both ways, weighted by sigma(R - R'); or one way, drawn with it",
     )
+    pairs: Literal["all", "best_worst", "random"] = _setting(
+        "all", "preference pairs of a prompt: every two of its answers, its best and worst, or one drawn"
+    )
     collect: Literal["auto", "offline", "fresh"] = _setting(
         "auto", "train on stored trajectories, on fresh samples of the current policy, or on what the method is for"
     )
@@ -210,6 +237,7 @@ class RunSpec:
     precision: Literal["auto", "fp32", "bf16"] = _setting(
         "auto", "autocast of the network body (auto: bf16 where the hardware has it); the head is always float32"
     )
+    lora: str = _setting("", "train low-rank adapters alone: r=16, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj")
     layout: Literal["padded", "packed"] = _setting("padded", "how trajectories share a forward pass")
 
     engine: Literal["auto", "vllm", "hf"] = _setting("auto", "sampler: vllm where installed, else transformers")
@@ -218,6 +246,8 @@ class RunSpec:
     eval_samples: int = _setting(4, "sampled completions a prompt at evaluation (temperature 1)")
     eval_splits: str = _setting("rl,heldout", "splits evaluated, joined by commas; all: every prompt there is")
     eval_seed: int = _setting(0, "seed of evaluation sampling")
+    lm_eval: str = _setting("", "tasks of lm-eval to run before and after training, joined by commas")
+    lm_eval_limit: int = _setting(0, "documents of each lm-eval task; 0 is all")
     eval_limit: int = _setting(0, "evaluate on the first N prompts of each split only; 0 is all")
 
     micro_groups: int = _setting(0, "prompts in one forward pass; 0 is groups_per_step", outcome=False)
@@ -228,7 +258,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         for name, low in {
             "steps": 0, "groups_per_step": 1, "samples": 0, "max_tokens": 1, "max_length": 2,
-            "eval_samples": 0, "save_every": 1, "eval_limit": 0, "micro_groups": 0, "seeds": 1,
+            "eval_samples": 0, "save_every": 1, "eval_limit": 0, "lm_eval_limit": 0, "micro_groups": 0, "seeds": 1,
         }.items():  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; expected {low} or more")
@@ -254,6 +284,11 @@ class RunSpec:
         if self.data and self.model == "table":
             raise UserError(
                 "a table computes its own data: leave out --data, or give --model tiny, a folder or a hub id"
+            )
+        if self.model == "table" and (self.lora or self.lm_eval or self.pairs != "all"):
+            raise UserError(
+                "a table has no adapters, no text for lm-eval and compares every pair: leave lora, lm_eval and pairs "
+                "out, or give --model tiny, a folder or a hub id"
             )
         if self.max_tokens >= self.max_length:
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shiq_bench.api import Codec, Episode, Metric, Task, TinyModel, suggest
-from shiq_bench.records import Completion, Score, Trajectory, Transcript, UserError
+from shiq_bench.records import Completion, RunSpec, Score, Trajectory, Transcript, UserError
 
 #: Most completions that are ever enumerated.
 ENUMERABLE = 4096
@@ -376,7 +376,7 @@ class TabularTask(Task):
             raise UserError(f"there is no split {split!r}{suggest(split, SPLITS)}")
         return [str(c) for c in range(len(self._first.start))]
 
-    def trajectories(self, split: str) -> list[Trajectory]:
+    def trajectories(self, split: str, codec: Codec, spec: RunSpec) -> list[Trajectory]:
         """The offline data, for training only."""
         return self.data(0) if split == "rl" else []
 

@@ -352,7 +352,7 @@ def test_no_dataset_is_refused(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema 2 is newer than 1: upgrade"),
+        ({"schema_version": 3}, "schema 3 is newer than 2: upgrade"),
         ({"kind": "other"}, "no manifest of a dataset"),
         ({"task": "bandit"}, "holds data of task bandit; expected tree"),
         ({"samples": "two"}, "does not say samples"),

@@ -65,7 +65,7 @@ def test_reaches_the_oracle_and_samples_from_it(
     assert isinstance(tree, Tree)
     source = resolve_model(spec, tree)
     policy = source.policy()
-    data = tree.trajectories("rl")
+    data = tree.trajectories("rl", source.codec(), spec)
     reference = reference_pass(policy, source.weights_hash, data, spec.layout, spec.precision)
     log_rho, log_optimum = exact_optimum(tree, reference)
     shape, oracle = log_rho.shape, np.exp(log_optimum)

@@ -18,6 +18,7 @@ from shiq_bench.records import Trajectory, UserError, stable_hash
 
 Layout = Literal["padded", "packed"]
 LabelRule = Literal["hard", "bradley_terry", "sampled"]
+PairChoice = Literal["all", "best_worst", "random"]
 Columns = tuple[np.ndarray, np.ndarray]
 
 
@@ -62,10 +63,28 @@ def _draws(group: Sequence[Trajectory], what: str, seed: int, shape: tuple[int, 
     return np.random.default_rng(seed_of(group[0].prompt_id, what, seed)).random(shape)
 
 
-def make_pairs(group: Sequence[Trajectory], need: Pairs, labels: LabelRule, seed: int = 0) -> PairSet:
-    """Preference pairs from the returns of one prompt's trajectories.
+def chosen_pairs(group: Sequence[Trajectory], choice: PairChoice, seed: int = 0) -> list[tuple[int, int]]:
+    """Which two of one prompt's trajectories are compared: every two, the best with the worst, or two drawn.
 
-    ``hard``: every pair of unequal return once, the higher first. ``bradley_terry``: both orders,
+    Among equals the first is the best and the last the worst.
+    """
+    n = len(group)
+    if choice == "all" or n < 3:
+        return [(i, j) for i in range(n) for j in range(i + 1, n)]
+    if choice == "random":
+        i, j = np.argsort(_draws(group, "choice", seed, (n,)), kind="stable")[:2]
+    else:
+        order = sorted(range(n), key=lambda k: -group[k].merit)
+        i, j = order[0], order[-1]
+    return [(min(int(i), int(j)), max(int(i), int(j)))]
+
+
+def make_pairs(
+    group: Sequence[Trajectory], need: Pairs, labels: LabelRule, seed: int = 0, choice: PairChoice = "all"
+) -> PairSet:
+    """Preference pairs from what one prompt's trajectories are worth: their ranks, or else their returns R.
+
+    ``hard``: every pair of unequal worth once, the higher first. ``bradley_terry``: both orders,
     weighted by sigma(R - R') and its complement, the expected labels of a Bradley-Terry judge.
     ``sampled``: one order, drawn with that probability. Weights of the trajectories multiply. A tie
     carries no hard label: it is dropped and counted where the need says so, else kept in both
@@ -75,32 +94,33 @@ def make_pairs(group: Sequence[Trajectory], need: Pairs, labels: LabelRule, seed
     ties = 0
     n = len(group)
     coins = _draws(group, "pairs", seed, (n, n)) if labels == "sampled" else None
-    for i in range(n):
-        for j in range(i + 1, n):
-            gap = group[i].total_reward - group[j].total_reward
-            both = group[i].weight * group[j].weight
-            if gap == 0 and need.ties == "drop" and labels == "hard":
-                ties += 1
-                continue
-            if coins is not None:
-                p = float(coins[i, j] < _sigma(gap))
-            else:
-                p = _sigma(gap) if labels == "bradley_terry" else (0.5 if gap == 0 else float(gap > 0))
-            for pair, weight in (((i, j), both * p), ((j, i), both * (1 - p))):
-                if weight > 0:
-                    out.pairs.append(pair)
-                    out.weights.append(weight)
+    for i, j in chosen_pairs(group, choice, seed):
+        gap = group[i].merit - group[j].merit
+        both = group[i].weight * group[j].weight
+        if gap == 0 and need.ties == "drop" and labels == "hard":
+            ties += 1
+            continue
+        if coins is not None:
+            p = float(coins[i, j] < _sigma(gap))
+        else:
+            p = _sigma(gap) if labels == "bradley_terry" else (0.5 if gap == 0 else float(gap > 0))
+        for pair, weight in (((i, j), both * p), ((j, i), both * (1 - p))):
+            if weight > 0:
+                out.pairs.append(pair)
+                out.weights.append(weight)
     return PairSet(out.pairs, out.weights, ties)
 
 
 def make_labels(group: Sequence[Trajectory], labels: LabelRule, seed: int = 0) -> list[float]:
-    """Chance that each of one prompt's trajectories is labelled desirable, judged against their mean return.
+    """Chance that each of one prompt's trajectories is labelled desirable, judged against their mean worth R.
+
+    That is their mean rank, or else their mean return.
 
     ``hard``: 1 above the mean, 0 below, one half at it. ``bradley_terry``: sigma(R - mean).
     ``sampled``: 0 or 1, drawn with that probability.
     """
-    mean = centred(group)[group[0].prompt_id]
-    gaps = [t.total_reward - mean for t in group]
+    mean = sum(t.weight * t.merit for t in group) / sum(t.weight for t in group)
+    gaps = [t.merit - mean for t in group]
     if labels == "hard":
         return [0.5 if abs(gap) < 1e-9 else float(gap > 0) for gap in gaps]
     chances = [_sigma(gap) for gap in gaps]
@@ -211,6 +231,7 @@ class Collator:
         layout: ``padded`` or ``packed``.
         labels: how returns become preferences.
         seed: of preferences that are drawn.
+        choice: which two of a prompt's trajectories make a pair.
         dtype: of rewards, weights and reference columns.
     """
 
@@ -220,6 +241,7 @@ class Collator:
         layout: Layout,
         labels: LabelRule,
         seed: int = 0,
+        choice: PairChoice = "all",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.pairs = algorithm.need(Pairs)
@@ -227,6 +249,7 @@ class Collator:
         self.layout: Layout = layout
         self.labels: LabelRule = labels
         self.seed = seed
+        self.choice: PairChoice = choice
         self.dtype = dtype
 
     def __call__(self, groups: Sequence[Sequence[Row]]) -> dict[str, Tensor]:
@@ -265,7 +288,7 @@ class Collator:
         for group in groups:
             members = [row.trajectory for row in group]
             if self.pairs is not None:
-                found = make_pairs(members, self.pairs, self.labels, self.seed)
+                found = make_pairs(members, self.pairs, self.labels, self.seed, self.choice)
                 pairs += [(first + i, first + j) for i, j in found.pairs]
                 weights += found.weights
             if self.desirable:

@@ -88,7 +88,7 @@ def tabulate(
                 [replace(r, mismatch=m) for r, m in zip(g, ms, strict=True)]
                 for g, ms in zip(groups, mates, strict=True)
             ]
-        inputs = Collator(algorithm, "padded", labels, seeds[k], torch.float64)(groups)
+        inputs = Collator(algorithm, "padded", labels, seeds[k], dtype=torch.float64)(groups)
         members = [r.trajectory for g in groups for r in g]
         paths = world.paths([int(t.prompt_id) for t in members], [_actions(t) for t in members])
         exact.append(Exact(world, paths, np.array([t.weight for t in members])))

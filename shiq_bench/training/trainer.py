@@ -260,7 +260,7 @@ def train(
         None if collect is None else lambda asked, step: _collected(collect, algorithm, spec, asked, step),
         args=arguments,
         train_dataset=groups if collect is None else range(len(collect.prompts)),
-        data_collator=Collator(algorithm, spec.layout, spec.labels, spec.data_seed)
+        data_collator=Collator(algorithm, spec.layout, spec.labels, spec.data_seed, spec.pairs)
         if collect is None
         else lambda numbers: {"prompt": torch.tensor(numbers)},
         processing_class=tokenizer,
@@ -308,7 +308,7 @@ def _collected(
     rows = prepare([t for g in by_prompt for t in g], None, algorithm, spec.center_rewards, mismatches)
     groups = {group[0].trajectory.prompt_id: group for group in rows}
     # Labels that are drawn are drawn anew at every update.
-    collator = Collator(algorithm, spec.layout, spec.labels, seed_of(spec.seed, step))
+    collator = Collator(algorithm, spec.layout, spec.labels, seed_of(spec.seed, step), spec.pairs)
     kept = [[groups[p] for p in batch if p in groups] for batch in names]
     mean = sum(t.total_reward for t in found) / len(found)
     return [collator(batch) if batch else {} for batch in kept], mean

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from shiq_bench.api import Codec, Episode, Metric, Scores, Task, TinyModel, suggest, task
-from shiq_bench.records import Completion, Score, Trajectory, UserError
+from shiq_bench.records import Completion, RunSpec, Score, Trajectory, UserError
 from tasks.bfcl import data, fetch, oddities, score
 from tasks.bfcl.aggregate import SIZES, weights
 from tasks.bfcl.dialogue import Dialogue
@@ -128,7 +128,7 @@ class Bfcl(Task):
         """Official verdicts on the answers of a file; see :func:`tasks.bfcl.score.score`."""
         return score.score_lines(self, lines, report)
 
-    def settled(self, codec: Codec) -> Mapping[str, Any]:
+    def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
         """The tool format that ``auto`` stands for."""
         return {"tool_format": self.resolved_format(codec)}
 
@@ -278,7 +278,10 @@ class Bfcl(Task):
         return trajectory, Score(sum(rewards), tuple(rewards), numbers, about, scored=scored)
 
     def aggregate(
-        self, metrics: Mapping[str, Mapping[str, float | None]], examples: Sequence[Mapping[str, Any]]
+        self,
+        metrics: Mapping[str, Mapping[str, float | None]],
+        examples: Sequence[Mapping[str, Any]],
+        reference: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, dict[str, float | None]]:
         """The official scores of the groups whose categories were all run, and the overall one if all were."""
         counts = SIZES | {name: int(metrics[name]["n"] or 0) for name in SIZES if name in metrics}

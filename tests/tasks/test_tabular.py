@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shiq_bench.api import Codec
+from shiq_bench.config import resolve
 from shiq_bench.exact import kl, soft_optimum
 from shiq_bench.records import Completion, Trajectory, UserError
 from shiq_bench.world import LARGEST, TabularTask, World, log_softmax
@@ -325,9 +327,11 @@ def test_prompts_and_vocabulary_are_the_worlds(task: TabularTask) -> None:
     assert len(task.tiny().words) == world.actions
     for split in ("start", "rl", "heldout"):
         assert task.prompts(split) == [str(c) for c in range(len(world.start))]
-    data = task.trajectories("rl")
-    assert data == task.data(0) and not task.trajectories("heldout")
-    episodes = task.episodes(task.prompts("rl"), NoCodec(), 100)  # type: ignore[arg-type]
+    codec: Codec = NoCodec()  # type: ignore[assignment]
+    spec = resolve("sft", "tree", {}).spec
+    data = task.trajectories("rl", codec, spec)
+    assert data == task.data(0) and not task.trajectories("heldout", codec, spec)
+    episodes = task.episodes(task.prompts("rl"), codec, 100)
     prompts = {t.prompt_id: t.token_ids[:2] for t in data}
     assert {e.prompt_id: tuple(e.transcript.token_ids) for e in episodes} == prompts
     assert max(len(actions_of(t)) for t in data) <= episodes[0].room  # type: ignore[operator]
