@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from shiq_bench.records import RunSpec, UserError
+from shiq_bench.rewards.cli import reward
 
 app = typer.Typer(
     name="shiq-bench",
@@ -23,6 +24,7 @@ bench = typer.Typer(help="Measure the engine beside a peer, in one run.", no_arg
 app.add_typer(bench, name="bench")
 data = typer.Typer(help="Offline data to keep, look at, and train from.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(reward, name="reward")
 
 Results = Annotated[Path, typer.Option(help="Folder of run records.")]
 Plugins = Annotated[
@@ -57,6 +59,14 @@ def run(
     categories: Categories = None,
     tool_format: ToolFormat = None,
     reward: Reward = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASKS",
+            help="Tasks of lm-eval to run before and after training, joined by commas; ours (shiq_preference, "
+            "shiq_bfcl_function) are in tasks/_lm_eval, for `lm_eval --include_path` too.",
+        ),
+    ] = None,
     center_rewards: Annotated[bool | None, typer.Option(help="Subtract each prompt's mean return.")] = None,
     allow_off_policy: Annotated[
         bool, typer.Option("--allow-off-policy", help="Let an on-policy method learn from stored trajectories.")
@@ -88,7 +98,7 @@ def run(
         "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
         "allow_off_policy": allow_off_policy or None, "results": None if results is None else str(results),
         "data": None if data is None else str(data), "task.categories": categories, "task.tool_format": tool_format,
-        "task.reward": reward,
+        "task.reward": reward, "lm_eval": lm_eval,
     }  # fmt: skip
     given = {k: v for k, v in flags.items() if v is not None}
     resolved = resolve(algo, task, merged(values, given, parse_sets(sets or [])))
@@ -237,7 +247,14 @@ def table(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="A shipped study, the path of a YAML file, or all.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="A shipped study, the path of a YAML file, or all: those shipped that run on tables.")
+    ] = "",
+    model: Annotated[str | None, typer.Option(help="In place of the study's: 'tiny', a folder, or a hub id.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value for every run, over the file's settings, not its panels or methods."),
+    ] = None,
     results: Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Folder of pictures; <results>/studies by default.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="The shipped studies, one line each.")] = False,
@@ -252,6 +269,7 @@ def study(
     from rich.console import Console
 
     from shiq_bench import study as studies
+    from shiq_bench.config import merged, parse_sets
 
     _plugins(plugin)
     if list_ or not name:
@@ -260,6 +278,7 @@ def study(
     failed = studies.main(
         name, results, out or results / "studies", Console(), Console(stderr=True),
         dry_run=dry_run, fresh=fresh, allow_mixed=allow_mixed,
+        given=merged({} if model is None else {"model": model}, parse_sets(sets or [])),
     )  # fmt: skip
     if failed:
         raise UserError(f"{failed} runs failed, and are missing from what was drawn: see the lines above")
@@ -273,33 +292,17 @@ def score(
     plugin: Plugins = None,
 ) -> None:
     """Score answers from a file with the task's own checkers: no model, no torch."""
-    import tempfile
-
     from rich.console import Console
     from rich.table import Table
 
     from shiq_bench.api import tasks
     from shiq_bench.console import LiveReport
+    from shiq_bench.lines import check_out, read_lines
     from shiq_bench.store import write_atomic
 
     _plugins(plugin)
-    try:
-        # Bytes that are no UTF-8 spoil their own line only.
-        lines = answers.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {answers}: {error.strerror or error}") from error
-    try:
-        if out.is_dir() or out.resolve() == answers.resolve():
-            taken = "a folder" if out.is_dir() else "the file of answers"
-            raise UserError(f"--out {out} is {taken}: name another file")
-        # Before an hour of scoring, what will be done behind it.
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
-            pass
-    except (OSError, RuntimeError) as error:  # the latter: links that lead in a circle
-        folder = isinstance(error, FileExistsError)
-        reason = "its folder is a file" if folder else getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write --out {out}: {reason}; name another file") from error
+    lines = read_lines(answers)
+    check_out(out, answers)
     scorer = tasks.get(task)()
     try:
         with LiveReport(Console(stderr=True)) as report:

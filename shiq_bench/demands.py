@@ -54,6 +54,10 @@ def check_demands(resolved: Resolved, fresh: bool) -> None:
     if spec.model != "table":  # tables are evaluated whole
         for split in spec.splits:
             resolved.task.prompts(split)
+    if spec.lm_eval:
+        from shiq_bench.evaluation.harness import check_tasks, task_names  # ten seconds of imports
+
+        check_tasks(task_names(spec.lm_eval))
     if spec.data:
         check_dataset(Path(spec.data), resolved.task)
     if spec.seeds > 1 and spec.model != "table":

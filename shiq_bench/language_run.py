@@ -7,6 +7,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ from shiq_bench.store import (
     cached_folder,
     check_writable,
     code_hash,
+    hash_files,
     read_trajectories,
     source_hash,
     write_json,
@@ -170,6 +172,8 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
             )  # fmt: skip
             run.gaps[f"trained {split} {mode}"] = gap
             evaluations.append(evaluation)
+        if spec.lm_eval:
+            evaluations += _lm_eval(run, source, "trained", acting, reference.model, lambda: generator)
     run.record = replace(run.record, evaluations=evaluations, gaps=run.gaps)
 
 
@@ -424,7 +428,8 @@ def _collect(run: Run, source: ModelSource, policy: Policy, scratch: Path) -> Co
 
 
 def _reference_evaluations(run: Run, source: ModelSource, reference: Policy) -> list[Evaluation]:
-    return [_reference_evaluation(run, source, reference, split, mode) for split, mode in _places(run.spec)]
+    found = [_reference_evaluation(run, source, reference, split, mode) for split, mode in _places(run.spec)]
+    return found + (_reference_lm_eval(run, source, reference) if run.spec.lm_eval else [])
 
 
 def _reference_evaluation(run: Run, source: ModelSource, reference: Policy, split: str, mode: Mode) -> Evaluation:
@@ -447,6 +452,51 @@ def _reference_evaluation(run: Run, source: ModelSource, reference: Policy, spli
         data = json.loads((cached_folder("reference-evaluation", key, build) / "evaluation.json").read_text())
     run.gaps[f"reference {split} {mode}"] = data["gap"]
     return Evaluation(**data["evaluation"])
+
+
+def _lm_eval(
+    run: Run, source: ModelSource, who: str, policy: Scorer, model: Any, generator: Callable[[], Generator]
+) -> list[Evaluation]:
+    """Tasks of lm-eval on one policy; ``model`` is any of the policy's kind, for its config."""
+    from shiq_bench.evaluation.harness import EngineLM, run_lm_eval, task_names  # ten seconds of imports
+
+    spec = run.spec
+    lm = EngineLM(policy, model, source.tokenizer(), generator, run.progress(f"lm-eval, the {who} policy"))
+    return run_lm_eval(
+        task_names(spec.lm_eval), lm, policy=who, step=spec.steps if who == "trained" else 0,
+        limit=spec.lm_eval_limit, metadata={"pairs": _heldout_pairs(run.task)},
+    )  # fmt: skip
+
+
+def _heldout_pairs(task: Task) -> list[dict[str, Any]]:
+    return [asdict(pair) for pair in task.preferences("heldout")]
+
+
+def _reference_lm_eval(run: Run, source: ModelSource, reference: Policy) -> list[Evaluation]:
+    """:func:`_lm_eval` on the reference, computed once like all its numbers."""
+    from shiq_bench.evaluation.harness import shipped, task_names
+
+    key = {
+        "weights": source.weights_hash,
+        "tasks": task_names(run.spec.lm_eval),
+        "limit": run.spec.lm_eval_limit,
+        "lm_eval": version("lm-eval"),
+        "yaml": hash_files(list(shipped().glob("*.yaml"))),
+        "code": source_hash(),
+        "pairs": stable_hash(_heldout_pairs(run.task)),
+        "engine": run.spec.engine,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+    def build(folder: Path) -> None:
+        found = _lm_eval(
+            run, source, "reference", reference, reference.model, lambda: run.generator(source, source.folder)
+        )
+        write_json(folder / "evaluations.json", [asdict(e) for e in found])
+
+    with run.timed("evaluating the reference"):
+        data = json.loads((cached_folder("reference-lm-eval", key, build) / "evaluations.json").read_text())
+    return [Evaluation(**e) for e in data]
 
 
 def _describe(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:

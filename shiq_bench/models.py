@@ -30,6 +30,8 @@ from shiq_bench.training.trainer import train
 #: Raise it when the recipe below changes, so that cached models of the old one are not used.
 TINY_VERSION = 1
 ROLES = ("system", "user", "assistant", "tool")
+#: Beside the weights of a model that was judged.
+REPORT = "report.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -114,42 +116,64 @@ def resolve_model(spec: RunSpec, task: Task, on_progress: Progress = lambda what
     """
     if spec.model == "tiny":
         return _source(build_tiny(spec.task, task, on_progress), tiny=True, trust=False)
-    path = Path(spec.model)
+    path = locate(spec.model, spec.revision, spec.trust_remote_code)
+    return _source(path, tiny=False, trust=spec.trust_remote_code)
+
+
+def locate(name: str, revision: str = "main", trust_remote_code: bool = False) -> Path:
+    """The folder of a model: ``name`` itself, or what a hub has under it.
+
+    Raises:
+        UserError: the path does not exist, or the hub cannot be reached.
+    """
+    path = Path(name)
     if path.is_dir():
-        return _source(path, tiny=False, trust=spec.trust_remote_code)
-    if path.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") > 1 or path.exists():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], n=1)
         hint = f": did you mean {path.parent / near[0]}?" if near else ""
         raise UserError(
-            f"no model folder at {spec.model}{hint} (expected a folder with config.json and *.safetensors, or a hub id)"
+            f"no model folder at {name}{hint} (expected a folder with config.json and *.safetensors, or a hub id)"
         )
-    return _source(_download(spec), tiny=False, trust=spec.trust_remote_code)
+    return _download(name, revision, trust_remote_code)
 
 
-def _download(spec: RunSpec) -> Path:
+def _download(name: str, revision: str, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"] + (["*.py"] if spec.trust_remote_code else [])
+    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"] + (["*.py"] if trust_remote_code else [])
     try:
-        return Path(snapshot_download(spec.model, revision=spec.revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"the hub has no model {spec.model!r} that you may read: check the name, or run `hf auth login`"
+            f"the hub has no model {name!r} that you may read: check the name, or run `hf auth login`"
         ) from error
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"model {spec.model!r} is no folder here and the hub cannot be reached: give --model a folder, "
-            f"or download it where there is a network (`hf download {spec.model}`)"
+            f"model {name!r} is no folder here and the hub cannot be reached: give --model a folder, "
+            f"or download it where there is a network (`hf download {name}`)"
         ) from error
 
 
 def _source(folder: Path, tiny: bool, trust: bool) -> ModelSource:
+    return ModelSource(folder, fingerprint(folder), tiny, trust)
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of weights, configuration, tokenizer and code of a model's folder.
+
+    Raises:
+        UserError: it holds no model.
+    """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: expected config.json and *.safetensors")
-    others = [p for kind in ("json", "jinja", "txt", "model", "py") for p in folder.glob(f"*.{kind}")]
-    return ModelSource(folder, hash_files([*weights, *others]), tiny, trust)
+    # What is said of a model is no part of it.
+    others = [
+        p for kind in ("json", "jinja", "txt", "model", "py") for p in folder.glob(f"*.{kind}") if p.name != REPORT
+    ]
+    return hash_files([*weights, *others])
 
 
 # --- the embedded models -------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Studies: a YAML file that says what is compared, run on tables and drawn from its records.
 
 A study names a kind of picture, the methods, the panels (a task and its settings each) and what
-varies; its cells are their product. A cell is one run of :func:`shiq_bench.run.execute`, kept in the
-results folder under its own id: it is never run twice, and studies share what they have in common.
+varies; its cells are their product. Tables train their seeds in one run; a study of language models
+says which seeds it wants (``replicate``), and has a cell for each. A cell is one run of
+:func:`shiq_bench.run.execute`, kept in the results folder under its own id: it is never run twice,
+and studies share what they have in common.
 The files in ``shiq_bench/studies`` are shipped; any other can be given by its path.
 """
 
@@ -11,15 +13,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from shiq_bench import api
 from shiq_bench.config import Resolved, coerce, merged, resolve
-from shiq_bench.records import RunRecord, UserError
+from shiq_bench.records import RunRecord, RunSpec, UserError
 from shiq_bench.reporting import findings, pictures, runs
 from shiq_bench.reporting.findings import Sheet, View
+from shiq_bench.reporting.tables import ENGINE_METRICS
 from shiq_bench.store import code_hash, source_hash
 
 if TYPE_CHECKING:
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 #: The shipped studies, in the order of the index.
 SHIPPED = Path(__file__).parent / "studies"
+
+#: Distances of the trained policy to its reference, which sampled paths alone give.
+KL_METRICS = ("kl", "kl_k1", "kl_token")
 
 Settings = Mapping[str, Any]
 State = Literal["done", "missing", "stale", "left out"]
@@ -55,7 +62,8 @@ class Study:
     Attributes:
         name: of the file, and of everything that is drawn from it.
         asks: the question, one sentence.
-        kind: ``curves`` over updates, numbers ``against`` what varies, or a ``table``.
+        kind: ``curves`` over updates, numbers ``against`` what varies, a ``front`` of the metric over
+            another (``x_metric``; KL to the reference, unless told otherwise) as something varies, or a ``table``.
         metric: what is shown.
         focus: the method that the others are compared with; "" for none.
         settings: of every cell; panels, methods and what varies win over them, in this order.
@@ -66,6 +74,8 @@ class Study:
         every_algorithm: methods that no label names are added under their own name.
         reach: a metric and a threshold, to measure speed by.
         contrasts: pairs of panels to compare method by method; their instances are the same problems.
+        replicate: training seeds of language models, one run each; () where the runs are tables.
+        split, mode: the evaluation of language models that is shown.
         adjust: cells with settings of their own, which win over all but what varies.
         leave_out: cells that are not run.
         bounds: panel -> what the metric may at most be there.
@@ -94,6 +104,10 @@ class Study:
     every_algorithm: bool = False
     bounds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    replicate: tuple[int, ...] = ()
+    split: str = ""
+    mode: str = ""
+    x_metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,10 +122,11 @@ class Cell:
     bound: float | None = None
     record: RunRecord | None = None
     state: State = "missing"
+    seed: int | None = None
 
     @property
     def shown(self) -> findings.Cell:
-        return findings.Cell(self.panel, self.method, self.x, self.record, self.bound, self.left_out)
+        return findings.Cell(self.panel, self.method, self.x, self.record, self.bound, self.left_out, seed=self.seed)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -119,6 +134,7 @@ class Cell:
 _KEYS = (
     "title", "asks", "kind", "metric", "focus", "settings", "task", "panels", "methods", "vary", "x_label", "scale",
     "floor", "reach", "contrast", "views", "adjust", "leave_out", "no_bound", "every_algorithm", "notes",
+    "replicate", "split", "mode", "x_metric",
 )  # fmt: skip
 
 
@@ -128,14 +144,14 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> list[Path]:
-    """The files of one study (a shipped name, or a path), or of all that are shipped.
+    """The files of one study (a shipped name, or a path), or of ``all``: those shipped that run on tables.
 
     Raises:
         UserError: no such study; the nearest is suggested.
     """
     known = shipped()
     if name == "all":
-        return list(known.values())
+        return [path for path in known.values() if not of_language_models(path)]
     if name in known:
         return [known[name]]
     path = Path(name)
@@ -144,6 +160,11 @@ def find(name: str) -> list[Path]:
             return [path]
         raise UserError(f"no study at {path}")
     raise UserError(f"no study is called {name!r}{api.suggest(name, [*known, 'all'])}")
+
+
+def of_language_models(path: Path) -> bool:
+    """Whether a study's file says so, without a look at what it runs; those take hours where a table takes seconds."""
+    return "replicate" in _read(path)
 
 
 def load(path: Path) -> Study:
@@ -179,8 +200,14 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
     if focus and focus not in methods:
         raise UserError(f"focus is {focus!r}, which is no method{api.suggest(focus, list(methods))}")
     vary = _vary(data.get("vary"))
-    if (kind == "against") != (vary is not None):
-        raise UserError("vary, a mapping such as 'off_policy: [0, 1]', is what kind: against needs, and no other kind")
+    if (kind in ("against", "front")) != (vary is not None):
+        raise UserError(
+            "vary, a mapping such as 'off_policy: [0, 1]', is what kind: against and kind: front need, and no other"
+        )
+    replicate = _replicate(data["replicate"]) if "replicate" in data else ()
+    _fitting(kind, data)
+    if replicate and bounds:
+        raise UserError("bound is for tables: leave it out, or leave out replicate")
     return Study(
         name=name,
         title=_text("title", data["title"]),
@@ -193,7 +220,9 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
         methods=methods,
         vary=vary,
         x_label=_text("x_label", data.get("x_label", vary[0] if vary else "")),
-        scale=coerce("scale", data.get("scale", "log"), Literal["log", "linear"]),
+        scale=coerce(
+            "scale", data.get("scale", "linear" if replicate or kind == "front" else "log"), Literal["log", "linear"]
+        ),
         floor=coerce("floor", data.get("floor", 0.0), float),
         reach=_reach(data.get("reach")),
         contrasts=_contrasts(data.get("contrast", []), tuple(panels)),
@@ -204,7 +233,27 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
         every_algorithm=every,
         bounds=bounds,
         notes=tuple(_text("notes", n) for n in _list("notes", data.get("notes", []))),
+        replicate=replicate,
+        split=_text("split", data.get("split", "heldout")) if replicate else "",
+        mode=coerce("mode", data.get("mode", "sampled"), Literal["sampled", "greedy"]) if replicate else "",
+        x_metric=_text("x_metric", data.get("x_metric", "kl")) if kind == "front" else "",
     )
+
+
+def _fitting(kind: findings.Kind, data: Mapping[str, Any]) -> None:
+    """Refuse what would do nothing."""
+    language = "replicate" in data
+    if language and kind == "curves":
+        raise UserError("kind: curves shows tables alone; with replicate expected table, against or front")
+    for key, fits, where in (
+        ("split", language, "language models: add replicate, such as 'replicate: [0, 1, 2]'"),
+        ("mode", language, "language models: add replicate, such as 'replicate: [0, 1, 2]'"),
+        ("x_metric", kind == "front", "kind: front"),
+        ("reach", not language, "tables: leave it out, or leave out replicate"),
+        ("views", not (language and kind == "table"), "pictures: a table of language models has one part a panel"),
+    ):
+        if key in data and not fits:
+            raise UserError(f"{key} is for {where}")
 
 
 def _known(what: str, data: Mapping[str, Any], keys: Sequence[str], needed: Sequence[str] = ()) -> None:
@@ -280,6 +329,13 @@ def _vary(data: Any) -> tuple[str, tuple[float, ...]] | None:
     return key, numbers
 
 
+def _replicate(data: Any) -> tuple[int, ...]:
+    seeds = tuple(coerce("replicate", x, int) for x in _list("replicate", data))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("replicate: expected training seeds that differ, and at least one, such as [0, 1, 2]")
+    return seeds
+
+
 def _reach(data: Any) -> tuple[str, float] | None:
     if data is None:
         return None
@@ -351,6 +407,23 @@ def _rules(key: str, data: Any, panels: Mapping[str, Any], methods: Mapping[str,
         )
 
 
+def overridden(study: Study, given: Settings) -> Study:
+    """The study with settings in place of its own ``settings``; panels, methods and what varies still win.
+
+    Raises:
+        UserError: one that the study itself gives to every cell, so that it would do nothing.
+    """
+    taken = {study.vary[0].rpartition(".")[2]: "varies it"} if study.vary else {}
+    taken |= {"seed": "says which by replicate"} if study.replicate else {}
+    for key in given:
+        if why := taken.get(key.rpartition(".")[2]):
+            raise UserError(f"--set {key}: study {study.name} {why}; change a copy of its file instead")
+    if not given:
+        return study
+    note = f"Set by hand: {', '.join(f'{key}={value}' for key, value in given.items())}."
+    return replace(study, settings=merged(study.settings, given), notes=(*study.notes, note))
+
+
 # --- cells ---------------------------------------------------------------------------------------
 
 
@@ -362,26 +435,24 @@ def expand(study: Study, results: Path) -> list[Cell]:
             names the cell.
     """
     out = []
-    for panel in study.panels:
-        for method in study.methods:
-            for x in study.vary[1] if study.vary else (None,):
-                resolved = _resolved(study, panel, method, x, results)
+    values = study.vary[1] if study.vary else (None,)
+    for panel, method, x, seed in product(study.panels, study.methods, values, study.replicate or (None,)):
+        resolved = _resolved(study, panel, method, x, seed, results)
 
-                def reason(
-                    rules: Sequence[Rule], panel: str = panel, method: str = method, r: Resolved = resolved
-                ) -> str:
-                    return next((rule.reason for rule in rules if rule.about(panel, method, r.algorithm)), "")
+        def reason(rules: Sequence[Rule], panel: str = panel, method: str = method, r: Resolved = resolved) -> str:
+            return next((rule.reason for rule in rules if rule.about(panel, method, r.algorithm)), "")
 
-                bound = None if reason(study.no_bound) else study.bounds.get(panel)
-                out.append(Cell(panel, method, x, resolved, reason(study.leave_out), bound))
+        bound = None if reason(study.no_bound) else study.bounds.get(panel)
+        out.append(Cell(panel, method, x, resolved, reason(study.leave_out), bound, seed=seed))
     _check_metrics(study, out)
     return out
 
 
-def _resolved(study: Study, panel: str, method: str, x: float | None, results: Path) -> Resolved:
+def _resolved(study: Study, panel: str, method: str, x: float | None, seed: int | None, results: Path) -> Resolved:
     given, chosen = study.panels[panel], study.methods[method]
     own = ({k: v for k, v in s.items() if k not in ("task", "algo")} for s in (given, chosen))
-    varied = {} if study.vary is None else {study.vary[0]: x}
+    varied: dict[str, Any] = {} if study.vary is None else {study.vary[0]: x}
+    varied |= {} if seed is None else {"seed": seed}
     try:
         settings = merged(study.settings, *own)
         made = resolve(chosen["algo"], given["task"], settings)
@@ -391,17 +462,38 @@ def _resolved(study: Study, panel: str, method: str, x: float | None, results: P
         resolved = resolve(chosen["algo"], given["task"], merged(settings, varied, {"results": str(results)}))
     except UserError as error:
         raise UserError(f"{study.name}: {method} on {panel}: {error}") from None
-    if resolved.spec.model != "table":
-        raise UserError(f"{study.name}: {panel}: studies run on tables, and {given['task']} is none")
+    if problem := _misplaced(study, resolved.spec):
+        raise UserError(f"{study.name}: {method} on {panel}: {problem}")
     return resolved
+
+
+def _misplaced(study: Study, spec: RunSpec) -> str:
+    """What keeps a run from having the evaluation that the study shows."""
+    if spec.model == "table":
+        return "a table trains its seeds in one run: set seeds, and leave out replicate" if study.replicate else ""
+    if not study.replicate:
+        return f"model {spec.model} has one run a seed: add the seeds, such as 'replicate: [0, 1, 2]'"
+    if study.split not in spec.splits:
+        return f"split is {study.split}, and {spec.eval_splits} is evaluated: add it to eval_splits"
+    if study.mode == "sampled" and not spec.eval_samples:
+        return "mode is sampled, and eval_samples is 0: raise it, or set mode: greedy"
+    return ""
+
+
+def _metrics(study: Study, cell: Cell) -> dict[str, api.Metric]:
+    """What the evaluations of a cell hold, by name."""
+    own = {m.name: m for m in cell.resolved.task.metrics if not (study.replicate and m.exact)}
+    return {m.name: m for m in ENGINE_METRICS} | own if study.replicate else own
 
 
 def _check_metrics(study: Study, cells: Sequence[Cell]) -> None:
     for cell in cells:
-        names = {m.name: m for m in cell.resolved.task.metrics}
-        for name in (study.metric, *([study.reach[0]] if study.reach else [])):
+        names = _metrics(study, cell)
+        for name in (study.metric, *([study.reach[0]] if study.reach else []), *filter(None, [study.x_metric])):
             if name not in names:
                 raise UserError(f"{study.name}: {cell.panel} has no metric {name!r}{api.suggest(name, sorted(names))}")
+            if study.mode == "greedy" and name in KL_METRICS:
+                raise UserError(f"{study.name}: {name} is measured on sampled answers alone: leave out mode: greedy")
         if names[study.metric].better == "neither":
             raise UserError(f"{study.name}: {study.metric} has no better and no worse: nothing can win by it")
 
@@ -426,12 +518,14 @@ def _looked_up(cell: Cell, source: str) -> Cell:
         return cell
     ours = (source, code_hash(type(cell.resolved.algorithm), type(cell.resolved.task)))
     state: State = "done" if (record.source_hash, record.code_hash) == ours else "stale"
-    return replace(cell, record=_without_losses(record), state=state)
+    return replace(cell, record=_shortened(record), state=state)
 
 
-def _without_losses(record: RunRecord) -> RunRecord:
-    """Losses of every update are most of a record, and no picture shows them."""
-    return replace(record, training=())
+def _shortened(record: RunRecord) -> RunRecord:
+    """Losses of every update, and dialogues, are most of a record, and no picture shows them."""
+    if record.spec.model == "table":
+        return replace(record, training=())
+    return replace(record, training=(), evaluations=tuple(replace(e, examples=()) for e in record.evaluations))
 
 
 def refuse_mixture(study: Study, cells: Sequence[Cell]) -> None:
@@ -484,7 +578,7 @@ def run_missing(
                 out[i], shown[i] = replace(cell, record=None), replace(shown[i], record=None, problem=problem)
                 progress.end(f"failed: {problem}")
                 continue
-            out[i] = replace(cell, record=_without_losses(record), state="done")
+            out[i] = replace(cell, record=_shortened(record), state="done")
             shown[i] = out[i].shown
             progress.end("" if record.status == "done" else f"{record.status}: {record.error}")
     return out, [replace(c, problem=_unfinished(c)) if c.record and not c.problem else c for c in shown]
@@ -587,8 +681,8 @@ def about(seconds: float) -> str:
 
 def sheet(study: Study, cells: Sequence[Cell], shown: Sequence[findings.Cell]) -> Sheet:
     """A study and its records as reporting sees them."""
-    known = cells[0].resolved.task.metrics
-    metric, titles = next(m for m in known if m.name == study.metric), {m.name: m.title for m in known}
+    known = _metrics(study, cells[0])
+    metric, titles = known[study.metric], {name: m.title for name, m in known.items()}
     assert metric.better != "neither"
     return Sheet(
         name=study.name,
@@ -610,6 +704,10 @@ def sheet(study: Study, cells: Sequence[Cell], shown: Sequence[findings.Cell]) -
         reach=(*study.reach, titles[study.reach[0]]) if study.reach else None,
         contrasts=study.contrasts,
         notes=(*study.notes, *(_unbound(rule, study) for rule in study.no_bound)),
+        split=study.split,
+        mode=study.mode,
+        x_metric=study.x_metric,
+        x_metric_label=titles.get(study.x_metric, ""),
     )
 
 
@@ -629,19 +727,21 @@ def main(
     dry_run: bool = False,
     fresh: bool = False,
     allow_mixed: bool = False,
+    given: Settings | None = None,
 ) -> int:
     """Run and draw the studies of a name; every file is checked before anything runs.
 
     Args:
         log: where progress goes.
+        given: settings that win over those of the file, as in :func:`overridden`.
 
     Returns:
         Cells that failed.
 
     Raises:
-        UserError: as :func:`find`, :func:`load`, :func:`expand` and :func:`refuse_mixture`.
+        UserError: as :func:`find`, :func:`load`, :func:`overridden`, :func:`expand` and :func:`refuse_mixture`.
     """
-    studies = [load(path) for path in find(name)]
+    studies = [overridden(load(path), given or {}) for path in find(name)]
     expanded = {study.name: expand(study, results) for study in studies}
     failed = 0
     for study in studies:
@@ -658,8 +758,9 @@ def main(
         written = pictures.write(made, out)
         console.print(pictures.terminal(made))
         console.print(f"written: {', '.join(map(str, written))}\n", soft_wrap=True, highlight=False, markup=False)
-    if not dry_run:
-        names = list(dict.fromkeys([*shipped(), *(s.name for s in studies)]))
+    tabular = [s.name for s in studies if not s.replicate]
+    if tabular and not dry_run:
+        names = list(dict.fromkeys([*(path.stem for path in find("all")), *tabular]))
         console.print(f"index: {pictures.index(out, names)}", soft_wrap=True, highlight=False, markup=False)
     return failed
 
@@ -682,5 +783,7 @@ def _print_plan(study: Study, cells: Sequence[Cell], console: Console) -> None:
 
 def print_list(console: Console) -> None:
     """The shipped studies, one line each; no algorithm is imported for it."""
+    width = 2 + max(map(len, shipped()))
     for name, path in shipped().items():
-        console.print(f"{name:<18}{_read(path)['title']}", highlight=False, markup=False, soft_wrap=True)
+        apart = " (language models: not part of all)" if of_language_models(path) else ""
+        console.print(f"{name:<{width}}{_read(path)['title']}{apart}", highlight=False, markup=False, soft_wrap=True)

@@ -33,6 +33,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "tasks.bfcl"},
         {"bfcl_eval", "rich"},
     ),
+    "tasks/_lm_eval": ({"shiq_bench.api", "shiq_bench.records", "tasks.bfcl"}, {"datasets"}),
     "shiq_bench/dataset.py": (
         {"shiq_bench.api", "shiq_bench.records"},
         {"pyarrow", "rich", "tokenizers", "transformers", "yaml"},
@@ -62,10 +63,29 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
             "shiq_bench.api",
             "shiq_bench.records",
             "shiq_bench.generation",
+            "shiq_bench.ops",
             "shiq_bench.training",
             "shiq_bench.reporting",
         },
-        {"numpy", "torch"},
+        {"jinja2", "lm_eval", "numpy", "torch"},
+    ),
+    "shiq_bench/lines.py": ({"shiq_bench.records"}, set()),
+    "shiq_bench/rewards": (
+        {
+            "shiq_bench.api",
+            "shiq_bench.chat",
+            "shiq_bench.config",
+            "shiq_bench.console",
+            "shiq_bench.dataset",
+            "shiq_bench.hardware",
+            "shiq_bench.lines",
+            "shiq_bench.models",
+            "shiq_bench.records",
+            "shiq_bench.reporting",
+            "shiq_bench.rewards",
+            "shiq_bench.store",
+        },
+        {"numpy", "rich", "safetensors", "scipy", "torch", "transformers", "typer"},
     ),
     "shiq_bench/reporting": (
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "shiq_bench.reporting"},
@@ -154,7 +174,9 @@ def test_the_engine_names_no_algorithm_and_no_task() -> None:
         ("import shiq_bench.dataset", ("torch", "transformers", "datasets", "pandas", "pyarrow")),
         ("import shiq_bench.training.tabular, shiq_bench.table_run", ("transformers", "vllm")),
         ("import algorithms.shiq", ("transformers", "vllm", "pandas")),
+        ("import shiq_bench.language_run, shiq_bench.demands", ("lm_eval",)),
         ("import shiq_bench.generation", ("torch", "transformers", "vllm")),
+        ("import shiq_bench.rewards", ("torch", "transformers", "numpy", "pandas")),
     ],
 )
 def test_transitive_imports(code: str, absent: tuple[str, ...]) -> None:

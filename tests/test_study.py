@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -19,7 +20,8 @@ from shiq_bench import study as studies
 from shiq_bench.api import algorithms
 from shiq_bench.config import Resolved
 from shiq_bench.records import UserError
-from shiq_bench.study import Cell, Study, expand, find, load, look_up, main, shipped
+from shiq_bench.reporting import runs
+from shiq_bench.study import Cell, Study, expand, find, load, look_up, main, overridden, shipped
 
 TINY: dict[str, Any] = {
     "title": "A tiny study",
@@ -32,6 +34,21 @@ TINY: dict[str, Any] = {
 }
 
 
+#: What makes of it a study of language models.
+LANGUAGE: dict[str, Any] = {
+    "kind": "front",
+    "metric": "reward",
+    "task": "tree",
+    "vary": {"beta": [0.05, 0.5]},
+    "replicate": [0, 1],
+    "methods": {"ShiQ": {"algo": "shiq"}, "DPO": {"algo": "dpo"}},
+    "settings": {
+        "model": "tiny", "engine": "hf", "steps": 3, "contexts": 3, "max_tokens": 3, "eval_samples": 2,
+        "eval_splits": "heldout", "learning_rate": 3e-3,
+    },
+}  # fmt: skip
+
+
 def written(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     data = {k: v for k, v in {**TINY, **changes}.items() if v is not None}
     path = folder / f"{name}.yaml"
@@ -39,7 +56,7 @@ def written(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     return path
 
 
-def go(path: Path, results: Path, **options: bool) -> tuple[int, str]:
+def go(path: Path, results: Path, **options: Any) -> tuple[int, str]:
     """Failures, and everything that was said."""
     out = Console(file=io.StringIO(), width=200)
     failed = main(str(path), results, results / "studies", out, out, **options)
@@ -95,11 +112,12 @@ def breaking(monkeypatch: pytest.MonkeyPatch, algo: str, error: BaseException) -
 def test_every_cell_of_a_shipped_study_resolves(name: str, tmp_path: Path) -> None:
     study = load(shipped()[name])
     cells = expand(study, tmp_path)
-    assert len(cells) == len(study.panels) * len(study.methods) * (len(study.vary[1]) if study.vary else 1)
+    values, seeds = len(study.vary[1]) if study.vary else 1, len(study.replicate) or 1
+    assert len(cells) == len(study.panels) * len(study.methods) * values * seeds
     ids = [c.resolved.spec.run_id for c in cells if not c.left_out]
     assert len(set(ids)) == len(ids), "two cells are the same run"
     assert study.asks, "what does it answer?"
-    if study.kind != "table":
+    if study.kind in ("curves", "against"):
         assert study.focus, "who is compared?"
         assert all(c.resolved.spec.seeds >= 10 for c in cells)
 
@@ -117,7 +135,8 @@ def test_the_proof_holds_every_algorithm_to_every_task() -> None:
 
 def test_studies_are_found_by_name_or_path(tmp_path: Path) -> None:
     assert [p.stem for p in find("proof")] == ["proof"]
-    assert {p.stem for p in find("all")} == set(shipped())
+    language = {"bfcl-reward", "ultrafeedback", "ultrafeedback-front"}
+    assert {p.stem for p in find("all")} == set(shipped()) - language, "hours, where a table takes seconds"
     path = written(tmp_path)
     assert find(str(path)) == [path]
     with pytest.raises(UserError, match="no study is called 'prof': did you mean 'proof'"):
@@ -204,7 +223,29 @@ BAD = {
     "an unknown setting": ({"settings": {"step": 3}}, "ShiQ on bandit: shiq on bandit has no setting 'step'"),
     "an unknown metric": ({"metric": "regrets"}, "bandit has no metric 'regrets': did you mean 'regret'"),
     "a metric of no direction": ({"metric": "kl_reference"}, "kl_reference has no better and no worse"),
-    "no table": ({"task": "tree", "settings": {"model": "tiny"}}, "studies run on tables"),
+    "models without seeds": (
+        {"kind": "table", "task": "tree", "metric": "reward", "settings": {"model": "tiny"}},
+        "ShiQ on tree: model tiny has one run a seed: add the seeds, such as 'replicate: [0, 1, 2]'",
+    ),
+    "seeds of tables": ({"kind": "table", "replicate": [0, 1]}, "set seeds, and leave out replicate"),
+    "no seed": ({"kind": "table", "replicate": []}, "replicate: expected training seeds that differ, and at least one"),
+    "one seed twice": ({"kind": "table", "replicate": [1, 1]}, "replicate: expected training seeds that differ"),
+    "a bound for models": (
+        {"kind": "table", "replicate": [0], "task": None, "panels": {"a": {"task": "tree", "bound": 1}}},
+        "bound is for tables: leave it out",
+    ),
+    "curves of models": ({"replicate": [0]}, "kind: curves shows tables alone; with replicate expected table"),
+    "a split of tables": ({"split": "rl"}, "split is for language models: add replicate"),
+    "an axis of no front": ({"x_metric": "kl"}, "x_metric is for kind: front"),
+    "views of a table of models": ({"kind": "table", "replicate": [0], "views": {}}, "views is for pictures"),
+    "a front of one value": ({"kind": "front"}, "vary, a mapping such as"),
+    "a split that is not evaluated": ({**LANGUAGE, "split": "start"}, "split is start, and heldout is evaluated"),
+    "sampled, without samples": (
+        {**LANGUAGE, "settings": {"model": "tiny", "eval_samples": 0}},
+        "mode is sampled, and eval_samples is 0",
+    ),
+    "KL of greedy answers": ({**LANGUAGE, "mode": "greedy"}, "kl is measured on sampled answers alone"),
+    "regret of models": ({**LANGUAGE, "metric": "regret"}, "tree has no metric 'regret'"),
 }
 
 
@@ -321,6 +362,63 @@ def test_a_record_holds_what_a_study_reads(tmp_path: Path) -> None:
     assert all(c.record is not None and not c.record.training and c.record.curve for c in cells)
 
 
+# --- language models ---
+
+
+def test_a_front_of_language_models_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[str]
+) -> None:
+    """Eight runs, one of them lost at first: told, counted, and made up for; nothing is run twice."""
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
+    path, results = written(tmp_path, **LANGUAGE), tmp_path / "results"
+    _, text = go(path, results, dry_run=True)
+    assert "8 runs: 8 missing" in text and "DPO on tree at 0.05, seed 1  (missing)" in text
+    mend = breaking(monkeypatch, "dpo", UserError("it has exploded"))
+    failed, text = go(path, results)
+    assert failed == 4 and "Not there: 4 of 4 runs of DPO on tree, the first of them because: it has exploded." in text
+    mend()
+    assert go(path, results)[0] == 0
+    assert ran == ["shiq"] * 4 + ["dpo"] * 4
+    files = {p.name: p.read_bytes() for p in (results / "studies").iterdir()}
+    assert set(files) == {"tiny.png", "tiny.pdf", "tiny.md", "tiny.csv"}, "the index is of tables"
+    rows = list(csv.DictReader(io.StringIO(files["tiny.csv"].decode())))
+    assert [(r["method"], r["metric"], r["x"], r["n"]) for r in rows] == [
+        (m, metric, x, "2") for m in ("ShiQ", "DPO") for metric in ("reward", "kl") for x in ("0.05", "0.5")
+    ]
+    # Each number is the mean of what the records of its two runs say of sampled answers on the held-out split.
+    for row in rows:
+        found = [runs.load(results / run).evaluations for run in row["run_id"].split()]
+        (a,), (b,) = ([e for e in r if (e.policy, e.split, e.mode) == ("trained", "heldout", "sampled")] for r in found)
+        seeds = [e.metrics[row["metric"]]["mean"] for e in (a, b)]
+        assert None not in seeds and float(row["mean"]) == pytest.approx(sum(filter(None, seeds)) / 2)
+    page = files["tiny.md"].decode()
+    assert "n = 2 seeds" in page and "too few to call a winner" in page and "| (reference) |  | 0 |" in page
+    assert go(path, results)[0] == 0
+    # A table of the same settings needs no run of its own.
+    settings = {**LANGUAGE["settings"], "beta": 0.5}
+    table = written(tmp_path, "table", **{**LANGUAGE, "kind": "table", "vary": None, "settings": settings})
+    failed, text = go(table, results, given={"steps": "3"})
+    assert failed == 0 and len(ran) == 8
+    assert "mean reward at the end" in text and "Set by hand: steps=3." in text
+    assert {p.name: p.read_bytes() for p in (results / "studies").iterdir() if p.stem == "tiny"} == files
+
+
+def test_what_is_set_by_hand_wins_over_the_file_alone(tmp_path: Path) -> None:
+    methods = {"ShiQ": {"algo": "shiq"}, "slow": {"algo": "shiq", "steps": 9}}
+    study = load(written(tmp_path, **{**LANGUAGE, "methods": methods}))
+    cells = expand(overridden(study, {"run.steps": "5", "model": "some/folder"}), tmp_path)
+    assert {(c.method, c.resolved.spec.steps) for c in cells} == {("ShiQ", 5), ("slow", 9)}
+    assert {c.resolved.spec.model for c in cells} == {"some/folder"}
+    assert [(c.x, c.seed) for c in cells[:4]] == [(0.05, 0), (0.05, 1), (0.5, 0), (0.5, 1)]
+    assert all((c.resolved.spec.seed, c.resolved.spec.algo_options["beta"]) == (c.seed, c.x) for c in cells)
+    with pytest.raises(UserError, match=r"--set algorithm.beta: study tiny varies it"):
+        overridden(study, {"algorithm.beta": "1"})
+    with pytest.raises(UserError, match="--set seed: study tiny says which by replicate"):
+        overridden(study, {"seed": "1"})
+    with pytest.raises(UserError, match="has no setting 'stepz'"):
+        expand(overridden(study, {"stepz": "1"}), tmp_path)
+
+
 # --- the command ---
 
 
@@ -347,7 +445,21 @@ def test_the_command_suggests_and_lists() -> None:
     assert len(wrong.stderr.strip().splitlines()) == 1
     listing = command()
     assert listing.returncode == 0
-    assert [line.split()[0] for line in listing.stdout.splitlines()] == list(shipped())
+    lines = {line.split()[0]: line for line in listing.stdout.splitlines()}
+    assert list(lines) == list(shipped())
+    apart = {name for name, line in lines.items() if line.endswith("(language models: not part of all)")}
+    assert apart == set(shipped()) - {p.stem for p in find("all")}
+
+
+def test_the_command_sets_what_a_file_says(tmp_path: Path) -> None:
+    """Text with an equals sign in it included; a dry run says which runs they would be."""
+    path = written(tmp_path, **LANGUAGE)
+    done = command(str(path), "--dry-run", "--model", "a=b", "--set", "steps=4", "--results", str(tmp_path / "none"))
+    assert done.returncode == 0, done.stderr
+    asked = expand(overridden(load(path), {"model": "a=b", "steps": 4}), tmp_path)
+    ids = [c.resolved.spec.run_id for c in asked]
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ids
+    assert not set(ids) & {c.resolved.spec.run_id for c in expand(load(path), tmp_path)}
 
 
 def test_a_study_is_plain_data() -> None:

@@ -1,16 +1,18 @@
 """What the records of a study say: series, paired comparisons, sentences and tables, before anything is drawn.
 
 Every sentence is computed from the records. A method wins against another where the exact sign-flip
-test over the instances that both were trained on, Holm-adjusted over all that a caption compares,
-says so; nothing else is a win. The same records give the same text: nothing here reads a clock or a folder.
+test over the units that both were trained on (a table's instances, the seeds of language models),
+Holm-adjusted over all that a caption compares, says so; nothing else is a win. The same records give
+the same text: nothing here reads a clock or a folder.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations, product
 from math import exp, inf, log
 from typing import Literal
 
@@ -19,7 +21,7 @@ import numpy as np
 from shiq_bench.records import Evaluation, RunRecord
 from shiq_bench.reporting.statistics import Estimate, holm, mean_ci_t, paired_difference, sign_flip_p
 
-Kind = Literal["curves", "against", "table"]
+Kind = Literal["curves", "against", "table", "front"]
 Verdict = Literal["wins", "loses", "undecided"]
 
 #: Numbers at or under this are rounding, and are printed as such.
@@ -36,6 +38,7 @@ class Cell:
 
     Attributes:
         x: what the study varied, where it varies something.
+        seed: of a language model, whose runs are one a seed.
         bound: what the metric may at most be, where the study promises something.
         left_out: the study's own reason for not running it.
         problem: why a run that was asked for has no finished record.
@@ -48,11 +51,18 @@ class Cell:
     bound: float | None = None
     left_out: str = ""
     problem: str = ""
+    seed: int | None = None
 
     @property
     def name(self) -> str:
-        """``ShiQ on bandit at 0.5``."""
-        return f"{self.method} on {self.panel}" + ("" if self.x is None else f" at {self.x:g}")
+        """``ShiQ on bandit at 0.5``, and of language models ``ShiQ on chat at 0.5, seed 1``."""
+        at, seed = ("" if self.x is None else f" at {self.x:g}"), ("" if self.seed is None else f", seed {self.seed}")
+        return f"{self.method} on {self.panel}{at}{seed}"
+
+    @property
+    def place(self) -> str:
+        """``0.5, seed 1``: which of a method's runs."""
+        return ", ".join([*([] if self.x is None else [f"{self.x:g}"]), f"seed {self.seed}"])
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class Sheet:
         floor: smaller values count as this one; 0 is none.
         reach: a metric, the value it has to fall to, by which speed is measured, and the metric in words.
         contrasts: pairs of panels whose instances are the same problems, to be compared method by method.
+        split, mode: the evaluation that is shown of language models; "" where the runs are tables.
+        x_metric, x_metric_label: of a front, what stands on its x axis.
     """
 
     name: str
@@ -99,6 +111,20 @@ class Sheet:
     reach: tuple[str, float, str] | None = None
     contrasts: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    split: str = ""
+    mode: str = ""
+    x_metric: str = ""
+    x_metric_label: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is trained on independently, and compared in pairs."""
+        return "seeds" if self.split else "instances"
+
+    @property
+    def sign(self) -> int:
+        """Of a difference that is an improvement, other minus ours."""
+        return 1 if self.better == "lower" else -1
 
     @cached_property
     def _by_place(self) -> dict[tuple[str, str], list[Cell]]:
@@ -149,8 +175,8 @@ class Findings:
 
 def findings(sheet: Sheet) -> Findings:
     """Everything that can be said about a study's records."""
-    make = {"curves": _curves, "against": _against, "table": _table}[sheet.kind]
-    return make(sheet)
+    make = {"curves": _curves, "against": _against, "table": _summary if sheet.split else _table, "front": _front}
+    return make[sheet.kind](sheet)
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -169,29 +195,56 @@ def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> di
     return {k: max(float(v), floor) if floor else float(v) for k, v in found.items() if v is not None}
 
 
-def series(sheet: Sheet, panel: str, method: str) -> list[tuple[float, Estimate]]:
-    """A line of a picture: the metric's mean over instances with its interval, at every x.
+def shown(sheet: Sheet, record: RunRecord, policy: str = "trained") -> Evaluation | None:
+    """The policy's last evaluation, of language models where the study looks."""
+    if not sheet.split:
+        return final(record, policy)
+    place = (sheet.split, sheet.mode)
+    return final(replace(record, evaluations=[e for e in record.evaluations if (e.split, e.mode) == place]), policy)
+
+
+def _units(sheet: Sheet, cell: Cell, metric: str = "", policy: str = "trained") -> dict[str, float]:
+    """Unit -> the metric of one run at its end: a value an instance of a table, one in all of a language model."""
+    assert cell.record is not None
+    floor = sheet.floor if metric in ("", sheet.metric) else 0.0
+    evaluation = shown(sheet, cell.record, policy)
+    if not sheet.split:
+        return values(evaluation, metric or sheet.metric, floor)
+    mean = None if evaluation is None else evaluation.metrics.get(metric or sheet.metric, {}).get("mean")
+    # The reference does not depend on the seed: it is one.
+    name = f"seed {cell.seed}" if policy == "trained" else policy
+    return {} if mean is None else {name: max(mean, floor) if floor else mean}
+
+
+def measured(sheet: Sheet, panel: str, method: str, metric: str = "") -> dict[float | None, dict[str, float]]:
+    """What the study varies -> unit -> the metric at the end; the sheet's metric unless another is asked for."""
+    out: dict[float | None, dict[str, float]] = {}
+    for cell in sheet.of(panel, method):
+        if cell.record is not None:
+            out.setdefault(cell.x, {}).update(_units(sheet, cell, metric))
+    return out
+
+
+def series(sheet: Sheet, panel: str, method: str, metric: str = "") -> list[tuple[float, Estimate]]:
+    """A line of a picture: the metric's mean over units with its interval, at every x.
 
     x is the number of updates of a curve, which starts at the first one, or what the study varies.
     """
-    cells = [c for c in sheet.of(panel, method) if c.record is not None]
-    points: list[tuple[float, Evaluation | None]] = []
-    for cell in cells:
-        assert cell.record is not None
-        if sheet.kind == "curves":
-            points += [(float(e.step), e) for e in cell.record.curve if e.policy == "trained" and e.step]
-        else:
-            points.append((cell.x or 0.0, final(cell.record)))
-    found = [(x, mean_ci_t(values(e, sheet.metric, sheet.floor).values())) for x, e in points]
+    if sheet.kind == "curves":
+        evaluations = [e for c in sheet.of(panel, method) if c.record is not None for e in c.record.curve]
+        curve = [e for e in evaluations if e.policy == "trained" and e.step]
+        found = [(float(e.step), mean_ci_t(values(e, sheet.metric, sheet.floor).values())) for e in curve]
+    else:
+        found = [(x or 0.0, mean_ci_t(v.values())) for x, v in measured(sheet, panel, method, metric).items()]
     return [(x, e) for x, e in found if e.mean is not None]
 
 
-def start(sheet: Sheet, panel: str) -> Estimate:
-    """The metric of the policy that training starts from, over the panel's instances."""
+def start(sheet: Sheet, panel: str, metric: str = "") -> Estimate:
+    """The metric of the policy that training starts from, over the panel's units."""
     every: dict[str, float] = {}
     for cell in sheet.cells:
         if cell.panel == panel and cell.record is not None:
-            every |= values(final(cell.record, "reference"), sheet.metric, sheet.floor)
+            every |= _units(sheet, cell, metric, "reference")
     return mean_ci_t(every.values())
 
 
@@ -201,8 +254,8 @@ class Duel:
 
     Attributes:
         difference: the other minus the focus where lower is better, else the reverse: positive is the focus's.
-        same: equal on every instance.
-        p: of the sign-flip test over instances, Holm-adjusted over all that the caption compares.
+        same: equal on every unit.
+        p: of the sign-flip test over units, Holm-adjusted over all that the caption compares.
     """
 
     method: str
@@ -220,7 +273,7 @@ class Duel:
 
 
 def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[Duel]:
-    """Paired differences by instance, one mapping a comparison, tested together: positive speaks for the focus."""
+    """Paired differences by unit, one mapping a comparison, tested together: positive speaks for the focus."""
     raw = [sign_flip_p(list(d.values()), np.random.default_rng(0)) if len(d) > 1 else None for _, _, d in compared]
     return [
         Duel(method, x, mean_ci_t(d.values()), bool(d) and not any(d.values()), p)
@@ -230,20 +283,21 @@ def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) ->
 
 def duels(sheet: Sheet, panel: str) -> list[Duel]:
     """The focus against every other method of a panel, wherever both have a record."""
-    ours = {c.x: c.record for c in sheet.of(panel, sheet.focus) if c.record is not None}
-    sign = 1 if sheet.better == "lower" else -1
-    out = []
-    for method in sheet.methods:
-        for cell in sheet.of(panel, method) if method != sheet.focus else []:
-            if cell.record is None or cell.x not in ours:
-                continue
-            mine, theirs = (
-                {k: sign * v for k, v in values(final(r), sheet.metric, sheet.floor).items()}
-                for r in (ours[cell.x], cell.record)
-            )
-            shared = sorted(mine.keys() & theirs.keys())
-            out.append((method, cell.x, {k: theirs[k] - mine[k] for k in shared}))
-    return judged(out)
+    ours = measured(sheet, panel, sheet.focus)
+    others = [m for m in sheet.methods if m != sheet.focus]
+    return judged(
+        [
+            (method, x, _gain(sheet, ours[x], theirs))
+            for method in others
+            for x, theirs in measured(sheet, panel, method).items()
+            if x in ours
+        ]
+    )
+
+
+def _gain(sheet: Sheet, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+    """Unit -> by how much ours is better, where both were measured."""
+    return {k: sheet.sign * (theirs[k] - ours[k]) for k in sorted(ours.keys() & theirs.keys())}
 
 
 def updates_until(record: RunRecord, metric: str, threshold: float) -> dict[str, float | None]:
@@ -297,13 +351,15 @@ def listed(names: Sequence[str], none: str = "none") -> str:
 
 
 def _lead(sheet: Sheet, marks: str) -> str:
-    counts = sorted({len(values(final(r), sheet.metric)) for r in sheet.done} - {0})
+    places = [measured(sheet, panel, method).values() for panel in sheet.panels for method in sheet.methods]
+    counts = sorted({len(units) for found in places for units in found} - {0})
     n = EMPTY if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    text = f"{sheet.label}: {marks} mean over n = {n} instances with 95% intervals (Student's t)."
+    where = f" on split {sheet.split}, {sheet.mode} answers" if sheet.split else ""
+    text = f"{sheet.label}{where}: {marks}mean over n = {n} {sheet.unit} with 95% intervals (Student's t)."
     if sheet.focus:
         text += (
-            f" All methods get the same instances: {sheet.focus} wins where the exact sign-flip test over the paired "
-            f"differences has p < {ALPHA:g} after Holm's adjustment for all comparisons of a panel."
+            f" All methods get the same {sheet.unit}: {sheet.focus} wins where the exact sign-flip test over the "
+            f"paired differences has p < {ALPHA:g} after Holm's adjustment for all comparisons of a panel."
         )
     if sheet.floor:
         text += f" Values under {sheet.floor:g} count as {sheet.floor:g}."
@@ -312,13 +368,25 @@ def _lead(sheet: Sheet, marks: str) -> str:
 
 def _problems(sheet: Sheet) -> tuple[str, ...]:
     """Cells that failed or diverged: nothing is dropped silently."""
-    out = [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem]
+    places = list(product(sheet.panels, sheet.methods)) if sheet.split else []
+    out = [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem and not sheet.split]
+    out += [text for panel, method in places if (text := _lost(sheet.of(panel, method)))]
     for cell in sheet.cells:
-        examples = [] if cell.record is None else list(((e := final(cell.record)) and e.examples) or ())
+        examples = [] if cell.record is None else list(((e := shown(sheet, cell.record)) and e.examples) or ())
         lost = sum(bool(e.get("diverged")) for e in examples)
         if lost:
             out.append(f"{cell.name} diverged on {lost} of {len(examples)} instances, which its numbers leave out.")
     return tuple(out)
+
+
+def _lost(cells: Sequence[Cell]) -> str:
+    """A method's runs that failed or diverged, in one line, for they mostly do so for one reason."""
+    lost = [c for c in cells if c.problem]
+    if len(lost) < 2:
+        return f"Not there: {lost[0].name}: {lost[0].problem}." if lost else ""
+    which = "" if len(lost) == len(cells) else f" ({'; '.join(c.place for c in lost)})"
+    of = f"{len(lost)} of {len(cells)} runs of {cells[0].method} on {cells[0].panel}"
+    return f"Not there: {of}{which}, the first of them because: {lost[0].problem}."
 
 
 def _left_out(sheet: Sheet) -> list[str]:
@@ -344,7 +412,23 @@ def _source(sheet: Sheet) -> list[str]:
 
 
 def _notes(sheet: Sheet) -> tuple[str, ...]:
-    return (*_left_out(sheet), *sheet.notes, *_source(sheet))
+    return (*_left_out(sheet), *sheet.notes, *_deviations(sheet), *_source(sheet))
+
+
+def _deviations(sheet: Sheet) -> list[str]:
+    """Where runs of language models departed from what was asked of them."""
+    counts = Counter(d for r in sheet.done if sheet.split for d in r.deviations)
+    return [f"In {n} of {len(sheet.done)} runs: {text}." for text, n in counts.items()]
+
+
+def _too_few(sheet: Sheet, found: Sequence[Duel]) -> str:
+    """Said of language models, whose seeds are few, where no verdict could have been other than undecided."""
+    n = max((d.difference.units for d in found), default=0)
+    tested = sum(d.p is not None for d in found)
+    lowest = min(1.0, tested * 2.0 ** (1 - n)) if tested else 1.0
+    if not sheet.split or not found or lowest < ALPHA:
+        return ""
+    return f" n = {n} seeds are too few to call a winner: p, adjusted, cannot fall below {lowest:.2g}."
 
 
 # --- curves --------------------------------------------------------------------------------------
@@ -360,7 +444,7 @@ def _curves(sheet: Sheet) -> Findings:
             claim, grid = _speed(sheet, panel, *sheet.reach)
             claims.append(claim)
             embedded.append(grid)
-    lead, grids = _lead(sheet, "lines and bands,"), [*embedded, *grids]
+    lead, grids = _lead(sheet, "lines and bands, "), [*embedded, *grids]
     return Findings(lead, tuple(claims), tuple(grids), _problems(sheet), _notes(sheet), tuple(embedded))
 
 
@@ -368,12 +452,10 @@ def _ends(sheet: Sheet, panel: str) -> dict[str, Estimate]:
     """Method -> its number at the end, best first."""
     found = {}
     for method in sheet.methods:
-        for cell in sheet.of(panel, method):
-            if cell.record is not None:
-                found[method] = mean_ci_t(values(final(cell.record), sheet.metric, sheet.floor).values())
+        for units in measured(sheet, panel, method).values():
+            found[method] = mean_ci_t(units.values())
     known = {m: e for m, e in found.items() if e.mean is not None}
-    sign = 1 if sheet.better == "lower" else -1
-    return dict(sorted(known.items(), key=lambda item: sign * (item[1].mean or 0.0)))
+    return dict(sorted(known.items(), key=lambda item: sheet.sign * (item[1].mean or 0.0)))
 
 
 def _panel_claim(sheet: Sheet, panel: str) -> str:
@@ -405,60 +487,96 @@ def _verdicts(sheet: Sheet, panel: str) -> str:
 
     undecided = [d.method + (" (equal)" if d.same else "") for d in found if d.verdict == "undecided"]
     text = f" {sheet.focus} wins against {listed(say('wins'))}; it loses to {listed(say('loses'))}"
-    return text + (f"; undecided: {listed(undecided)}." if undecided else ".")
+    return text + (f"; undecided: {listed(undecided)}." if undecided else ".") + _too_few(sheet, found)
 
 
 def _below_start(sheet: Sheet, panel: str) -> str:
     """Who ends worse than training started."""
     worse = []
-    sign = 1 if sheet.better == "lower" else -1
     for method in sheet.methods:
-        for cell in sheet.of(panel, method):
-            if cell.record is None:
-                continue
-            begun = values(min(cell.record.curve, key=lambda e: e.step), sheet.metric, sheet.floor)
-            ended = values(final(cell.record), sheet.metric, sheet.floor)
-            d = paired_difference(ended, begun)
-            limit = d.low if sign > 0 else d.high
-            if limit is not None and sign * limit > 0:
+        for ended in measured(sheet, panel, method).values():
+            d = paired_difference(ended, _begun(sheet, panel, method, ended))
+            limit = d.low if sheet.sign > 0 else d.high
+            if limit is not None and sheet.sign * limit > 0:
                 worse.append(method)
     return f" Worse than where they start: {listed(worse)}." if worse else ""
 
 
+def _begun(sheet: Sheet, panel: str, method: str, units: Iterable[str]) -> dict[str, float]:
+    """Unit -> the metric before the first update: of language models it is the reference's, whatever the seed."""
+    if sheet.split:
+        reference = start(sheet, panel).mean
+        return {} if reference is None else dict.fromkeys(units, reference)
+    out: dict[str, float] = {}
+    for cell in sheet.of(panel, method):
+        if cell.record is not None:
+            out |= values(min(cell.record.curve, key=lambda e: e.step), sheet.metric, sheet.floor)
+    return out
+
+
 def _contrast(sheet: Sheet, one: str, other: str) -> str:
     """Each method on one panel against itself on another."""
-    sign = 1 if sheet.better == "lower" else -1
     said: dict[Verdict, list[str]] = {"wins": [], "loses": [], "undecided": []}
     compared: list[tuple[str, float | None, Mapping[str, float]]] = []
     for method in sheet.methods:
-        pair = [c.record for p in (one, other) for c in sheet.of(p, method) if c.record is not None]
-        if len(pair) == 2:
-            a, b = (values(final(r), sheet.metric, sheet.floor) for r in pair)
-            compared.append((method, None, {k: sign * (b[k] - a[k]) for k in sorted(a.keys() & b.keys())}))
-    for duel in judged(compared):
+        a, b = (measured(sheet, p, method) for p in (one, other))
+        compared += [(method, x, _gain(sheet, a[x], b[x])) for x in a if x in b]
+    found = judged(compared)
+    for duel in found:
         size = "" if duel.verdict == "undecided" else f" ({number(abs(duel.difference.mean or 0.0))})"
         said[duel.verdict].append(f"{duel.method}{size}")
     return (
         f"{one} against {other}: better on the former: {listed(said['wins'])}; better on the latter: "
-        f"{listed(said['loses'])}; undecided: {listed(said['undecided'])}."
+        f"{listed(said['loses'])}; undecided: {listed(said['undecided'])}.{_too_few(sheet, found)}"
     )
 
 
 def _final_grid(sheet: Sheet, panel: str) -> Grid:
     against = {d.method: d for d in duels(sheet, panel)} if sheet.focus else {}
-    headers = ["method", f"{sheet.label} at the end", "n"]
+    headers = ["method", f"{sheet.label} at the end", *_beside_headers(sheet), "n"]
     if sheet.focus:
         headers += [f"{sheet.focus} is better by", sheet.focus]
     rows = []
-    for method, e in _ends(sheet, panel).items():
-        row = [method, interval(e), str(e.units)]
+    ends = _ends(sheet, panel)
+    if sheet.split:  # who has no number has failed, and is not to vanish
+        ends |= {m: mean_ci_t(()) for m in sheet.methods if m not in ends and sheet.of(panel, m)}
+    for method, e in ends.items():
+        row = [method, interval(e), *_beside(sheet, panel, method, None), str(e.units)]
         if sheet.focus:
             duel = against.get(method)
             row += [EMPTY, ""] if duel is None else [interval(duel.difference), duel.verdict]
         rows.append(tuple(row))
     begun = start(sheet, panel)
-    rows.append(("(reference)", interval(begun), str(begun.units), *([""] * (len(headers) - 3))))
+    rows.append(_reference_row(sheet, panel, len(headers), interval(begun)))
     return Grid(panel, tuple(headers), tuple(rows))
+
+
+def _beside_metrics(sheet: Sheet) -> list[tuple[str, str]]:
+    """Title and name of what stands beside the metric of language models, in a column each."""
+    known = [("KL (nats)", "kl")] if sheet.mode == "sampled" else []
+    shown = (sheet.metric, sheet.x_metric)
+    return [pair for pair in [*known, ("truncated", "truncated")] if sheet.split and pair[1] not in shown]
+
+
+def _beside(sheet: Sheet, panel: str, method: str, x: float | None) -> list[str]:
+    """Of language models: those metrics' means over seeds, and how many seeds failed or diverged."""
+    if not sheet.split:
+        return []
+    found = [measured(sheet, panel, method, metric).get(x, {}) for _, metric in _beside_metrics(sheet)]
+    failed = sum(bool(c.problem) for c in sheet.of(panel, method) if c.x == x)
+    return [*(number(mean_ci_t(units.values()).mean) for units in found), str(failed)]
+
+
+def _beside_headers(sheet: Sheet) -> list[str]:
+    return [*(title for title, _ in _beside_metrics(sheet)), "failed"] if sheet.split else []
+
+
+def _reference_row(sheet: Sheet, panel: str, columns: int, *cells: str) -> tuple[str, ...]:
+    """The policy that training starts from; of language models it is one, whatever the seed."""
+    beside = [number(start(sheet, panel, metric).mean) for _, metric in _beside_metrics(sheet)]
+    ending = ["", EMPTY] if sheet.split else [str(start(sheet, panel).units)]
+    row = ["(reference)", *cells, *beside, *ending]
+    return (*row, *([""] * (columns - len(row))))
 
 
 # --- speed ---------------------------------------------------------------------------------------
@@ -544,7 +662,7 @@ def _geometric(x: Iterable[float]) -> str:
 def _against(sheet: Sheet) -> Findings:
     claims = [_against_claim(sheet, panel) for panel in sheet.panels]
     grids = [_against_grid(sheet, panel) for panel in sheet.panels]
-    return Findings(_lead(sheet, "points and bands,"), tuple(claims), tuple(grids), _problems(sheet), _notes(sheet))
+    return Findings(_lead(sheet, "points and bands, "), tuple(claims), tuple(grids), _problems(sheet), _notes(sheet))
 
 
 def _against_claim(sheet: Sheet, panel: str) -> str:
@@ -575,7 +693,7 @@ def _against_claim(sheet: Sheet, panel: str) -> str:
             grouped.setdefault(_at(places, xs), []).append(method)
         said = "; ".join(f"{', '.join(m)} at {at}" for at, m in grouped.items())
         parts.append(f"{sheet.focus} {phrase} {said or 'none'}.")
-    return " ".join([text, *parts])
+    return " ".join([text, *parts]) + _too_few(sheet, found)
 
 
 def _at(some: Sequence[float], every: Sequence[float]) -> str:
@@ -596,7 +714,154 @@ def _against_grid(sheet: Sheet, panel: str) -> Grid:
     return Grid(title, (f"{sheet.x_label} →", *(f"{x:g}" for x in xs)), tuple(rows))
 
 
+# --- fronts --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a method ends at one value of what varies: the mean over seeds on both axes."""
+
+    value: float
+    x: Estimate
+    y: Estimate
+
+
+def front(sheet: Sheet, panel: str, method: str) -> list[Point]:
+    """A method's points in the order of what varies, over the units that have both numbers."""
+    out = []
+    across = measured(sheet, panel, method, sheet.x_metric)
+    for value, ys in measured(sheet, panel, method).items():
+        xs = across.get(value, {})
+        both = sorted(xs.keys() & ys.keys())
+        if both:
+            x, y = mean_ci_t(xs[u] for u in both), mean_ci_t(ys[u] for u in both)
+            out.append(Point(value or 0.0, x, y))
+    return out
+
+
+def origin(sheet: Sheet, panel: str) -> tuple[float, float] | None:
+    """The reference on both axes; what is not measured of it is a distance to itself, and 0."""
+    y = start(sheet, panel).mean
+    return None if y is None else (start(sheet, panel, sheet.x_metric).mean or 0.0, y)
+
+
+def gaps(sheet: Sheet, panel: str, one: str, other: str) -> dict[str, tuple[float, float, float]]:
+    """Unit -> by how much one front is better than another at equal x, and the shared range of x, low and high.
+
+    A unit's front is the polyline through its runs in the order of x, and the difference its mean
+    over the range that both cover. Units whose ranges do not meet have none.
+    """
+    a, b = _polylines(sheet, panel, one), _polylines(sheet, panel, other)
+    out = {}
+    for unit in sorted(a.keys() & b.keys()):
+        (xa, ya), (xb, yb) = a[unit], b[unit]
+        low, high = max(xa[0], xb[0]), min(xa[-1], xb[-1])
+        if low < high:
+            # Both are linear between these, so that the trapezoid rule is exact.
+            knots = np.unique(np.clip(np.concatenate([xa, xb]), low, high))
+            better = sheet.sign * (np.interp(knots, xb, yb) - np.interp(knots, xa, ya))
+            out[unit] = (float(np.trapezoid(better, knots)) / (high - low), float(low), float(high))
+    return out
+
+
+def _polylines(sheet: Sheet, panel: str, method: str) -> dict[str, np.ndarray]:
+    """Unit -> x and y of its runs, by x. ``[2, points]``"""
+    across = measured(sheet, panel, method, sheet.x_metric)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for value, ys in measured(sheet, panel, method).items():
+        for unit, y in ys.items():
+            if unit in across.get(value, {}):
+                found.setdefault(unit, []).append((across[value][unit], y))
+    return {unit: np.array(sorted(points)).T for unit, points in found.items()}
+
+
+def _front(sheet: Sheet) -> Findings:
+    claims, points, pairs = [], [], []
+    for panel in sheet.panels:
+        compared = {pair: gaps(sheet, panel, *pair) for pair in combinations(sheet.methods, 2)}
+        found = judged([(b, None, {unit: g[0] for unit, g in d.items()}) for (_, b), d in compared.items()])
+        duelled = dict(zip(compared, found, strict=True))
+        claims.append(_front_claim(sheet, panel, duelled))
+        points.append(_points_grid(sheet, panel))
+        pairs.append(_pairs_grid(sheet, panel, duelled, [list(d.values()) for d in compared.values()]))
+    grids = tuple(grid for both in zip(points, pairs, strict=True) for grid in both if grid.rows)
+    lead = (
+        f"{_lead(replace(sheet, focus=''), 'points and bars, ')} Labels: {sheet.x_label}. Each {sheet.unit[:-1]}'s "
+        f"front is interpolated linearly between its runs; two are compared by their mean difference at equal "
+        f"{sheet.x_metric_label} over the range that both cover. One is better where the exact sign-flip test over "
+        f"{sheet.unit} has p < {ALPHA:g} after Holm's adjustment for all pairs of a panel."
+    )
+    return Findings(lead, tuple(claims), grids, _problems(sheet), _notes(sheet), grids)
+
+
+def _front_claim(sheet: Sheet, panel: str, duelled: Mapping[tuple[str, str], Duel]) -> str:
+    ends = {(m, p.value): p for m in sheet.methods for p in front(sheet, panel, m)}
+    if not ends:
+        return f"{panel}: no finished run."
+    (method, value), best = min(ends.items(), key=lambda end: sheet.sign * (end[1].y.mean or 0.0))
+    word = "lowest" if sheet.better == "lower" else "highest"
+    text = (
+        f"{panel}: {word} mean: {method} at {sheet.x_label} {value:g} ({interval(best.y)}, "
+        f"{sheet.x_metric_label} {number(best.x.mean)})."
+    )
+    if not duelled:
+        return text
+    won = [
+        f"{a if duel.verdict == 'wins' else b} than {b if duel.verdict == 'wins' else a} "
+        f"(by {number(abs(duel.difference.mean or 0.0))})"
+        for (a, b), duel in duelled.items()
+        if duel.verdict != "undecided"
+    ]
+    met = {pair: duel for pair, duel in duelled.items() if duel.difference.units}
+    undecided = [f"{a} against {b}" for (a, b), duel in met.items() if duel.verdict == "undecided"]
+    apart = [f"{a} and {b}" for a, b in duelled if (a, b) not in met]
+    text += f" Better at equal {sheet.x_metric_label}: {listed(won)}"
+    text += f"; undecided: {', '.join(undecided)}." if undecided else "."
+    text += f" Not compared, for no {sheet.unit[:-1]} has both in one range: {', '.join(apart)}." if apart else ""
+    return text + _too_few(sheet, [*met.values()])
+
+
+def _points_grid(sheet: Sheet, panel: str) -> Grid:
+    headers = ("method", sheet.x_label, sheet.x_metric_label, sheet.label, *_beside_headers(sheet), "n")
+    rows = []
+    for method in sheet.methods:
+        there = {p.value: p for p in front(sheet, panel, method)}
+        for x in dict.fromkeys(c.x or 0.0 for c in sheet.of(panel, method)):
+            point, beside = there.get(x), _beside(sheet, panel, method, x)
+            shown = (EMPTY, EMPTY, *beside, "0")
+            if point is not None:
+                shown = (interval(point.x), interval(point.y), *beside, str(point.y.units))
+            rows.append((method, f"{x:g}", *shown))
+    if (begun := origin(sheet, panel)) is not None:
+        rows.append(_reference_row(sheet, panel, len(headers), "", *map(number, begun)))
+    return Grid(panel, headers, tuple(rows))
+
+
+def _pairs_grid(
+    sheet: Sheet,
+    panel: str,
+    duelled: Mapping[tuple[str, str], Duel],
+    ranges: Sequence[Sequence[tuple[float, float, float]]],
+) -> Grid:
+    rows = []
+    for ((a, b), duel), shared in zip(duelled.items(), ranges, strict=True):
+        low, high = (mean_ci_t(g[i] for g in shared).mean for i in (1, 2))
+        where = f"{number(low)} to {number(high)}" if shared else EMPTY
+        ahead = f"{sum(g[0] > 0 for g in shared)} of {len(shared)}"
+        rows.append((f"{a} against {b}", where, interval(duel.difference), ahead, number(duel.p)))
+    headers = ("at equal " + sheet.x_metric_label, "range (mean)", "the first is better by", "ahead on", "p")
+    return Grid(f"{panel}: fronts in pairs", headers, tuple(rows))
+
+
 # --- tables --------------------------------------------------------------------------------------
+
+
+def _summary(sheet: Sheet) -> Findings:
+    """Of language models: a table a panel, and what holds over seeds."""
+    claims = [_panel_claim(sheet, panel) for panel in sheet.panels]
+    claims += [_contrast(sheet, *pair) for pair in sheet.contrasts]
+    grids = tuple(_final_grid(sheet, panel) for panel in sheet.panels)
+    return Findings(_lead(sheet, ""), tuple(claims), grids, _problems(sheet), _notes(sheet))
 
 
 def _table(sheet: Sheet) -> Findings:

@@ -10,11 +10,12 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import inf, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiq_bench.reporting.findings import Estimate, Findings, Grid, Sheet, View, findings, series, start
+from shiq_bench.reporting.findings import Estimate, Findings, Grid, Sheet, View, findings, front, origin, series, start
 from shiq_bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -103,8 +104,9 @@ def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
         canvas = FigureCanvasAgg(figure)
         layout.text(figure, 0.12, _literal(sheet.title), fontsize=12, fontweight="bold")
         handles: dict[str, Any] = {}
+        draw_view = _front_axes if sheet.kind == "front" else _axes
         for i, view in enumerate(sheet.views):
-            handles |= _axes(sheet, view, figure.add_axes(layout.box(i)))
+            handles |= draw_view(sheet, view, figure.add_axes(layout.box(i)))
         order = [m for m in (*sheet.methods, _REFERENCE) if m in handles]
         below = TITLE + layout.panels
         if order:
@@ -242,6 +244,39 @@ def _axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
     return handles
 
 
+def _front_axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
+    """Draw the fronts of one view, every point with its intervals and its value; returns what the legend shows."""
+    axes.set_title(_literal(view.title))
+    axes.set_xlabel(_literal(sheet.x_metric_label))
+    axes.set_ylabel(_literal(sheet.label))
+    handles: dict[str, Any] = {}
+    styles = looks(sheet)
+    for panel in view.panels:
+        if (begun := origin(sheet, panel)) is not None:
+            handles[_REFERENCE] = axes.plot(
+                *begun, color="#999999", linestyle="", marker="*", markersize=9, zorder=5
+            )[0]  # fmt: skip
+        for method in view.methods:
+            look, points = styles[method], front(sheet, panel, method)
+            if not points:
+                continue
+            x, y = [p.x.mean or 0.0 for p in points], [p.y.mean or 0.0 for p in points]
+            wide, tall = [p.x.half or 0.0 for p in points], [p.y.half or 0.0 for p in points]
+            axes.errorbar(x, y, tall, wide, fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.5)
+            handles[method] = axes.plot(
+                x, y, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=look.width, zorder=4
+            )[0]
+            for point, at in zip(points, zip(x, y, strict=True), strict=True):
+                axes.annotate(
+                    f"{point.value:g}", at, xytext=(4, -8), textcoords="offset points", fontsize=6.5,
+                    color=look.colour, zorder=6,
+                )  # fmt: skip
+    drawn = [point.x.mean or 0.0 for p in view.panels for m in view.methods for point in front(sheet, p, m)]
+    if axes.get_xlim()[0] < 0 <= min(drawn, default=0.0):
+        axes.set_xlim(left=-0.04 * axes.get_xlim()[1])  # an interval may reach where no KL can be
+    return handles
+
+
 def _logarithmic(axis: Any, ratio: float) -> None:
     """A logarithmic axis with plain numbers at the powers of ten, and between them where there are few of those."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -331,18 +366,19 @@ def index(out: Path, names: Sequence[str]) -> Path:
 
 
 def numbers(sheet: Sheet) -> str:
-    """CSV, one row a point: what is drawn or tabled, and the run it comes from."""
+    """CSV, one row a point: what is drawn or tabled, and the run it comes from (of language models, one a seed)."""
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["panel", "method", "x", "metric", "mean", "low", "high", "n", "run_id"])
-    for panel in sheet.panels:
-        for method in sheet.methods:
-            runs = {cell.x: cell.record.run_id for cell in sheet.of(panel, method) if cell.record is not None}
-            for x, e in series(sheet, panel, method):
-                run = runs.get(None if None in runs else x, "")
-                rows.writerow(
-                    [panel, method, f"{x:g}", sheet.metric, *map(_digits, (e.mean, e.low, e.high)), e.units, run]
-                )
+    metrics = [sheet.metric, *([sheet.x_metric] if sheet.kind == "front" else [])]
+    for panel, method, metric in product(sheet.panels, sheet.methods, metrics):
+        runs: dict[float | None, list[str]] = {}
+        for cell in sheet.of(panel, method):
+            if cell.record is not None:
+                runs.setdefault(cell.x, []).append(cell.record.run_id)
+        for x, e in series(sheet, panel, method, metric):
+            run = " ".join(runs.get(None if None in runs else x, []))
+            rows.writerow([panel, method, f"{x:g}", metric, *map(_digits, (e.mean, e.low, e.high)), e.units, run])
     return file.getvalue()
 
 

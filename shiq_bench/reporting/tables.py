@@ -47,6 +47,12 @@ ENGINE_METRICS = (
     Metric("truncated", "lower", "truncated", percent=True),
 )
 
+#: Mode of evaluations on tasks of lm-eval, each a split of its own.
+LM_EVAL = "lm-eval"
+
+#: Marks a difference to the reference on an lm-eval task that lies below 0 with its whole interval.
+DROP = " ▼"
+
 # What the reference's numbers depend on. Runs that agree on these share one reference and one
 # block of the table; everything else about a spec is what the block compares.
 _CONDITIONS = (
@@ -115,6 +121,7 @@ class Block:
         differences: the same keys -> trained minus reference.
         rates: names of metrics whose n counts trials.
         best: keys whose number beats the runner-up beyond doubt (see ``_winners``).
+        drops: keys of differences on lm-eval tasks that are losses beyond doubt.
         captions: lines to print underneath.
     """
 
@@ -127,6 +134,7 @@ class Block:
     differences: Mapping[tuple[str, str, str, str], Cell]
     rates: frozenset[str]
     best: frozenset[tuple[str, str, str, str]]
+    drops: frozenset[tuple[str, str, str, str]]
     captions: tuple[str, ...]
 
 
@@ -336,7 +344,8 @@ def _block(
     splits = list(dict.fromkeys(split for split, _ in seen))
     places = tuple(sorted(seen, key=lambda p: splits.index(p[0])))
     names = dict.fromkeys(name for r in records for e in r.evaluations for name in e.metrics)
-    metrics = _ordered(names, known)
+    of_lm_eval = {name for r in records for e in r.evaluations if e.mode == LM_EVAL for name in e.metrics}
+    metrics = _ordered(names, [*known, *(_of_lm_eval(n) for n in sorted(of_lm_eval - {m.name for m in known}))])
     # Chosen by the task before any run: the metrics that get a difference to the reference.
     paired = [m.name for m in metrics if m.headline]
 
@@ -383,6 +392,7 @@ def _block(
             n for n in names if any(f"{n}/n" in x for r in records for e in r.evaluations for x in e.examples)
         ),
         best=_winners(columns, places, metrics),
+        drops=frozenset(k for k, c in differences.items() if k[1] == LM_EVAL and (c.estimate.high or 0.0) < 0),
         captions=(),
     )
     captions = tuple(_captions(block, records, disagree))
@@ -399,6 +409,14 @@ def _ordered(names: Iterable[str], known: Sequence[Metric]) -> list[Metric]:
     shared = [m for m in ENGINE_METRICS if m.name in rest]
     first = [m for m in shared if m.headline]
     return [*(first if not task else []), *task, *(first if task else []), *own, *(m for m in shared if m not in first)]
+
+
+def _of_lm_eval(name: str) -> Metric:
+    """What is known of a metric by lm-eval's name for it, ``metric,filter`` where answers are filtered."""
+    base, title = name.partition(",")[0], name.replace("_", " ").replace(",", ", ")
+    if base == "exact_match" or base.startswith("acc") or base.endswith("_acc"):
+        return Metric(name, "higher", title, percent=True, headline=True)
+    return Metric(name, "lower" if "perplexity" in base or base == "bits_per_byte" else "neither", title)
 
 
 def _winners(columns: Sequence[Column], places: Sequence[Place], metrics: Sequence[Metric]) -> frozenset[Any]:
@@ -474,6 +492,16 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
         yield (
             "Bold, *: best of the methods; its lead on the runner-up has an interval above 0, "
             f"over {BOLD_SEEDS} shared seeds or more."
+        )
+    if any(mode == LM_EVAL for _, mode in block.places):
+        yield "lm-eval: without a chat template; documents stand in the place of prompts."
+    for task, mode, label, name in sorted(block.drops):
+        metric = next(m for m in block.metrics if m.name == name)
+        e = block.differences[(task, mode, label, name)].estimate
+        assert e.mean is not None and e.low is not None and e.high is not None
+        yield (
+            f"Drop{DROP}, {label}, {task}, {metric.title}: {100 * e.mean:+.1f} points to the reference, 95% interval "
+            f"{100 * e.low:+.1f} to {100 * e.high:+.1f}."
         )
     ends = {c.label: [e.step for r in c.done for e in r.evaluations if e.policy == "trained"] for c in trained}
     steps = {label: max(found) for label, found in ends.items() if found}
@@ -702,6 +730,8 @@ def _panel(block: Block, title: str, places: Sequence[Place], columns: Sequence[
                     usual = f"{min(every):g}-{max(every):g}"
                 for column, cell in zip(columns, cells, strict=True):
                     text = _text(cell, metric, decimals, signed=difference)
+                    if difference and (*place, column.label, metric.name) in block.drops:
+                        text += DROP
                     short = cell is not None and column.done and len(cell.n) < len(column.done)
                     if cell is not None and short:
                         text += f" ({len(cell.n)} of {len(column.done)} seeds)"

@@ -17,7 +17,18 @@ import pytest
 
 from shiq_bench.records import Evaluation, RunRecord, RunSpec
 from shiq_bench.reporting import pictures
-from shiq_bench.reporting.findings import Cell, Findings, Sheet, View, duels, findings, number, updates_until
+from shiq_bench.reporting.findings import (
+    Cell,
+    Findings,
+    Sheet,
+    View,
+    duels,
+    findings,
+    front,
+    gaps,
+    number,
+    updates_until,
+)
 from shiq_bench.reporting.statistics import summarise
 
 ROOT = Path(__file__).parents[2]
@@ -264,6 +275,209 @@ def test_a_table_marks_what_breaks_its_promise() -> None:
     assert "| Off | 2.0e-03 (1.0e-03) ! | 2.0e-03 (1.0e-03) |" in text and ".png" not in text
 
 
+# --- language models: a run a seed ---
+
+#: What makes a seed lucky is the same for every method.
+LUCK = np.linspace(-0.2, 0.2, 8)
+
+
+def played(algo: str, seed: int, reward: float, kl: float, beta: float = 0.1) -> RunRecord:
+    """A run whose numbers elsewhere (other splits, other modes) are others."""
+
+    def seen(policy: str, split: str, mode: str, **metrics: float | None) -> Evaluation:
+        found = {name: {"mean": mean, "n": 40.0, "stderr": 0.1} for name, mean in metrics.items()}
+        return Evaluation(policy, split, mode, 0 if policy == "reference" else 200, found, ())
+
+    spec = RunSpec(algo, "bfcl", {"beta": beta}, seed=seed)
+    found = (
+        seen("reference", "heldout", "sampled", reward=0.5, truncated=0.0),
+        seen("trained", "heldout", "greedy", reward=9.0, truncated=0.0),
+        seen("trained", "heldout", "sampled", reward=reward, kl=kl, truncated=0.25),
+        seen("trained", "rl", "sampled", reward=9.0, kl=9.0, truncated=0.0),
+    )
+    return RunRecord(spec.run_id, "done", spec, source_hash="5ee0c0de", evaluations=found)
+
+
+Line = Sequence[tuple[float, float]]
+
+
+def fronts(lines: Mapping[str, Sequence[Line]], **changes: Any) -> Sheet:
+    """Method -> a line of (KL, reward) for every seed, whose points are those of beta 1, 2, ..."""
+    cells = [
+        Cell("chat", method, float(i), record=played(method.lower(), seed, y, x, float(i)), seed=seed)
+        for method, seeds in lines.items()
+        for seed, line in enumerate(seeds)
+        for i, (x, y) in enumerate(line, 1)
+    ]
+    told = {
+        "kind": "front", "metric": "reward", "label": "mean reward", "better": "higher", "x_label": "beta",
+        "split": "heldout", "mode": "sampled", "x_metric": "kl", "x_metric_label": "KL (nats)", "log_x": False,
+        "log_y": False,
+    }  # fmt: skip
+    return sheet(cells, **{**told, **changes})
+
+
+def lucky(line: Line, by: float, seeds: int = 8, shake: float = 0.0) -> list[Line]:
+    """A line for every seed: higher or lower by its luck, and by how much better the method is."""
+    return [
+        [(x, float(y + luck + by + shake * s)) for x, y in line] for luck, s in zip(LUCK[:seeds], SHAKE, strict=False)
+    ]
+
+
+RISING: Line = [(1.0, 1.0), (2.0, 2.0), (4.0, 3.0)]
+
+
+def test_fronts_are_compared_at_equal_kl() -> None:
+    """By hand: parallel lines, crossing ones, a bend, points in another order than KL, and ranges apart."""
+    cases: list[tuple[Line, Line, float | None]] = [
+        ([(0, 0), (2, 2)], [(1, 0), (3, 2)], 1.0),  # over 1 to 2
+        ([(0, 0), (2, 2)], [(0, 2), (2, 0)], 0.0),
+        ([(2, 1), (0, 0), (1, 1)], [(0, 0), (2, 0)], 0.75),  # (0.5 + 1) / 2
+        ([(0, 0), (1, 1)], [(2, 0), (3, 1)], None),
+        ([(1, 5)], [(0, 0), (3, 1)], None),  # a point is no front
+    ]
+    for one, other, expected in cases:
+        found = gaps(fronts({"Ours": [one], "Other": [other]}), "chat", "Ours", "Other")
+        assert found.get("seed 0", (None,))[0] == (None if expected is None else pytest.approx(expected))
+    assert gaps(fronts({"Ours": [cases[0][0]], "Other": [cases[0][1]]}), "chat", "Ours", "Other")["seed 0"][1:] == (
+        1,
+        2,
+    )
+
+
+def test_a_front_that_lies_above_another() -> None:
+    """By less than luck spreads the seeds: only in pairs is it seen."""
+    made = fronts({"Ours": lucky(RISING, 0.1), "Other": lucky(RISING, 0.0, shake=1.0), "Even": lucky(RISING, 0.1)})
+    text = claims(made)
+    assert text.startswith("chat: highest mean: Ours at beta 3 (3.1 [")
+    assert "Better at equal KL (nats): Ours than Other (by 0.1) and Even than Other (by 0.1); undecided: Ours " in text
+    assert "too few" not in text and "Not compared" not in text
+    assert "Better at equal KL (nats): Other than Ours" in claims(replace(made, better="lower"))
+    pair = {row[0]: row for row in findings(made).grids[1].rows}["Ours against Other"]
+    assert pair[1] == "1 to 4" and pair[3] == "8 of 8" and float(pair[4]) == pytest.approx(3 * 2 / 2**8, abs=5e-4)
+
+
+def test_three_seeds_are_too_few_to_call_a_winner() -> None:
+    made = fronts({"Ours": lucky(RISING, 5.0, 3), "Other": lucky(RISING, 0.0, 3)})
+    text = claims(made)
+    assert "Better at equal KL (nats): none; undecided: Ours against Other." in text
+    assert "n = 3 seeds are too few to call a winner: p, adjusted, cannot fall below 0.25." in text
+    apart = fronts({"Ours": lucky(RISING, 5.0, 3), "Other": [[(x + 9, y) for x, y in RISING]] * 3})
+    assert "Not compared, for no seed has both in one range: Ours and Other." in claims(apart)
+
+
+def test_the_numbers_of_a_front_are_means_over_seeds_and_failures_are_counted() -> None:
+    made = fronts({"Ours": lucky(RISING, 0.0, 3)})
+    lost = [
+        replace(c, record=None, problem="diverged: loss is nan") if (c.x, c.seed) == (2, 1) else c for c in made.cells
+    ]
+    made = replace(made, cells=tuple(lost))
+    points = front(made, "chat", "Ours")
+    assert [(p.value, p.x.mean, p.y.units) for p in points] == [(1, 1, 3), (2, 2, 2), (3, 4, 3)]
+    assert points[0].y.mean == pytest.approx(1 + LUCK[:3].mean()) and points[0].y.low is not None
+    said = findings(made)
+    rows = said.grids[0].rows
+    assert [row[1] for row in rows] == ["1", "2", "3", ""] and [row[-2:] for row in rows[:3]] == [
+        ("0", "3"),
+        ("1", "2"),
+        ("0", "3"),
+    ]
+    assert rows[-1][:5] == ("(reference)", "", "0", "0.5", "0") and rows[0][4] == "0.25"
+    assert said.problems == ("Not there: Ours on chat at 2, seed 1: diverged: loss is nan.",)
+    more = [replace(c, record=None, problem="exploded") if (c.x, c.seed) == (3, 0) else c for c in made.cells]
+    (line,) = findings(replace(made, cells=tuple(more))).problems
+    assert line.startswith(
+        "Not there: 2 of 9 runs of Ours on chat (2, seed 1; 3, seed 0), the first of them because: div"
+    )
+    assert "on split heldout, sampled answers" in said.lead and "n = 2 to 3 seeds" in said.lead
+    written = list(csv.DictReader(io.StringIO(pictures.numbers(made))))
+    assert [(r["metric"], r["x"], r["n"]) for r in written] == [
+        (m, x, n) for m in ("reward", "kl") for x, n in (("1", "3"), ("2", "2"), ("3", "3"))
+    ]
+    assert {run for r in written for run in r["run_id"].split()} == {r.run_id for r in made.done}
+
+
+def test_a_front_is_drawn_with_its_reference_and_the_same_bytes() -> None:
+    lines = {"Ours": lucky(RISING, 0.5), "Other": lucky(RISING, 0.0, shake=1.0), "Third": lucky(RISING, -0.5)}
+    made = fronts(lines)
+    empty = replace(made, cells=tuple(replace(c, record=None) for c in made.cells))
+    drawn = pictures.draw(made, findings(made))
+    image, blank = decoded(drawn["png"]), pixels(empty)
+    for method, look in pictures.looks(made).items():
+        assert colour(image, look.colour) > colour(blank, look.colour) + 100, method
+    assert colour(image, "#999999") > colour(blank, "#999999") + 50, "the reference"
+    for edge in (image[:2], image[-2:], image[:, :2], image[:, -2:]):
+        assert edge.min() > 0.99, "something runs over the edge"
+    assert pictures.draw(fronts(lines), findings(made)) == drawn
+
+
+def test_language_models_against_what_varies() -> None:
+    lines = {"Ours": lucky(RISING, 0.5), "Other": lucky(RISING, 0.0, shake=1.0)}
+    made = fronts(lines, kind="against", x_metric="")
+    assert "highest: Ours at every value. Ours wins against Other at every value." in claims(made)
+    few = fronts({m: seeds[:5] for m, seeds in lines.items()}, kind="against", x_metric="")
+    assert "Ours wins against none." in claims(few) and claims(few).endswith("adjusted, cannot fall below 0.19.")
+
+
+def test_a_front_of_tables_pairs_instances() -> None:
+    """Its units are the instances of a run, and the reference is where its own number says."""
+    cells = [
+        Cell("tree", m, x, record=record(m.lower(), {"regret": [v + by for v in shifted(0.0)], "kl": [x] * N}))
+        for m, by in (("Ours", 0.0), ("Other", 0.5))
+        for x in (1.0, 2.0)
+    ]
+    made = sheet(cells, kind="front", x_metric="kl", x_metric_label="KL", x_label="beta")
+    assert "lowest mean: Ours at beta 1" in claims(made) and "Better at equal KL: Ours than Other (by 0.5)." in claims(
+        made
+    )
+    assert findings(made).grids[0].rows[-1] == ("(reference)", "", "2", "2", str(N))
+
+
+def table(lines: Mapping[tuple[str, str], Sequence[float]], **changes: Any) -> Sheet:
+    """(panel, method) -> the reward of every seed."""
+    cells = [
+        Cell(panel, method, record=played(method.lower(), seed, reward, 1.5), seed=seed)
+        for (panel, method), rewards in lines.items()
+        for seed, reward in enumerate(rewards)
+    ]
+    told = {"kind": "table", "metric": "reward", "label": "reward", "better": "higher", "split": "heldout"}
+    return sheet(cells, **{**told, "mode": "sampled", **changes})
+
+
+def test_a_table_of_language_models_compares_by_seed() -> None:
+    ends = {("chat", m): [float(1 + u + by) for u in LUCK] for m, by in (("Ours", 0.1), ("Other", 0.0), ("Bad", -0.9))}
+    made = table(ends)
+    lost = Cell("chat", "Gone", problem="exploded", seed=0)
+    said = findings(replace(made, cells=(*made.cells, lost), methods=(*made.methods, "Gone")))
+    assert said.claims[0].startswith("chat: highest at the end: Ours (1.1 [")
+    assert "Ours wins against Other (0.1) and Bad (1); it loses to none." in said.claims[0]
+    assert said.claims[0].endswith("Worse than where they start: Bad.")
+    rows = {row[0]: row for row in said.grids[0].rows}
+    assert said.grids[0].headers[2:6] == ("KL (nats)", "truncated", "failed", "n")
+    assert rows["Ours"][2:6] == ("1.5", "0.25", "0", "8") and rows["Gone"][1:6] == ("–", "–", "–", "1", "0")
+    assert rows["(reference)"][1:6] == ("0.5", "–", "0", "", "–")
+    few = claims(table({place: rewards[:5] for place, rewards in ends.items()}))
+    assert (
+        "undecided: Other and Bad. n = 5 seeds are too few to call a winner: p, adjusted, cannot fall below 0.12."
+        in few
+    )
+
+
+def test_a_contrast_of_language_models_pairs_seeds() -> None:
+    ends = {
+        (panel, method): [float(1 + u + by * (method == "Credit")) for u in LUCK]
+        for panel, by in (("each turn", 0.05), ("the end", 0.0))
+        for method in ("Credit", "Return")
+    }
+    made = table(ends, focus="", contrasts=(("each turn", "the end"),))
+    text = (
+        "each turn against the end: better on the former: Credit (0.05); better on the latter: none; undecided: Return."
+    )
+    assert findings(made).claims[-1] == text
+    deviating = tuple(replace(c, record=replace(c.record, deviations=("cut",))) for c in made.cells if c.record)
+    assert "In 32 of 32 runs: cut." in findings(replace(made, cells=deviating)).notes
+
+
 # --- files ---
 
 
@@ -273,9 +487,13 @@ def white(made: Sheet) -> np.ndarray:
 
 
 def pixels(made: Sheet) -> np.ndarray:
+    return decoded(pictures.draw(made, findings(made))["png"])
+
+
+def decoded(png: bytes) -> np.ndarray:
     from matplotlib.image import imread
 
-    out: np.ndarray = imread(io.BytesIO(pictures.draw(made, findings(made))["png"]))[..., :3]
+    out: np.ndarray = imread(io.BytesIO(png))[..., :3]
     return out
 
 

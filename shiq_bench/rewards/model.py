@@ -1,0 +1,273 @@
+"""A reward model: dialogues to ids by its own template, ids to scores, and the cache of scores."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from shiq_bench.chat import PLAIN_TEMPLATE, ChatCodec
+from shiq_bench.models import Progress, fingerprint
+from shiq_bench.records import UserError, stable_hash
+from shiq_bench.store import home
+
+#: Tokens of a batch, padding included.
+TOKENS = 16384
+
+#: Raise it when scores are computed otherwise, so that cached ones are not used.
+CACHE_VERSION = 1
+
+
+class Dialogues(ChatCodec):
+    """Whole dialogues to ids, as a reward model reads them: by its own template, to the end of the last answer.
+
+    A tokenizer without a template gets :data:`shiq_bench.chat.PLAIN_TEMPLATE`, with CLS for BOS and
+    SEP for EOS where an encoder has those instead.
+
+    Attributes:
+        limit: ids at most; what is longer loses the oldest.
+    """
+
+    def __init__(self, tokenizer: Any, limit: float) -> None:
+        if tokenizer.chat_template is None:
+            tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
+            tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+        super().__init__(tokenizer)
+        # It may have been saved with the plain one.
+        self.plain_template = tokenizer.chat_template == PLAIN_TEMPLATE
+        self.limit = limit
+
+    def whole(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], bool]:
+        """Ids of a dialogue, one BOS at most, and whether it had to be cut from the left.
+
+        A BOS survives the cut.
+
+        Raises:
+            UserError: it does not end with the assistant's answer, or the template refuses it.
+        """
+        if not messages or messages[-1]["role"] != "assistant":
+            raise UserError("a dialogue to score must end with a message of the assistant")
+        ids = self._encode(self._render(messages, generation=False))
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        if len(ids) <= self.limit:
+            return ids, False
+        head = ids[:1] if ids[0] == bos else []
+        return head + ids[len(ids) - int(self.limit) + len(head) :], True
+
+
+def longest(config: Any, tokenizer: Any) -> float:
+    """Ids that a model takes at most: what its positions and its tokenizer allow."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    return min(positions, tokenizer.model_max_length)
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Configuration and tokenizer of a model's folder.
+
+    Raises:
+        UserError: one of them is missing or cannot be read.
+    """
+    with _readable(folder, "configuration and tokenizer that can be read"):
+        return (
+            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code),
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code),
+        )
+
+
+def load_classifier(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The sequence classifier of a folder, its head in float32; and what transformers says of its weights.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    with _readable(folder, "sequence classifier"):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+    _widen_head(model)
+    return model, info
+
+
+@contextmanager
+def _readable(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} holds no {what}: {reason}") from error
+
+
+def _widen_head(model: Any) -> None:
+    """Let a linear head compute in float32, whatever the body and autocast do: bfloat16 has 8 bits for a score."""
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Linear):
+        narrow: Callable[[Tensor], Tensor] = head.float().forward
+
+        def forward(hidden: Tensor) -> Tensor:
+            with torch.autocast(hidden.device.type, enabled=False):
+                return narrow(hidden.float())
+
+        head.forward = forward  # type: ignore[assignment, method-assign]
+
+
+def set_pad(model: Any, pad: int) -> None:
+    """Tell a classifier its pad id: Llama-like ones read the score at the last id that is another."""
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = pad
+
+
+def free_pad(sequences: Sequence[Sequence[int]], own: int | None, vocabulary: int) -> int:
+    """An id to pad with that cannot move where a score is read: the model's own if it may, else the first that may.
+
+    One that stands in no sequence; where every id does, one that ends none.
+    """
+    candidates = [i for i in (own, *range(vocabulary)) if i is not None and i < vocabulary]
+    for taken in ({i for s in sequences for i in s}, {s[-1] for s in sequences}):
+        for i in candidates:
+            if i not in taken:
+                return i
+    raise ValueError(f"{len(sequences)} sequences end in every one of {vocabulary} ids")
+
+
+def padded(sequences: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, ``[B, T]`` each, padded on the right."""
+    rows = [torch.tensor(s) for s in sequences]
+    lengths = torch.tensor([len(s) for s in sequences])
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+
+
+def scores_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the model gives each row, in float32: its only label, or the ``score`` of its output. ``[B]``
+
+    Raises:
+        UserError: it has several labels and no ``score``.
+    """
+    out = model(**inputs)
+    score = getattr(out, "score", None)
+    if score is None:
+        score = out.logits
+        if score.shape[-1] != 1:
+            raise UserError(f"the model gives {score.shape[-1]} labels and no score: expected one of them")
+    flat: Tensor = score.float().reshape(-1)
+    return flat
+
+
+class RewardModel:
+    """Scores of dialogues under one reward model; higher is better, and the scale is the model's own.
+
+    Attributes:
+        name: the folder or hub id it was opened by.
+        fingerprint: hash of its weights, configuration, tokenizer and template.
+        plain_template: it has no chat template, and reads :data:`shiq_bench.chat.PLAIN_TEMPLATE`.
+        cut: dialogues scored so far that were longer than it can read.
+    """
+
+    def __init__(self, name: str, folder: Path, precision: Literal["fp32", "bf16"], trust_remote_code: bool) -> None:
+        self.name = name
+        self.folder = folder
+        self.precision = precision
+        self.fingerprint = fingerprint(folder)
+        self.cut = 0
+        self._trust = trust_remote_code
+        config, self._tokenizer = load_config(folder, trust_remote_code)
+        own_code = trust_remote_code and "AutoModelForSequenceClassification" in (
+            getattr(config, "auto_map", None) or {}
+        )
+        if config.num_labels != 1 and not own_code:
+            kind = ", ".join(config.architectures or ["model"])
+            raise UserError(
+                f"{name} is a {kind} with {config.num_labels} labels; expected a sequence classifier with one: "
+                f"fit one with shiq-bench reward train --base {name}"
+            )
+        self._dialogues = Dialogues(self._tokenizer, longest(config, self._tokenizer))
+        self.plain_template = self._dialogues.plain_template
+
+    def encode(self, dialogue: Sequence[Mapping[str, str]]) -> tuple[list[int], bool]:
+        """Ids of a dialogue as the model reads it, and whether its beginning was cut off.
+
+        Raises:
+            UserError: it does not end with the assistant's answer, or the template refuses it.
+        """
+        return self._dialogues.whole(dialogue)
+
+    def score(
+        self, dialogues: Sequence[Sequence[Mapping[str, str]]], on_progress: Progress | None = None
+    ) -> list[float]:
+        """The score of each dialogue: messages that end with the assistant's answer.
+
+        What was scored before is read from the cache under :func:`shiq_bench.store.home`; new
+        scores are put there batch by batch, so an interruption loses one batch.
+
+        Raises:
+            UserError: a dialogue cannot be rendered, the model cannot be loaded, a score is no
+                finite number, or the cache cannot be used.
+        """
+        encoded = [self.encode(d) for d in dialogues]
+        self.cut += sum(cut for _, cut in encoded)
+        keys = [stable_hash(ids) for ids, _ in encoded]
+        sequences = dict(zip(keys, (ids for ids, _ in encoded), strict=True))
+        with self._cache() as cache:
+            known: dict[str, float] = {}
+            for key in sequences:
+                known |= dict(cache.execute("SELECT key, score FROM scores WHERE key = ?", (key,)))
+            missing = sorted(sequences.keys() - known.keys(), key=lambda k: (-len(sequences[k]), k))
+            at = 0
+            while at < len(missing):
+                batch = missing[at : at + max(1, TOKENS // len(sequences[missing[at]]))]
+                fresh = dict(zip(batch, self._forward([sequences[k] for k in batch]), strict=True))
+                with cache:
+                    cache.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", fresh.items())
+                known |= fresh
+                at += len(batch)
+                if on_progress is not None:
+                    on_progress("scoring with the reward model", at, len(missing))
+        return [known[key] for key in keys]
+
+    @contextmanager
+    def _cache(self) -> Iterator[sqlite3.Connection]:
+        key = {"version": CACHE_VERSION, "fingerprint": self.fingerprint, "precision": self.precision}
+        path = home() / "rewards" / f"{stable_hash(key)[:24]}.sqlite"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(path, timeout=60)) as connection:
+                with connection:
+                    connection.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL)")
+                yield connection
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"cannot use the cache of scores {path}: {error}; delete it, or set SHIQ_BENCH_HOME to another folder"
+            ) from error
+
+    @cached_property
+    def _model(self) -> Any:
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        model, info = load_classifier(self.folder, dtype=dtype, trust_remote_code=self._trust)
+        if info["missing_keys"]:
+            raise UserError(
+                f"{self.folder} lacks weights of a reward model ({', '.join(sorted(info['missing_keys'])[:3])}): "
+                f"fit one with shiq-bench reward train --base {self.name}"
+            )
+        model.config.use_cache = False
+        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @torch.inference_mode()
+    def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        model = self._model
+        pad = free_pad(sequences, self._tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings)
+        set_pad(model, pad)
+        scores = scores_of(model, {k: v.to(model.device) for k, v in padded(sequences, pad).items()})
+        if not torch.isfinite(scores).all():
+            raise UserError(f"{self.name} gives a score that is no finite number")
+        return scores.tolist()
