@@ -285,8 +285,8 @@ class TinyModel:
     """The embedded default of a task: a Llama small enough to be trained on the spot.
 
     ``words`` fixes the vocabulary (one token a word); otherwise a byte-level BPE of ``vocabulary``
-    tokens is trained on the task's demonstrations. With ``steps`` 0 the weights stay random, with
-    ``logit_scale`` as the standard deviation of the logits.
+    tokens is trained on the task's demonstrations, of at most ``max_length`` tokens. With ``steps``
+    0 the weights stay random, with ``logit_scale`` as the standard deviation of the logits.
     """
 
     vocabulary: int = 2048
@@ -300,6 +300,7 @@ class TinyModel:
     learning_rate: float = 2e-3
     context_weight: float = 0.1
     logit_scale: float = 1.0
+    max_length: int = 4096
 
 
 @dataclass(frozen=True)
@@ -377,6 +378,9 @@ class Task(ABC):
             UserError: the options do not go with the model.
         """
         return {}
+
+    def prepare(self, report: Callable[[str, int, int], None]) -> None:  # noqa: B027 (most tasks need nothing)
+        """Do what takes long before the first episode is scored; ``report(what, done, total)`` is told of it."""
 
     def vet(self, spec: RunSpec, algorithm: Algorithm) -> Sequence[str]:
         """What a reader must know of how this task serves this run, checked before anything is loaded.

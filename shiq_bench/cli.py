@@ -54,7 +54,11 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
     engine: Annotated[str | None, typer.Option(help="Sampler: vllm, hf or auto.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Train from a dataset made by `shiq-bench data build`, and draw none.")
+        str | None,
+        typer.Option(
+            help="The task's own data (ultrafeedback: a file, a folder or a hub name), or a dataset made by "
+            "`shiq-bench data build` to train from.",
+        ),
     ] = None,
     categories: Categories = None,
     tool_format: ToolFormat = None,
@@ -82,7 +86,7 @@ def run(
     """Train one method on one task, evaluate it beside its reference, and print the table."""
     from rich.console import Console
 
-    from shiq_bench.config import merged, parse_sets, read_yaml, resolve
+    from shiq_bench.config import data_setting, merged, parse_sets, read_yaml, resolve
     from shiq_bench.demands import check_demands, collects_fresh
 
     _plugins(plugin)
@@ -97,10 +101,12 @@ def run(
     flags = {
         "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
         "allow_off_policy": allow_off_policy or None, "results": None if results is None else str(results),
-        "data": None if data is None else str(data), "task.categories": categories, "task.tool_format": tool_format,
+        "task.categories": categories, "task.tool_format": tool_format,
         "task.reward": reward, "lm_eval": lm_eval,
     }  # fmt: skip
     given = {k: v for k, v in flags.items() if v is not None}
+    if data is not None:
+        given[data_setting(task, data)] = data
     resolved = resolve(algo, task, merged(values, given, parse_sets(sets or [])))
     check_demands(resolved, collects_fresh(resolved))
     console = Console()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shiq_bench.api import Algorithm, Task, algorithms, suggest, tasks
-from shiq_bench.dataset import HASH, read_manifest
+from shiq_bench.dataset import HASH, MANIFEST, read_manifest
 from shiq_bench.hardware import fast_precision
 from shiq_bench.records import RunSpec, UserError
 
@@ -136,6 +136,18 @@ def merged(*sources: Mapping[str, Any]) -> dict[str, Any]:
                     del out[k]
             out[key] = value
     return out
+
+
+def data_setting(task: str, path: str) -> str:
+    """Which setting ``--data`` gives: the run's dataset, or, where the task reads data of its own, that.
+
+    A folder made by ``shiq-bench data build`` is always the run's.
+
+    Raises:
+        UserError: an unknown task.
+    """
+    own = next((f.name for f in dataclasses.fields(tasks.get(task)) if f.metadata.get("data")), None)  # type: ignore[arg-type]
+    return "data" if own is None or (Path(path) / MANIFEST).is_file() else f"task.{own}"
 
 
 def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:

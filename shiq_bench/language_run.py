@@ -35,7 +35,7 @@ from shiq_bench.chat import ChatCodec
 from shiq_bench.config import Resolved
 from shiq_bench.dataset import BUILD, ORIGIN, check_free, describe, read_dataset, read_manifest, write_dataset
 from shiq_bench.demands import MISSING, check_prompts, deviations, fresh_samples, missing_support
-from shiq_bench.evaluation.evaluate import Mode, evaluate, sample
+from shiq_bench.evaluation.evaluate import Mode, evaluate, evaluate_stored, sample
 from shiq_bench.exact import missing_mass
 from shiq_bench.generation import Generator
 from shiq_bench.models import ModelSource, Progress, WeightedLikelihood, demonstrations, resolve_model
@@ -120,6 +120,8 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(BehaviourModel))) * size)
 
     reference = source.policy()
+    with run.timed("preparing the task"):
+        task.prepare(run.report)
     settled = {"settled": dict(found)} if (found := task.settled(codec, spec)) else {}
     if not spec.steps:
         run.record = replace(
@@ -169,9 +171,16 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
             evaluation, gap = evaluate(
                 task, codec, generator, acting, reference, spec,
                 who="trained", split=split, mode=mode, step=spec.steps, on_progress=run.progress(what),
+                against=next(e.examples for e in evaluations if (e.split, e.mode) == (split, mode)),
             )  # fmt: skip
             run.gaps[f"trained {split} {mode}"] = gap
             evaluations.append(evaluation)
+        for split in spec.splits:
+            if task.preferences(split):
+                asked = set(task.prompts(split)[: spec.eval_limit or None])
+                stored = [t for t in task.trajectories(split, codec, spec) if t.prompt_id in asked]
+                against = reference_pass(reference, source.weights_hash, stored, "padded", "fp32")
+                evaluations.append(evaluate_stored(acting, stored, against, split=split, step=spec.steps))
         if spec.lm_eval:
             evaluations += _lm_eval(run, source, "trained", acting, reference.model, lambda: generator)
     run.record = replace(run.record, evaluations=evaluations, gaps=run.gaps)
@@ -314,6 +323,7 @@ def build_dataset(
     _quiet()
     report("starting policy", 0, 0)
     source = resolve_model(spec, task, report)
+    task.prepare(report)
     started: list[Generator] = []
 
     def generator() -> Generator:

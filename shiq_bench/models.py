@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shiq_bench.api import Algorithm, Codec, Task, TextCodec, TinyModel
+from shiq_bench.api import Algorithm, Codec, Episode, Task, TextCodec, TinyModel
 from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.chat import TINY_TEMPLATE, ChatCodec
 from shiq_bench.generation.rollout import replay
@@ -220,10 +220,13 @@ class _Recorder(TextCodec):
         return bytes(b for b in token_ids if b).decode(errors="replace")
 
 
+def _demonstrated(task: Task, split: str, codec: Codec, max_length: int) -> list[Episode]:
+    return replay(task, task.episodes(task.prompts(split), codec, max_length), codec, max_length)
+
+
 def demonstrations(task: Task, split: str, codec: Codec, max_length: int) -> list[Trajectory]:
     """The task's ground truth, played through the task itself and scored like any other trajectory."""
-    episodes = task.episodes(task.prompts(split), codec, max_length)
-    episodes = replay(task, episodes, codec, max_length)
+    episodes = _demonstrated(task, split, codec, max_length)
     # A right answer that could not be scored must not be learned from as a wrong one.
     return [replace(trajectory, sampler_logp=None) for trajectory, s in task.finish(episodes, "gold") if s.scored]
 
@@ -235,7 +238,7 @@ def build_tiny(name: str, task: Task, on_progress: Progress) -> Path:
         raise UserError(f"task {name!r} has no embedded model: give --model a folder or a hub id")
     recorder = _Recorder()
     if recipe.steps:
-        demonstrations(task, "start", recorder, max_length=1 << 20)
+        _demonstrated(task, "start", recorder, max_length=1 << 20)
     key = {"version": TINY_VERSION, "task": name, "recipe": asdict(recipe), "corpus": stable_hash(recorder.texts)}
     if recipe.steps:
         key["precision"] = fast_precision()
@@ -306,7 +309,9 @@ def _train_tokenizer(recipe: TinyModel, texts: Sequence[str]) -> Any:
 
 def _fit(model: Any, tokenizer: Any, task: Task, recipe: TinyModel, folder: Path, on_progress: Progress) -> None:
     """Every token is learned, actions at full weight and the rest at ``context_weight``."""
-    gold = demonstrations(task, "start", ChatCodec(tokenizer, tiny=True), max_length=4096)
+    # Not scored: a task's judge may itself be made from this model.
+    played = _demonstrated(task, "start", ChatCodec(tokenizer, tiny=True), recipe.max_length)
+    gold = [e.transcript.trajectory(e.prompt_id, {}, "gold") for e in played if any(e.transcript.action_mask)]
     weighted = [
         Trajectory(
             prompt_id=str(n),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,10 +83,12 @@ def evaluate(
     mode: Mode,
     step: int,
     on_progress: Step = lambda done, total: None,
+    against: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Evaluation, float]:
     """Evaluate one policy on one split.
 
     Args:
+        against: the reference's episodes in the same place, for metrics that compare the two.
         policy: what the generator samples from, as the transformers models that score it.
         reference: where given, KL to it is measured on the sampled paths.
 
@@ -126,7 +128,50 @@ def evaluate(
     known = [*(m.name for m in task.metrics if not m.exact), "truncated", "kl", "kl_k1", "kl_token"]
     names = [name for name in known if any(name in example for example in examples)]
     metrics = summarise(examples, names)
-    return Evaluation(who, split, mode, step, metrics | task.aggregate(metrics, examples), examples), gap
+    return Evaluation(who, split, mode, step, metrics | task.aggregate(metrics, examples, against), examples), gap
+
+
+def evaluate_stored(
+    policy: Scorer,
+    trajectories: Sequence[Trajectory],
+    reference: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    split: str,
+    step: int,
+) -> Evaluation:
+    """How the policy's implicit reward, w_y = sum_t ln pi - ln rho, orders stored answers that somebody has judged.
+
+    One example a prompt: ``preference_accuracy``, the share of its pairs of unequal worth in which the better answer
+    has the larger w (ties half); ``preference_margin``, the mean of w_better - w_worse (nats); and ``logratio_data``,
+    the mean w, which is no KL, for somebody else said these answers.
+
+    Args:
+        reference: the reference's ``logp`` and ``lse`` over the actions of each trajectory, in float32. ``[T]`` each
+    """
+    device = next(policy.parameters()).device
+
+    def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
+        return [policy(**model_inputs(inputs))["logp"]]
+
+    policy.eval()
+    groups: dict[str, list[tuple[float, float]]] = {}
+    columns = over_actions(trajectories, "padded", device, compute)
+    for t, (logp,), (ref_logp, _) in zip(trajectories, columns, reference, strict=True):
+        groups.setdefault(t.prompt_id, []).append((t.merit, float((logp - ref_logp).sum(dtype=np.float64))))
+    examples: list[dict[str, Any]] = []
+    for prompt, judged in groups.items():
+        gaps = [w - v for worth, w in judged for other, v in judged if worth > other]
+        if gaps:
+            examples.append(
+                {
+                    "prompt_id": prompt,
+                    "preference_accuracy": sum(0.5 if gap == 0 else gap > 0 for gap in gaps) / len(gaps),
+                    "preference_margin": sum(gaps) / len(gaps),
+                    "logratio_data": sum(w for _, w in judged) / len(judged),
+                }
+            )
+    names = ("preference_accuracy", "preference_margin", "logratio_data")
+    return Evaluation("trained", split, "stored", step, summarise(examples, names), examples)
 
 
 def score_paths(

@@ -45,6 +45,9 @@ ENGINE_METRICS = (
     Metric("kl_token", "neither", "KL a token (nats)"),
     Metric("length", "neither", "length (tokens)"),
     Metric("truncated", "lower", "truncated", percent=True),
+    Metric("preference_accuracy", "higher", "preferences ordered right", percent=True),
+    Metric("preference_margin", "higher", "margin, better minus worse (nats)"),
+    Metric("logratio_data", "neither", "log-ratio to reference (nats)"),
 )
 
 #: Mode of evaluations on tasks of lm-eval, each a split of its own.
@@ -769,6 +772,8 @@ def _panels(block: Block, width: int | None) -> list[_Panel]:
 
 
 def _mode(block: Block, mode: str) -> str:
+    if mode == "stored":
+        return "stored answers, by the policy's implicit reward"
     if mode != "sampled":
         return mode
     return f"sampled, temperature 1, {block.conditions['eval_samples']} a prompt"

@@ -30,12 +30,13 @@ def train(
     base: Annotated[str, typer.Option(help="Model to start from: 'tiny', a folder, or a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to make; nothing is overwritten.")],
     data: Annotated[Path | None, typer.Option(help="The task's file of pairs: its setting `dataset`.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the pairs.", min=1)] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
-    batch: Annotated[int, typer.Option(help="Pairs an update.", min=1)] = 16,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs: 1 (tiny: 2).", min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate: 1e-5 (tiny: 3e-4).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pairs an update: 16.", min=1)] = None,
     max_length: Annotated[
-        int, typer.Option(help="Tokens of a dialogue; a longer one loses its beginning.", min=2)
-    ] = 2048,
+        int | None,
+        typer.Option(help="Tokens of a dialogue: 2048 (tiny: 512); a longer one loses its beginning.", min=2),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Training seed.", min=0, max=2**32 - 1)] = 0,
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value: any setting of the task.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that registers tasks.")] = None,
@@ -59,7 +60,8 @@ def train(
     from shiq_bench.hardware import fast_precision
     from shiq_bench.models import REPORT, build_tiny, locate
     from shiq_bench.rewards import open_reward_model
-    from shiq_bench.rewards.fit import fit_reward_model, judge_pairs
+    from shiq_bench.rewards.fit import DEFAULTS, fit_reward_model, judge_pairs
+    from shiq_bench.rewards.tiny import RECIPE
     from shiq_bench.store import source_hash, write_json
 
     _quiet()
@@ -70,8 +72,10 @@ def train(
             raise UserError(
                 f"task {task} has no preference pairs in split {lacking}: name a task that has, or more data"
             )
+        asked = {"epochs": epochs, "learning_rate": learning_rate, "batch": batch, "max_length": max_length}
         options: dict[str, Any] = {
-            "epochs": epochs, "learning_rate": learning_rate, "batch": batch, "max_length": max_length,
+            **(RECIPE if base == "tiny" else DEFAULTS),
+            **{name: value for name, value in asked.items() if value is not None},
             "precision": fast_precision(), "seed": seed,
         }  # fmt: skip
         with LiveReport(Console(stderr=True)) as live:

@@ -36,6 +36,9 @@ from shiq_bench.rewards.model import (
 #: Share of the updates in which the learning rate rises.
 WARMUP = 0.05
 
+#: What a reward model is fitted with, unless told otherwise.
+DEFAULTS: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-5, "batch": 16, "max_length": 2048}
+
 #: Bins of the calibration error.
 BINS = 10
 
@@ -86,10 +89,10 @@ def fit_reward_model(
     train: Sequence[Preference],
     out: Path,
     *,
-    epochs: int = 1,
-    learning_rate: float = 1e-5,
-    batch: int = 16,
-    max_length: int = 2048,
+    epochs: int,
+    learning_rate: float,
+    batch: int,
+    max_length: int,
     precision: Literal["fp32", "bf16"] = "fp32",
     seed: int = 0,
     report: Progress = lambda what, done, total: None,

@@ -1,0 +1,408 @@
+"""UltraFeedback: one question, one answer, judged by a reward model (Cui et al. 2023, arXiv 2310.01377)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+
+from shiq_bench.api import Algorithm, Codec, Episode, Metric, OnPolicy, Rewards, Task, TinyModel, suggest, task
+from shiq_bench.records import Completion, Preference, RunSpec, Score, Trajectory, Transcript, UserError
+from tasks.ultrafeedback import data
+
+if TYPE_CHECKING:
+    from shiq_bench.rewards import RewardModel
+
+Source = Literal["auto", "dataset", "model"]
+Precision = Literal["fp32", "bf16"]
+
+#: The embedded reward model: fitted on the spot to the pairs that also fit the embedded policy.
+TINY = "tiny"
+
+#: Tokens an answer must at least have room for: with less, a prompt fills the budget and is left out.
+ROOM = 16
+
+#: Passes of the embedded policy over its answers, and the longest dialogue it learns from, in tokens.
+EPOCHS, LONGEST = 6, 384
+
+
+class Answering(Episode):
+    """One question being answered.
+
+    Attributes:
+        question: with the answers that the dataset holds.
+        text: the policy's answer.
+        unfit: tokens of a prompt that leaves no room for an answer; else 0.
+    """
+
+    def __init__(self, question: data.Question, codec: Codec, max_length: int) -> None:
+        super().__init__(question.id, Transcript(codec.prompt(question.messages)))
+        self.question = question
+        self.codec = codec
+        self.text = ""
+        length = len(self.transcript.token_ids)
+        self.left = max_length - length
+        self.unfit = length if self.left < ROOM else 0
+        self.done = bool(self.unfit)
+
+
+@task("ultrafeedback")
+@dataclass(frozen=True)
+class UltraFeedback(Task):
+    """Questions with two or more judged answers; a policy's own are judged by a reward model (UltraFeedback).
+
+    Preferences are the dataset's: chosen before rejected, or the higher score of four completions. Returns of stored
+    answers are the dataset's scores, divided by the largest there can be, or a reward model's; fresh answers always
+    have a reward model's.
+
+    Attributes:
+        dataset: a .jsonl or .parquet file, a dataset folder, or a name on the hub; ``--data`` sets it.
+        dataset_hash: which dataset: filled in from ``dataset``.
+        dataset_revision: revision on the hub; by default the one that is pinned here.
+        rewards: returns of stored answers: the ``dataset``'s scores, a reward ``model``'s, or ``auto``: the former
+            where there are any.
+        reward_model: whose rewards are trained on: ``tiny`` (fitted on the spot), a folder, a hub id, or id@revision.
+        judge: reward model that evaluates; empty: the same one.
+        reward_precision: of both.
+    """
+
+    dataset: str = field(default="", metadata={"outcome": False, "data": True})
+    dataset_hash: str = ""
+    dataset_revision: str = ""
+    rewards: Source = "auto"
+    reward_model: str = TINY
+    judge: str = ""
+    reward_precision: Precision = "fp32"
+
+    licence: ClassVar[str] = "MIT, from UltraFeedback (Cui et al. 2023)"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("reward", "higher", "reward (judge's scale)", headline=True, optional=True),
+        Metric("win_reference", "higher", "wins against the reference", percent=True, optional=True),
+        Metric("win_reference_lc", "higher", "the same, length-controlled", percent=True, optional=True),
+        Metric("longer_reference", "neither", "longer than the reference", percent=True, optional=True),
+        Metric("win_chosen", "higher", "wins against the chosen answer", percent=True, optional=True),
+        Metric("win_chosen_lc", "higher", "the same, length-controlled", percent=True, optional=True),
+        Metric("longer_chosen", "neither", "longer than the chosen answer", percent=True, optional=True),
+        Metric("length", "neither", "length (tokens)", optional=True),
+        Metric("unfit", "lower", "prompts that do not fit", percent=True),
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in {"rewards": get_args(Source), "reward_precision": get_args(Precision)}.items():
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"ultrafeedback has no {name} {value!r}{suggest(str(value), known)}")
+        if self.dataset:
+            found = data.fingerprint(self.dataset, self.dataset_revision)
+            if self.dataset_hash not in ("", found):
+                raise UserError(
+                    f"dataset_hash={self.dataset_hash}, and {self.dataset} is {found}: give the --data it was, "
+                    "or leave dataset_hash out"
+                )
+            object.__setattr__(self, "dataset_hash", found)  # the identity of a run must not depend on a path
+
+    def defaults_for(self, model: str | None) -> Mapping[str, Any]:
+        """Short answers and a few updates for the embedded model; the usual numbers of the papers for others."""
+        if model in (None, TINY):
+            return {
+                "samples": 0, "steps": 100, "groups_per_step": 4, "learning_rate": 3e-4, "max_tokens": 96,
+                "max_length": LONGEST, "eval_samples": 1, "eval_splits": "heldout", "algorithm.beta": 0.1,
+            }  # fmt: skip
+        return {
+            "samples": 0, "steps": 500, "groups_per_step": 32, "learning_rate": 1e-6, "max_tokens": 1024,
+            "max_length": 2048, "eval_samples": 1, "eval_splits": "heldout", "micro_groups": 1,
+        }  # fmt: skip
+
+    # cached_property writes to the instance's own dictionary, which a frozen dataclass allows.
+
+    @functools.cached_property
+    def corpus(self) -> data.Corpus:
+        """The dataset.
+
+        Raises:
+            UserError: none was given, or it cannot be read.
+        """
+        if not self.dataset:
+            raise UserError(
+                "ultrafeedback needs preference data: give --data FILE (.jsonl, .parquet or a folder, with prompt, "
+                "chosen and rejected), or where there is a network --data HuggingFaceH4/ultrafeedback_binarized"
+            )
+        return data.read(self.dataset, self.dataset_revision)
+
+    @property
+    def stored_rewards(self) -> Source:
+        """Where the returns of stored answers come from: ``dataset`` or ``model``.
+
+        Raises:
+            UserError: they are to be the dataset's, and it has none.
+        """
+        if self.rewards == "dataset" and not self.corpus.scored:
+            raise UserError(f"{self.dataset} has no scores: set rewards=model, or leave it out")
+        return "dataset" if self.rewards != "model" and self.corpus.scored else "model"
+
+    @functools.cached_property
+    def _payer(self) -> RewardModel:
+        return self._opened(self.reward_model)
+
+    @functools.cached_property
+    def _judge(self) -> RewardModel:
+        return self._opened(self.judge) if self.judge not in ("", self.reward_model) else self._payer
+
+    def _opened(self, name: str) -> RewardModel:
+        from shiq_bench.rewards import open_reward_model
+        from shiq_bench.rewards.tiny import tiny_reward_model
+
+        if name == TINY:
+            return open_reward_model(str(tiny_reward_model(self, "ultrafeedback")), precision=self.reward_precision)
+        where, _, revision = name.partition("@")
+        return open_reward_model(where, revision=revision or "main", precision=self.reward_precision)
+
+    def prepare(self, report: Callable[[str, int, int], None]) -> None:
+        """Fit the embedded reward model where it is used, and open the judge."""
+        if TINY in (self.reward_model, self.judge):
+            from shiq_bench.rewards.tiny import tiny_reward_model
+
+            tiny_reward_model(self, "ultrafeedback", report)
+        report("opening the reward model", 0, 0)
+        _ = self._judge
+
+    def vet(self, spec: RunSpec, algorithm: Algorithm) -> Sequence[str]:
+        """Where rewards come from, and whether the judge is whoever gave them.
+
+        Raises:
+            UserError: no data, or stored and sampled answers would be paid on two scales.
+        """
+        fresh = spec.collect == "fresh" or (
+            algorithm.need(OnPolicy) is not None and spec.collect == "auto" and not spec.allow_off_policy
+        )
+        source = self.stored_rewards
+        if source == "dataset" and spec.samples and not fresh:
+            raise UserError(
+                f"samples={spec.samples} are paid by a reward model and stored answers by the dataset's scores, two "
+                "scales: set rewards=model, or samples=0"
+            )
+        if not spec.steps:
+            return ()
+        if algorithm.need(Rewards) is None:
+            return ("preferences: the dataset's; rewards are not seen",)
+        if source == "dataset" and not fresh:
+            return (f"rewards: the dataset's own scores, in [0, 1] ({self.corpus.schema})",)
+        same = " It is also the judge." if self.judge in ("", self.reward_model) else ""
+        return (f"rewards: reward model {self.reward_model}.{same}",)
+
+    def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+        """The dataset's schema, what was left out of it, and who judges."""
+        unfit = {
+            split: sum(e.done for e in self.episodes(self.prompts(split), codec, spec.max_length))
+            for split in ("rl", "heldout")
+        }
+        return {
+            "schema": self.corpus.schema,
+            "dropped": ", ".join(f"{n} of {self.corpus.rows} rows: {why}" for why, n in self.corpus.dropped.items())
+            or "none",
+            "prompts that fill the budget": ", ".join(f"{n} of {split}" for split, n in unfit.items()),
+            "judge": f"{self._judge.name} ({self._judge.fingerprint[:12]}, {self.reward_precision})",
+            **({"template": "plain, for the tokenizer has none"} if getattr(codec, "plain_template", False) else {}),
+        }
+
+    # --- prompts and data
+
+    def prompts(self, split: str) -> list[str]:
+        """Ids of a split: 40% ``start``, 40% ``rl``, 20% ``heldout``, by a question's own hash; ``all`` is everything.
+
+        Raises:
+            UserError: no such split, or no data.
+        """
+        if split not in (*data.SPLITS, "all"):
+            raise UserError(f"ultrafeedback has no split {split!r}{suggest(split, [*data.SPLITS, 'all'])}")
+        found = self.corpus.split(split)
+        if not found:
+            raise UserError(f"{self.dataset} has too few questions: split {split} is empty")
+        return found
+
+    def preferences(self, split: str) -> list[Preference]:
+        """Every two answers to a question of which one is preferred."""
+        return [
+            Preference(q.id, q.messages, better.text, worse.text)
+            for q in (self.corpus.questions[i] for i in self.prompts(split))
+            for n, better in enumerate(q.answers)
+            for worse in q.answers[n + 1 :]
+            if better.rank > worse.rank
+        ]
+
+    def trajectories(self, split: str, codec: Codec, spec: RunSpec) -> list[Trajectory]:
+        """The stored answers, cut where a fresh one would be: then they have no end of turn, and are truncated.
+
+        A question whose prompt fills the budget, or whose answers are all the same once cut, has none.
+        """
+        found: list[list[tuple[Answering, data.Answer]]] = []
+        for prompt_id in self.prompts(split):
+            question = self.corpus.questions[prompt_id]
+            first = Answering(question, codec, spec.max_length)
+            if first.done:
+                continue
+            group = []
+            for answer in question.answers:
+                episode = Answering(question, codec, spec.max_length)
+                self._answer(episode, _cut(codec.answer(answer.text), min(spec.max_tokens, first.left)))
+                group.append((episode, answer))
+            if len({tuple(e.transcript.token_ids) for e, _ in group}) > 1:
+                found.append(group)
+        stored = [pair for group in found for pair in group]
+        if self.stored_rewards == "dataset":
+            paid = [answer.score or 0.0 for _, answer in stored]
+        else:
+            paid = self._payer.score([_dialogue(e.question, e.text) for e, _ in stored])
+        return [
+            _trajectory(episode, reward, "dataset", rank=answer.rank)
+            for (episode, answer), reward in zip(stored, paid, strict=True)
+        ]
+
+    # --- episodes
+
+    def episodes(self, prompt_ids: Sequence[str], codec: Codec, max_length: int) -> list[Episode]:
+        """Questions to answer; one whose prompt fills the budget is over at once.
+
+        Raises:
+            UserError: an id is unknown.
+        """
+        unknown = next((i for i in prompt_ids if i not in self.corpus.questions), None)
+        if unknown is not None:
+            raise UserError(f"ultrafeedback has no prompt {unknown!r} in {self.dataset}")
+        return [Answering(self.corpus.questions[i], codec, max_length) for i in prompt_ids]
+
+    def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
+        """One answer ends the episode."""
+        for episode, completion in zip(episodes, completions, strict=True):
+            self._answer(cast(Answering, episode), completion)
+
+    def _answer(self, episode: Answering, completion: Completion) -> None:
+        episode.transcript.act(completion)
+        episode.transcript.truncated = completion.finish == "length"
+        episode.text = episode.codec.text(completion.token_ids)
+        episode.done = True
+
+    def demonstration(self, episode: Episode) -> Sequence[int]:
+        """The best answer of the dataset, cut where it no longer fits."""
+        answering = cast(Answering, episode)
+        return list(_cut(answering.codec.answer(answering.question.answers[0].text), answering.left).token_ids)
+
+    def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
+        """Rewards of the reward model that is trained on, paid at the last token; metrics of the judge.
+
+        A prompt that did not fit has no answer to judge: it is counted, and in no mean.
+        """
+        played = [cast(Answering, episode) for episode in episodes]
+        fit = [e for e in played if not e.unfit]
+        answers = [_dialogue(e.question, e.text) for e in fit]
+        chosen = [_dialogue(e.question, e.question.answers[0].text) for e in fit]
+        judged = self._judge.score([*answers, *chosen])
+        paid = judged if self._payer is self._judge else self._payer.score(answers)
+        verdicts = {id(e): (judged[i], judged[len(fit) + i], paid[i]) for i, e in enumerate(fit)}
+        out = []
+        for episode in played:
+            if episode.unfit:
+                details: dict[str, Any] = {"prompt_tokens": episode.unfit}
+                out.append((_trajectory(episode, 0.0, source), Score(0.0, (), {"unfit": 1.0}, details)))
+                continue
+            reward, of_chosen, pay = verdicts[id(episode)]
+            best = episode.question.answers[0].text
+            metrics = {
+                "reward": reward,
+                "win_chosen": _beats(reward, of_chosen),
+                "longer_chosen": _beats(len(episode.text), len(best)),
+                "length": float(sum(episode.transcript.action_mask)),
+                "unfit": 0.0,
+            }
+            details = {
+                "question": episode.question.messages[-1]["content"],
+                "answer": episode.text,
+                "characters": len(episode.text),
+                "chosen_characters": len(best),
+                "chosen_reward": of_chosen,
+            }
+            trajectory = _trajectory(episode, pay, source)
+            out.append((trajectory, Score(trajectory.total_reward, (trajectory.total_reward,), metrics, details)))
+        return out
+
+    def aggregate(
+        self,
+        metrics: Mapping[str, Mapping[str, float | None]],
+        examples: Sequence[Mapping[str, Any]],
+        reference: Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, dict[str, float | None]]:
+        """Win rates, ties half: against the chosen answer length-controlled, against the reference raw as well.
+
+        An answer meets every one that the reference gave to the same prompt.
+        """
+        from shiq_bench.reporting.statistics import clustered_mean, length_controlled
+
+        def told(estimate: Any) -> dict[str, float | None]:
+            return {"mean": estimate.mean, "n": estimate.n, "stderr": estimate.stderr}
+
+        judged = [e for e in examples if e.get("reward") is not None]
+        if not judged:
+            return {}
+        prompts = [e["prompt_id"] for e in judged]
+        gaps = [e["details"]["characters"] - e["details"]["chosen_characters"] for e in judged]
+        out = {"win_chosen_lc": told(length_controlled([e["win_chosen"] for e in judged], gaps, prompts))}
+        theirs: dict[str, list[Mapping[str, Any]]] = {}
+        for example in reference:
+            if example.get("reward") is not None:
+                theirs.setdefault(example["prompt_id"], []).append(example)
+        met = [(e, other) for e in judged for other in theirs.get(e["prompt_id"], ())]
+        if not met:
+            return out
+        prompts = [e["prompt_id"] for e, _ in met]
+        wins = [_beats(e["reward"], other["reward"]) for e, other in met]
+        gaps = [e["details"]["characters"] - other["details"]["characters"] for e, other in met]
+        return out | {
+            "win_reference": told(clustered_mean(wins, prompts)),
+            "win_reference_lc": told(length_controlled(wins, gaps, prompts)),
+            "longer_reference": told(clustered_mean([_beats(gap, 0) for gap in gaps], prompts)),
+        }
+
+    def tiny(self) -> TinyModel:
+        """The embedded default: fitted to the best answers of the split ``start``."""
+        questions = len(self.prompts("start"))
+        return TinyModel(
+            vocabulary=2048, width=192, layers=3, heads=3, steps=max(20, EPOCHS * questions // 8), batch=8,
+            learning_rate=2e-3, context_weight=0.1, max_length=LONGEST,
+        )  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """What a reader of the tables should know."""
+        found = [
+            "the reward is the judge's own scale: compare it within one judge only",
+            "an answer cut by the limit is judged as it stands; the chosen answer is judged whole",
+        ]
+        if TINY in (self.judge or self.reward_model, self.reward_model):
+            found.append(
+                "the reward model is tiny and was fitted on the spot to a few hundred pairs: it shows that the "
+                "machinery works, and says little about what people prefer"
+            )
+        return found
+
+
+def _dialogue(question: data.Question, answer: str) -> list[Mapping[str, str]]:
+    return [*question.messages, {"role": "assistant", "content": answer}]
+
+
+def _cut(ids: Sequence[int], limit: int) -> Completion:
+    """An answer as it would have been sampled under a limit: whole with its end of turn, or cut without."""
+    kept = tuple(ids[:limit])
+    return Completion(kept, (0.0,) * len(kept), "stop" if len(kept) == len(ids) else "length")
+
+
+def _trajectory(episode: Answering, reward: float, source: str, rank: float | None = None) -> Trajectory:
+    from dataclasses import replace
+
+    transcript = episode.transcript
+    # Who said nothing at all has no token to be paid at.
+    paid = {transcript.last_action: reward} if transcript.last_action >= 0 else {}
+    made = transcript.trajectory(episode.prompt_id, paid, source)
+    return made if rank is None else replace(made, rank=rank, sampler_logp=None)
+
+
+def _beats(mine: float, theirs: float) -> float:
+    return 0.5 if mine == theirs else float(mine > theirs)

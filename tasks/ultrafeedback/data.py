@@ -1,0 +1,361 @@
+"""Preference data from a file, a folder or the hub, whatever its schema, as questions with judged answers.
+
+Four schemas are recognised, by their columns:
+
+* ``HuggingFaceH4/ultrafeedback_binarized``: ``prompt`` (text), ``chosen`` and ``rejected`` (messages),
+  ``score_chosen`` and ``score_rejected`` from 1 to 10;
+* ``trl-lib/ultrafeedback_binarized``: the same without ``prompt``, which is what the messages share;
+* ``openbmb/UltraFeedback``: ``instruction`` and four ``completions`` with scores (Cui et al. 2023, arXiv 2310.01377);
+* plain pairs: ``prompt``, ``chosen`` and ``rejected`` as text; scores beside them or under ``metadata``, if any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shiq_bench.records import UserError, stable_hash
+
+#: Datasets of the hub by name: the split that is read, and the revision it is pinned to.
+HUB: Mapping[str, tuple[str, str]] = {
+    "HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"),
+    "openbmb/UltraFeedback": ("train", "40b436560ca83a8dba36114c22ab3c66e43f6d5e"),
+    # No revision of it is known here: it is read as it stands, and the record holds a hash of what was read.
+    "trl-lib/ultrafeedback_binarized": ("train", "main"),
+}
+
+#: Percent of the questions in each split.
+SPLITS: Mapping[str, int] = {"start": 40, "rl": 40, "heldout": 20}
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to a question.
+
+    Attributes:
+        rank: higher is preferred; comparable with the other answers to the question only.
+        score: the dataset's own, divided by the largest there can be: in [0, 1]. None where it has none.
+    """
+
+    text: str
+    rank: float
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A dialogue that waits for an answer, and the answers that were judged, best first."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A dataset: its schema by name, its questions by id, and how many rows were left out, by reason."""
+
+    schema: str
+    questions: Mapping[str, Question]
+    rows: int
+    dropped: Mapping[str, int]
+
+    @property
+    def scored(self) -> bool:
+        """Whether every answer has a score of the dataset's own."""
+        return all(a.score is not None for q in self.questions.values() for a in q.answers)
+
+    def split(self, name: str) -> list[str]:
+        """Ids of a split, in the order of the data; a question's own hash decides, not what else there is."""
+        if name == "all":
+            return list(self.questions)
+        names = list(SPLITS)
+        low = sum(SPLITS[n] for n in names[: names.index(name)])
+        return [i for i in self.questions if low <= int(i, 16) % 100 < low + SPLITS[name]]
+
+
+# --- where it is ---------------------------------------------------------------------------------
+
+
+def is_hub(name: str) -> bool:
+    """Whether a dataset is meant by its name on the hub: ``owner/name``, and nothing of that name is here."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def fingerprint(name: str, revision: str) -> str:
+    """What identifies a dataset, without reading it as one: a hash of its files, or its pinned name on the hub.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    if is_hub(name):
+        return stable_hash(["hub", name, revision or pinned(name)])[:16]
+    digest = hashlib.sha256()
+    for path in _files(Path(name)):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def pinned(name: str) -> str:
+    """The revision a hub dataset is read at, unless another is asked for."""
+    return HUB.get(name, ("", "main"))[1]
+
+
+def _files(path: Path) -> list[Path]:
+    """The data files of a dataset: itself, or all in a folder, in a fixed order.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = path.expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"no dataset at {path}: expected a .jsonl or .parquet file, a dataset folder, or a hub name")
+    found = [p for kind in ("jsonl", "json", "parquet", "arrow") for p in path.rglob(f"*.{kind}")]
+    found = sorted(p for p in found if p.suffix != ".json" or not _about(p))
+    if not found:
+        raise UserError(f"{path} holds no .jsonl, .parquet or .arrow file: expected a dataset folder")
+    return found
+
+
+def _about(path: Path) -> bool:
+    """Whether a file of a dataset folder describes it, and is none of its data."""
+    return path.name in ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read(name: str, revision: str = "") -> Corpus:
+    """The dataset at a path, or of that name on the hub.
+
+    Raises:
+        UserError: it cannot be had or read, or is of none of the schemas.
+    """
+    return parse(_hub(name, revision) if is_hub(name) else _local(Path(name).expanduser()), name)
+
+
+def _local(path: Path) -> Iterator[Mapping[str, Any]]:
+    if path.is_dir() and any((path / n).is_file() for n in ("dataset_info.json", "dataset_dict.json")):
+        yield from _saved(path)
+        return
+    for file in _files(path):
+        if file.suffix == ".parquet":
+            yield from _parquet(file)
+        else:
+            yield from _lines(file)
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(
+                        f"{path}: line {number} is no JSON ({error}): expected one object a line"
+                    ) from error
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}: line {number} is no JSON object: expected one object a line")
+                yield row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text: expected JSON lines, Parquet or a dataset folder") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is no parquet file: {' '.join(str(error).split())}") from error
+
+
+def _saved(path: Path) -> Iterator[Mapping[str, Any]]:
+    """A folder of ``Dataset.save_to_disk``; of a dictionary of splits, the one with pairs to train on."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # pyarrow, json and datasets each raise their own
+        raise UserError(f"{path} is no dataset folder that datasets can read: {_first_line(error)}") from error
+    if isinstance(found, datasets.DatasetDict):
+        found = found[next((n for n in ("train_prefs", "train") if n in found), next(iter(found)))]
+    yield from found
+
+
+def _hub(name: str, revision: str) -> Iterator[Mapping[str, Any]]:
+    import datasets
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    split = HUB.get(name, ("train", ""))[0]
+    try:
+        yield from datasets.load_dataset(name, split=split, revision=revision or pinned(name))
+    except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, HFValidationError) as error:
+        if isinstance(error.__cause__ or error.__context__, ConnectionError | OSError):
+            raise _unreachable(name) from error
+        raise UserError(
+            f"the hub has no dataset {name!r} that you may read, at revision {revision or pinned(name)}: "
+            f"known by name here are {', '.join(HUB)}"
+        ) from error
+    except (ConnectionError, OSError, RuntimeError) as error:
+        raise _unreachable(name) from error
+    except ValueError as error:  # no such split
+        raise UserError(f"dataset {name!r} cannot be read: {_first_line(error)}") from error
+
+
+def _unreachable(name: str) -> UserError:
+    return UserError(
+        f"dataset {name!r} is no file here and the hub cannot be reached: give --data a file, "
+        f"or download it where there is a network (`hf download --repo-type dataset {name}`)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# --- schemas -------------------------------------------------------------------------------------
+
+#: Columns of each schema, the most particular first.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "openbmb/UltraFeedback": ("instruction", "completions"),
+    "HuggingFaceH4/ultrafeedback_binarized": ("prompt", "chosen", "rejected", "prompt_id"),
+    "plain pairs": ("prompt", "chosen", "rejected"),
+    "trl-lib/ultrafeedback_binarized": ("chosen", "rejected"),
+}
+#: Largest score of the binarized schemas, of a completion's aspects, and of its critique.
+LARGEST, ASPECT, CRITIQUE = 10.0, 5.0, 10.0
+
+
+def parse(rows: Iterable[Mapping[str, Any]], name: str) -> Corpus:
+    """Questions of a dataset's rows; what cannot teach anything is dropped and counted.
+
+    Dropped: an empty answer (of a pair: the pair), equal answers, a row without text, a question asked before.
+
+    Raises:
+        UserError: the columns are those of none of the schemas, or nothing is left.
+    """
+    schema, count = "", 0
+    dropped: Counter[str] = Counter()
+    questions: dict[str, Question] = {}
+    for row in rows:
+        count += 1
+        schema = schema or _schema(row, name)
+        messages, answers = _judged(row, schema)
+        reason = ""
+        if not messages or any(not _said(m) for m in messages):
+            reason = "no prompt, or prompts that differ"
+        elif not any(m["content"].strip() for m in messages):
+            reason = "an empty prompt"
+        else:
+            kept = [a for a in answers if a.text.strip()]
+            texts = {a.text: a for a in reversed(kept)}
+            if len(kept) < 2:
+                reason = "an empty answer"
+            elif len(texts) < 2:
+                reason = "equal answers"
+            answers = tuple(sorted(texts.values(), key=lambda a: -a.rank))
+        identity = stable_hash([dict(m) for m in messages])[:16]
+        if not reason and identity in questions:
+            reason = "a question asked before"
+        if reason:
+            dropped[reason] += 1
+            continue
+        questions[identity] = Question(identity, messages, answers)
+    if not questions:
+        why = ", ".join(f"{n} with {reason}" for reason, n in dropped.items()) or "it has no rows"
+        raise UserError(f"{name} holds no two answers to compare: {why}")
+    return Corpus(schema, questions, count, dict(dropped))
+
+
+def _schema(row: Mapping[str, Any], name: str) -> str:
+    for schema, columns in COLUMNS.items():
+        if all(row.get(column) is not None for column in columns):
+            return schema
+    expected = "; ".join(f"{', '.join(columns)} ({schema})" for schema, columns in COLUMNS.items())
+    raise UserError(f"{name} is of no known schema: its columns are {', '.join(row)}; expected one of {expected}")
+
+
+def _judged(row: Mapping[str, Any], schema: str) -> tuple[tuple[Message, ...], tuple[Answer, ...]]:
+    """What was said, and the answers; no messages where the row has none that its answers share."""
+    if "completions" in COLUMNS[schema]:
+        asked = row.get("instruction")
+        said = ({"role": "user", "content": asked},) if isinstance(asked, str) else ()
+        judged = (_completion(c) for c in row.get("completions") or [] if isinstance(c, dict))
+        return said, tuple(answer for answer in judged if answer.score is not None)  # others cannot be ranked
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    before = [_messages(row.get("prompt")), _dialogue(chosen), _dialogue(rejected)]
+    told = [m for m in before if m]
+    if any(m != told[0] for m in told[1:]):
+        return (), ()
+    texts = [_text(chosen), _text(rejected)]
+    scores = [_score(row, "score_chosen"), _score(row, "score_rejected")]
+    answers = [Answer(t, float(1 - i), s) for i, (t, s) in enumerate(zip(texts, scores, strict=True))]
+    return (told[0] if told else ()), tuple(answers)
+
+
+def _completion(completion: Mapping[str, Any]) -> Answer:
+    """The mean over aspects where it is there: the critique's score is known to lose its decimal point at times."""
+    aspects, critique = _finite(completion.get("fine-grained_score")), _finite(completion.get("overall_score"))
+    score = aspects / ASPECT if aspects is not None else None if critique is None else critique / CRITIQUE
+    text = completion.get("response")
+    return Answer(text if isinstance(text, str) else "", score or 0.0, score)
+
+
+def _messages(said: Any) -> tuple[Message, ...]:
+    """A prompt, as text or as messages."""
+    if isinstance(said, str):
+        return ({"role": "user", "content": said},)
+    return _plain(said) if isinstance(said, list) else ()
+
+
+def _dialogue(said: Any) -> tuple[Message, ...]:
+    """What comes before the answer in a dialogue that ends with it; nothing where it is the answer alone."""
+    return _plain(said[:-1]) if isinstance(said, list) else ()
+
+
+def _plain(messages: Sequence[Any]) -> tuple[Message, ...]:
+    return tuple({"role": m.get("role", ""), "content": m.get("content", "")} for m in messages if isinstance(m, dict))
+
+
+def _text(said: Any) -> str:
+    if isinstance(said, list):
+        said = said[-1].get("content") if said and isinstance(said[-1], dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def _score(row: Mapping[str, Any], key: str) -> float | None:
+    about = row.get("metadata")
+    found = _finite(row.get(key, about.get(key) if isinstance(about, dict) else None))
+    return None if found is None else found / LARGEST
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _said(message: Message) -> bool:
+    return isinstance(message["content"], str) and message["role"] in ("system", "user", "assistant")
