@@ -12,6 +12,7 @@ CATEGORIES = "tests/tasks/test_bfcl_categories.py"
 CHAT = "tests/test_chat.py"
 ENGINES = "tests/generation/test_engines.py"
 EXACT = "tests/test_exact.py"
+FEEDBACK = "tests/tasks/test_ultrafeedback.py"
 HEADS = "tests/training/test_heads.py"
 ONPOLICY = "tests/training/test_onpolicy.py"
 OPS = "tests/test_ops.py"
@@ -396,8 +397,8 @@ MUTATIONS = [
     Mutation(
         "desirable whatever the prompt's mean",
         "shiq_bench/training/data.py",
-        "gaps = [t.total_reward - mean for t in group]",
-        "gaps = [t.total_reward for t in group]",
+        "gaps = [t.merit - mean for t in group]",
+        "gaps = [t.merit for t in group]",
         f"{TRAINING}::test_labels_by_hand",
     ),
     Mutation(
@@ -671,6 +672,49 @@ MUTATIONS = [
         "        policy.model.save_pretrained(scratch)\n",
         "        if step == 0:\n            policy.model.save_pretrained(scratch)\n",
         f"{ONPOLICY}::test_the_main_job_draws_from_the_weights_of_the_update",
+    ),
+    # --- preferences and rewards ---
+    Mutation(
+        "stored answers cut with their end of turn",
+        "tasks/ultrafeedback/__init__.py",
+        "    kept = tuple(ids[:limit])\n",
+        "    kept = (*ids[: limit - 1], ids[-1])\n",
+        f"{FEEDBACK}::test_stored_answers_end_as_sampled_ones_do",
+    ),
+    Mutation(
+        "the rejected answer ranked first",
+        "tasks/ultrafeedback/data.py",
+        "Answer(t, float(1 - i), s)",
+        "Answer(t, float(i), s)",
+        f"{FEEDBACK}::test_every_schema_and_every_file_hold_the_same_questions",
+    ),
+    Mutation(
+        "preferences by return where there is a rank",
+        "shiq_bench/records.py",
+        "return self.total_reward if self.rank is None else self.rank",
+        "return self.total_reward",
+        f"{TRAINING}::test_which_pairs_by_hand",
+    ),
+    Mutation(
+        "length left uncontrolled",
+        "shiq_bench/reporting/statistics.py",
+        "np.tanh(g / spread) if spread else np.zeros_like(g)",
+        "np.zeros_like(g)",
+        "tests/reporting/test_statistics.py::test_length_control_recovers_the_rate_at_equal_length",
+    ),
+    Mutation(
+        "wins against the reference by length",
+        "tasks/ultrafeedback/__init__.py",
+        'wins = [_beats(e["reward"], other["reward"]) for e, other in met]',
+        'wins = [_beats(e["details"]["characters"], other["details"]["characters"]) for e, other in met]',
+        f"{FEEDBACK}::test_win_rates_by_hand",
+    ),
+    Mutation(
+        "reward model fitted to the wrong order",
+        "shiq_bench/rewards/fit.py",
+        "-logsigmoid(chosen - rejected)",
+        "-logsigmoid(rejected - chosen)",
+        f"{FEEDBACK}::test_a_reward_model_pays_fresh_answers_and_orders_stored_ones",
     ),
     Mutation(
         "stale prefix cache after new weights",

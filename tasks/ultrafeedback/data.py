@@ -268,7 +268,9 @@ def parse(rows: Iterable[Mapping[str, Any]], name: str) -> Corpus:
             reason = "an empty prompt"
         else:
             kept = [a for a in answers if a.text.strip()]
-            texts = {a.text: a for a in reversed(kept)}
+            texts: dict[str, Answer] = {}
+            for answer in kept:
+                texts.setdefault(answer.text, answer)
             if len(kept) < 2:
                 reason = "an empty answer"
             elif len(texts) < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from shiq_bench.api import Codec, Episode, Task, tasks
 from shiq_bench.config import resolve
 from shiq_bench.models import _Recorder, build_tiny, demonstrations
 from shiq_bench.records import Completion, stable_hash
+from tests.preferences import options
 
 SPLITS = ("start", "rl", "heldout")
 
 
 @pytest.fixture(scope="module", params=tasks.names())
-def made(request: pytest.FixtureRequest) -> Iterator[tuple[str, Task]]:
-    task = tasks.get(request.param)()
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Task]]:
+    task = tasks.get(request.param)(**options(request.param, tmp_path_factory.mktemp("data")))
     yield request.param, task
     task.close()
 
@@ -49,11 +51,11 @@ def test_declares_itself(made: tuple[str, Task]) -> None:
     assert resolve("sft", name, {}).spec.task == name, "its defaults must make a valid run"
 
 
-def test_splits_are_fixed_and_not_empty(made: tuple[str, Task]) -> None:
+def test_splits_are_fixed_and_not_empty(made: tuple[str, Task], tmp_path: Path) -> None:
     name, task = made
     for split in SPLITS:
         prompts = task.prompts(split)
-        assert prompts and prompts == tasks.get(name)().prompts(split)
+        assert prompts and prompts == tasks.get(name)(**options(name, tmp_path)).prompts(split)
         assert len(set(prompts)) == len(prompts)
 
 
@@ -76,9 +78,9 @@ def test_scores_fit_trajectories(made: tuple[str, Task], source: str) -> None:
 
 
 def test_what_it_demonstrates_scores_at_least_as_well_as_nonsense(made: tuple[str, Task]) -> None:
-    _, task = made
-    codec = _Recorder()
-    shown: list[Any] = demonstrations(task, "rl", codec, 1 << 16) or task.trajectories("rl")
+    name, task = made
+    codec, spec = _Recorder(), resolve("sft", name, {}).spec
+    shown: list[Any] = demonstrations(task, "rl", codec, 1 << 16) or task.trajectories("rl", codec, spec)
     assert shown, "a task has demonstrations or ready-made trajectories to learn from"
     worst = task.finish(play(task, codec, task.prompts("rl")[:4]), "nonsense")
     assert max(t.total_reward for t in shown) >= max(s.total for _, s in worst)

@@ -211,6 +211,19 @@ def test_pairs_by_hand() -> None:
     np.testing.assert_allclose(soft.weights, [s, 1 - s, 3 * s, 3 * (1 - s), 1.5, 1.5])
 
 
+def test_which_pairs_by_hand() -> None:
+    """Ranks 0, 3, 1, 3, whatever the returns: best against worst is the first 3 with the 0; a drawn one is any."""
+    group = [
+        Trajectory("p", (1, 2), (False, True), (0.0, r), rank=k) for r, k in ((9.0, 0), (0.0, 3), (5.0, 1), (7.0, 3))
+    ]
+    assert make_pairs(group, Pairs(), "hard", choice="best_worst").pairs == [(1, 0)]
+    every = make_pairs(group, Pairs(), "hard")
+    assert every.pairs == [(1, 0), (2, 0), (3, 0), (1, 2), (3, 2)] and every.ties == 1
+    drawn = [make_pairs(group, Pairs(ties="keep"), "sampled", seed, "random").pairs for seed in range(200)]
+    assert all(len(pairs) == 1 for pairs in drawn) and len({tuple(sorted(p)) for (p,) in drawn}) == 6
+    assert make_labels(group, "hard") == [0.0, 1.0, 0.0, 1.0], "against the mean rank, 1.75"
+
+
 def test_labels_by_hand() -> None:
     """Returns 4, 2 and, twice as heavy, 1: the mean is 2, so the labels are of gaps 2, 0 and -1."""
     group = [Trajectory("p", (1, 2), (False, True), (0.0, r), weight=w) for r, w in ((4.0, 1), (2.0, 1), (1.0, 2))]
