@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shiq_bench.adapters import parse_lora
 from shiq_bench.api import BehaviourModel, Labels, Mismatched, OnPolicy, Pairs, Reference, Rewards
 from shiq_bench.config import Resolved
 from shiq_bench.dataset import check_dataset
@@ -55,6 +56,8 @@ def check_demands(resolved: Resolved, fresh: bool) -> None:
     if spec.model != "table":  # tables are evaluated whole
         for split in spec.splits:
             resolved.task.prompts(split)
+    if spec.lora:
+        parse_lora(spec.lora)
     if spec.lm_eval:
         from shiq_bench.evaluation.harness import check_tasks, task_names  # ten seconds of imports
 

@@ -11,9 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
+from shiq_bench.adapters import parse_lora
 from shiq_bench.api import (
     BehaviourModel,
     Labels,
@@ -52,6 +54,7 @@ from shiq_bench.store import (
 )
 from shiq_bench.toolcalls import Format
 from shiq_bench.training.data import Row, group_rows, in_unit_range, make_pairs, prepare, with_mismatches
+from shiq_bench.training.lora import WithoutAdapters, trainable, with_adapters
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer
 from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.stopping import StopFlag
@@ -138,13 +141,16 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=data, deviations=run.deviations)
     groups = [] if fresh else _groups(run, source, reference, trajectories)
     fitted = _fitted_behaviour(run, source, trajectories) if algorithm.need(BehaviourModel) else None
+    stored = _stored(run, source, reference)
 
     trained_folder = run.folder / "policy"
     if torch.cuda.is_available() and not fresh:
         run.close()  # give vLLM's memory back to training
     with run.timed("training"), tempfile.TemporaryDirectory() as scratch:
         need = algorithm.need(BehaviourModel)
-        policy = source.policy(fitted if need and need.start else None).equip(algorithm, spec.seed)
+        begun = fitted if need and need.start else None
+        policy, beside = _starting_policy(run, source, reference, begun)
+        policy.equip(algorithm, spec.seed)
         behaviour = source.policy(fitted) if fitted else None
         run.stop.active = True
         result = train(
@@ -155,6 +161,9 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
         run.stop.active = False
         run.keep(training=result.history, consumed=_consumed(run, result.history, trajectories))
         policy.eval()
+        if spec.lora and begun:  # adapters over weights that nobody else has: saved as one model
+            heads, policy = policy.heads, Policy(policy.model.merge_and_unload(), policy.vocab)
+            policy.heads = heads
         _save(policy, behaviour, source, trained_folder)
 
     with run.timed("evaluating the trained policy"):
@@ -169,21 +178,43 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
         for split, mode in _places(spec):
             what = f"evaluating the trained policy: {split}, {mode}"
             evaluation, gap = evaluate(
-                task, codec, generator, acting, reference, spec,
+                task, codec, generator, acting, beside, spec,
                 who="trained", split=split, mode=mode, step=spec.steps, on_progress=run.progress(what),
                 against=next(e.examples for e in evaluations if (e.split, e.mode) == (split, mode)),
             )  # fmt: skip
             run.gaps[f"trained {split} {mode}"] = gap
             evaluations.append(evaluation)
-        for split in spec.splits:
-            if task.preferences(split):
-                asked = set(task.prompts(split)[: spec.eval_limit or None])
-                stored = [t for t in task.trajectories(split, codec, spec) if t.prompt_id in asked]
-                against = reference_pass(reference, source.weights_hash, stored, "padded", "fp32")
-                evaluations.append(evaluate_stored(acting, stored, against, split=split, step=spec.steps))
+        for split, (answers, columns) in stored.items():
+            evaluations.append(evaluate_stored(acting, answers, columns, split=split, step=spec.steps))
         if spec.lm_eval:
             evaluations += _lm_eval(run, source, "trained", acting, reference.model, lambda: generator)
     run.record = replace(run.record, evaluations=evaluations, gaps=run.gaps)
+
+
+def _starting_policy(run: Run, source: ModelSource, reference: Policy, begun: Path | None) -> tuple[Policy, Scorer]:
+    """What is trained, and the reference beside it: with adapters, one module (unless it begins from ``begun``)."""
+    if not run.spec.lora:
+        return source.policy(begun), reference
+    lora, seed = parse_lora(run.spec.lora), run.spec.seed
+    policy = with_adapters(source.policy(begun) if begun else reference, lora, seed)
+    trained, of = trainable(policy)
+    run.keep(data={**run.record.data, "lora": {"trainable": trained, "of": of}})
+    return policy, reference if begun else WithoutAdapters(policy)
+
+
+def _stored(
+    run: Run, source: ModelSource, reference: Policy
+) -> dict[str, tuple[list[Trajectory], list[tuple[np.ndarray, np.ndarray]]]]:
+    """Judged answers of each split evaluated, and the reference's statistics on them, where the task has any."""
+    out = {}
+    for split in run.spec.splits:
+        if run.task.preferences(split):
+            asked = set(run.task.prompts(split)[: run.spec.eval_limit or None])
+            found = [t for t in run.task.trajectories(split, source.codec(), run.spec) if t.prompt_id in asked]
+            if found:
+                with run.timed("reference pass"):
+                    out[split] = found, reference_pass(reference, source.weights_hash, found, "padded", "fp32")
+    return out
 
 
 def _places(spec: RunSpec) -> list[tuple[str, Mode]]:

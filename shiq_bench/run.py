@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shiq_bench.adapters import is_adapter, parse_lora
 from shiq_bench.api import Algorithm, Task
 from shiq_bench.config import Resolved
 from shiq_bench.demands import check_demands, collects_fresh
@@ -123,9 +124,9 @@ def start_generator(
     """The sampler of a run, with the weights of ``folder``; with a ``guide``, that of transformers."""
     engine = "hf" if guide is not None else spec.engine
     report(f"starting {engine}", 0, 0)
-    return make_generator(
+    generator = make_generator(
         engine,
-        folder,
+        source.folder if is_adapter(folder) else folder,
         tokenizer_vocab=len(source.tokenizer()),
         max_length=spec.max_length,
         # A guide computes in float32, and what it guides must be what it scores.
@@ -133,7 +134,11 @@ def start_generator(
         gpu_memory=spec.gpu_memory,
         trust_remote_code=source.trust_remote_code,
         guide=guide,
+        lora_rank=parse_lora(spec.lora).r if spec.lora and not guide else 0,
     )
+    if is_adapter(folder):
+        generator.load(folder)
+    return generator
 
 
 def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) -> RunRecord:

@@ -14,6 +14,7 @@ ENGINES = "tests/generation/test_engines.py"
 EXACT = "tests/test_exact.py"
 FEEDBACK = "tests/tasks/test_ultrafeedback.py"
 HEADS = "tests/training/test_heads.py"
+LORA = "tests/training/test_lora.py"
 ONPOLICY = "tests/training/test_onpolicy.py"
 OPS = "tests/test_ops.py"
 RECORDS = "tests/test_records.py"
@@ -672,6 +673,21 @@ MUTATIONS = [
         "        policy.model.save_pretrained(scratch)\n",
         "        if step == 0:\n            policy.model.save_pretrained(scratch)\n",
         f"{ONPOLICY}::test_the_main_job_draws_from_the_weights_of_the_update",
+    ),
+    # --- adapters ---
+    Mutation(
+        "reference with adapters on",
+        "shiq_bench/training/lora.py",
+        "        with self.policy.model.disable_adapter():\n            out: dict",
+        "        if True:\n            out: dict",
+        f"{LORA}::test_adapters_begin_as_nothing_and_switch_off_to_the_bit[plain]",
+    ),
+    Mutation(
+        "sampler keeps its first adapter",
+        "shiq_bench/generation/vllm.py",
+        "self._adapter = (next(_ADAPTERS), folder)",
+        "self._adapter = (1, folder)",
+        f"{LORA}::test_what_is_served_is_what_was_trained[vllm]",
     ),
     # --- preferences and rewards ---
     Mutation(

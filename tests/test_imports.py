@@ -33,6 +33,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "tasks.bfcl"},
         {"bfcl_eval", "rich"},
     ),
+    "tasks/ultrafeedback": (
+        {"shiq_bench.api", "shiq_bench.records", "shiq_bench.reporting", "shiq_bench.rewards", "tasks.ultrafeedback"},
+        {"datasets", "huggingface_hub", "pyarrow"},
+    ),
     "tasks/_lm_eval": ({"shiq_bench.api", "shiq_bench.records", "tasks.bfcl"}, {"datasets"}),
     "shiq_bench/dataset.py": (
         {"shiq_bench.api", "shiq_bench.records"},
@@ -41,8 +45,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "shiq_bench/toolcalls.py": ({"shiq_bench.api", "shiq_bench.records"}, {"transformers"}),
     "shiq_bench/hardware.py": (set(), {"torch"}),
     "shiq_bench/listing.py": ({"shiq_bench.api"}, {"rich"}),
+    "shiq_bench/adapters.py": ({"shiq_bench.api", "shiq_bench.records"}, set()),
     "shiq_bench/training": (
         {
+            "shiq_bench.adapters",
             "shiq_bench.api",
             "shiq_bench.batch",
             "shiq_bench.exact",
@@ -52,11 +58,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
             "shiq_bench.training",
             "shiq_bench.world",
         },
-        {"numpy", "safetensors", "torch", "transformers"},
+        {"numpy", "peft", "safetensors", "torch", "transformers"},
     ),
     "shiq_bench/generation": (
-        {"shiq_bench.api", "shiq_bench.records", "shiq_bench.generation"},
-        {"numpy", "safetensors", "torch", "transformers", "vllm"},
+        {"shiq_bench.adapters", "shiq_bench.api", "shiq_bench.records", "shiq_bench.generation"},
+        {"numpy", "peft", "safetensors", "torch", "transformers", "vllm"},
     ),
     "shiq_bench/evaluation": (
         {
@@ -169,6 +175,8 @@ def test_the_engine_names_no_algorithm_and_no_task() -> None:
         ("import shiq_bench.reporting.tables, shiq_bench.reporting.runs", ("torch", "transformers", "vllm")),
         ("import shiq_bench.cli", ("torch", "numpy", "pandas", "transformers", "vllm", "datasets")),
         ("import tasks.bfcl", ("torch", "numpy", "transformers")),
+        ("import tasks.ultrafeedback", ("torch", "numpy", "transformers", "datasets", "pyarrow")),
+        ("import shiq_bench.adapters", ("torch", "peft")),
         ("import tasks.tree, tasks.bandit, tasks.gridworld", ("torch", "transformers")),
         ("import shiq_bench.exact, shiq_bench.world", ("torch", "transformers")),
         ("import shiq_bench.dataset", ("torch", "transformers", "datasets", "pandas", "pyarrow")),

@@ -108,6 +108,8 @@ class Generator(ABC):
     def load(self, folder: Path) -> None:
         """Put the weights of a folder of the same architecture in place; nothing of the old ones is reused.
 
+        A folder of adapters is put over the weights that the generator was opened with.
+
         Raises:
             UserError: the folder holds no safetensors.
         """
@@ -127,6 +129,7 @@ def make_generator(
     gpu_memory: float = 0.4,
     trust_remote_code: bool = False,
     guide: Guide | None = None,
+    lora_rank: int = 0,
 ) -> Generator:
     """Open a generator.
 
@@ -139,6 +142,7 @@ def make_generator(
         gpu_memory: share of the GPU's memory that vllm takes.
         trust_remote_code: run code that comes with the model.
         guide: has the last word on what is drawn; engine hf alone can be guided.
+        lora_rank: largest rank of the adapters that will be loaded; 0 for none.
 
     Raises:
         UserError: vllm is asked for and absent or to be guided, the folder holds no model, or
@@ -162,7 +166,7 @@ def make_generator(
     if engine == "vllm" or (engine == "auto" and installed):
         from shiq_bench.generation.vllm import VLLMGenerator
 
-        return VLLMGenerator(model, gpu_memory=gpu_memory, **options)
+        return VLLMGenerator(model, gpu_memory=gpu_memory, lora_rank=lora_rank, **options)
     from shiq_bench.generation.hf import HFGenerator
 
     return HFGenerator(model, guide=guide, **options)

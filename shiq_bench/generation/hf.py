@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
+from shiq_bench.adapters import is_adapter
 from shiq_bench.generation import Generator, Guide, Request, check_weights
 from shiq_bench.records import Completion, UserError
 
@@ -44,6 +45,7 @@ class HFGenerator(Generator):
         self._trust_remote_code = trust_remote_code
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model: Any = None
+        self._base = model
         self.load(model)
 
     def load(self, folder: Path) -> None:
@@ -53,7 +55,7 @@ class HFGenerator(Generator):
         with _quiet():
             try:
                 model, report = AutoModelForCausalLM.from_pretrained(
-                    folder,
+                    self._base if is_adapter(folder) else folder,
                     dtype=self._dtype,
                     trust_remote_code=self._trust_remote_code,
                     use_safetensors=True,
@@ -65,6 +67,10 @@ class HFGenerator(Generator):
         if missing := sorted(report["missing_keys"]):
             # transformers fills them with random numbers, and would sample from those
             raise UserError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} among them")
+        if is_adapter(folder):
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, folder)
         # Unset fields of the config given to `generate` are filled from the model's own, and hub
         # models carry top-p and repetition penalties there: neither may shape what is sampled.
         model.generation_config = GenerationConfig()

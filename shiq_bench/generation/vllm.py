@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import random
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shiq_bench.adapters import is_adapter
 from shiq_bench.generation import Generator, Request, check_weights
 from shiq_bench.records import Completion, UserError
 
@@ -34,6 +36,12 @@ CPU_CACHE_BYTES = 1 << 30
 
 #: Models with less than this on disk run without CUDA graphs: capturing takes longer than it saves.
 EAGER_BYTES = 500 << 20
+
+#: Ranks that vLLM makes room for.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+_ADAPTERS = itertools.count(1)
+_NO_ADAPTER: tuple[int, Path | None] = (0, None)
 
 # What the engine reads from the environment. Its worker stays in this process: weights are
 # replaced and logits masked through direct calls, and a small model opens ten times faster.
@@ -57,6 +65,7 @@ class VLLMGenerator(Generator):
         dtype: str,
         gpu_memory: float,
         trust_remote_code: bool = False,
+        lora_rank: int = 0,
     ) -> None:
         """See :func:`shiq_bench.generation.make_generator`; ``vocabulary`` ids can be drawn.
 
@@ -77,7 +86,9 @@ class VLLMGenerator(Generator):
             "dtype": dtype,
             "gpu_memory": gpu_memory,
             "trust_remote_code": trust_remote_code,
+            "lora_rank": lora_rank,
         }
+        self._base, self._adapter = model, _NO_ADAPTER
         gpu = torch.cuda.is_available()
         size = sum(p.stat().st_size for p in model.glob("*.safetensors"))
         options: dict[str, Any] = {
@@ -97,6 +108,8 @@ class VLLMGenerator(Generator):
             "use_tqdm_on_load": False,
             "seed": 0,
         }
+        if lora_rank:
+            options |= {"enable_lora": True, "max_lora_rank": min(n for n in LORA_RANKS if n >= lora_rank)}
         if dtype != "float32":
             options["hf_overrides"] = {"head_dtype": "float32"}
         self._eager = options["enforce_eager"]
@@ -135,7 +148,10 @@ class VLLMGenerator(Generator):
         ]
         with _contained(self._eager):
             try:
-                outputs = self._llm.generate([{"prompt_token_ids": r.prompt} for r in requests], params, use_tqdm=False)
+                outputs = self._llm.generate(
+                    [{"prompt_token_ids": r.prompt} for r in requests], params, use_tqdm=False,
+                    lora_request=self._lora_request(),
+                )  # fmt: skip
             except BaseException:
                 # What an interrupt leaves unfinished would come back with the next call's answers.
                 engine = self._llm.llm_engine
@@ -152,6 +168,14 @@ class VLLMGenerator(Generator):
     def load(self, folder: Path) -> None:
         """Replace the weights in place and forget every cached prefix; see :meth:`Generator.load`."""
         check_weights(folder)
+        if is_adapter(folder):
+            # A number of its own for every state of the weights: what was computed with another is never reused.
+            self._adapter = (next(_ADAPTERS), folder)
+            return
+        self._adapter = _NO_ADAPTER
+        if folder == self._base and self._settings["lora_rank"]:
+            return  # adapters come and go over weights that stay
+        self._base = folder
         if self._llm.model_config.hf_text_config.tie_word_embeddings:
             # A head that shares the embedding keeps its old, repacked copy over reload_weights on a CPU.
             self.close()
@@ -162,6 +186,14 @@ class VLLMGenerator(Generator):
             # Keys and values of prompts seen before came from the old weights.
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("vllm kept its prefix cache over a change of weights")
+
+    def _lora_request(self) -> Any:
+        number, folder = self._adapter
+        if folder is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(str(number), number, str(folder))
 
     def close(self) -> None:
         """Shut the engine down and leave the process group it opened."""

@@ -124,6 +124,13 @@ class Policy(Scorer):
             self.heads = Heads(weight.shape[1], self.vocab, value, q.count if q else 0, seed).to(weight.device)
         return self
 
+    @property
+    def body(self) -> Any:
+        """The network below the head, with the adapters where there are any."""
+        # What peft calls the base model is the model with its head.
+        inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        return inner.base_model
+
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
         head = self.model.get_output_embeddings()
@@ -132,7 +139,7 @@ class Policy(Scorer):
         was_training = self.model.training
         self.model.eval()
         ids = torch.arange(min(4, self.vocab), device=head.weight.device)[None]
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state
         ours = (hidden @ head.weight.T).float()
         theirs = self.model(input_ids=ids).logits.float()
         self.model.train(was_training)
@@ -146,7 +153,7 @@ class Policy(Scorer):
         """
         inputs = {"use_cache": False, **inputs}
         if self.plain_head:
-            out = self.model.base_model(**inputs)
+            out = self.body(**inputs)
             return (out.last_hidden_state,), out.past_key_values
         out = self.model(**inputs, output_hidden_states=self.heads is not None)
         return (out.logits, *((out.hidden_states[-1],) if self.heads is not None else ())), out.past_key_values

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from shiq_bench.adapters import is_adapter
 from shiq_bench.api import Algorithm, Mismatched
 from shiq_bench.records import RunSpec, Trajectory, UserError
 from shiq_bench.training.companions import Companions
@@ -161,7 +162,18 @@ class PolicyTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         policy = self.accelerator.unwrap_model(model or self.model)
+        self._load_weights(policy, resume_from_checkpoint)
+        if policy.heads is not None:
+            policy.heads.load_state_dict(load_file(Path(resume_from_checkpoint) / HEADS))
+        self.companions.load(Path(resume_from_checkpoint))
+
+    def _load_weights(self, policy: Policy, resume_from_checkpoint: str) -> None:
         tensors: dict[str, Tensor] = {}
+        if is_adapter(Path(resume_from_checkpoint)):
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            set_peft_model_state_dict(policy.model, load_peft_weights(resume_from_checkpoint, device="cpu"))
+            return
         for file in sorted(Path(resume_from_checkpoint).glob("model*.safetensors")):
             tensors |= load_file(file)
         missing = set(policy.model.load_state_dict(tensors, strict=False).missing_keys)
@@ -169,9 +181,6 @@ class PolicyTrainer(Trainer):
         if missing - set(policy.model.all_tied_weights_keys):
             raise UserError(f"{resume_from_checkpoint} lacks weights of the model: {', '.join(sorted(missing))}")
         policy.model.tie_weights()
-        if policy.heads is not None:
-            policy.heads.load_state_dict(load_file(Path(resume_from_checkpoint) / HEADS))
-        self.companions.load(Path(resume_from_checkpoint))
 
 
 def save_heads(policy: Policy, folder: Path) -> None:

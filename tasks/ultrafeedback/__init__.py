@@ -201,7 +201,7 @@ class UltraFeedback(Task):
             "dropped": ", ".join(f"{n} of {self.corpus.rows} rows: {why}" for why, n in self.corpus.dropped.items())
             or "none",
             "prompts that fill the budget": ", ".join(f"{n} of {split}" for split, n in unfit.items()),
-            "judge": f"{self._judge.name} ({self._judge.fingerprint[:12]}, {self.reward_precision})",
+            "judge": f"{self.judge or self.reward_model} ({self._judge.fingerprint[:12]}, {self.reward_precision})",
             **({"template": "plain, for the tokenizer has none"} if getattr(codec, "plain_template", False) else {}),
         }
 

@@ -1,0 +1,78 @@
+"""Policies that train adapters alone, and the reference that is the same module with its adapters off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shiq_bench.adapters import Lora
+from shiq_bench.records import UserError
+from shiq_bench.training.policy import Policy, Scorer, States
+
+
+def with_adapters(policy: Policy, lora: Lora, seed: int) -> Policy:
+    """A policy over the same weights, frozen, with adapters that change nothing yet.
+
+    The weights are shared: the policy given must not be used any more, but by way of :class:`WithoutAdapters`.
+
+    Args:
+        seed: of the adapters' random half.
+
+    Raises:
+        UserError: the model has none of the layers that are to be adapted.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type,unused-ignore]
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model = get_peft_model(policy.model, config)
+        except ValueError as error:
+            raise UserError(f"lora: {' '.join(str(error).split())}") from error
+    adapted = Policy(model, policy.vocab)
+    adapted.eval()
+    return adapted
+
+
+def trainable(policy: Policy) -> tuple[int, int]:
+    """Parameters of the model that are trained, and all of them."""
+    sizes = [(p.numel(), p.requires_grad) for p in policy.model.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+
+
+class WithoutAdapters(Scorer):
+    """A policy with its adapters switched off: the reference, without a second copy of the weights."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.vocab = policy.vocab
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers, adapters and all."""
+        return self.policy.model
+
+    def states(self, inputs: dict[str, Tensor]) -> States:
+        """See :meth:`Scorer.states`."""
+        with self.policy.model.disable_adapter():
+            return self.policy.states(inputs)
+
+    def logits(self, states: States) -> Tensor:
+        """See :meth:`Scorer.logits`; the head has no adapters."""
+        return self.policy.logits(states)
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """As of :meth:`Policy.forward`."""
+        with self.policy.model.disable_adapter():
+            out: dict[str, Tensor] = self.policy(**inputs)
+        return out
