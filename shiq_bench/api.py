@@ -382,6 +382,10 @@ class Task(ABC):
     def prepare(self, report: Callable[[str, int, int], None]) -> None:  # noqa: B027 (most tasks need nothing)
         """Do what takes long before the first episode is scored; ``report(what, done, total)`` is told of it."""
 
+    def fingerprint(self) -> str:
+        """Hash of what decides scores beside code and options, such as a reward model's weights; "" for nothing."""
+        return ""
+
     def vet(self, spec: RunSpec, algorithm: Algorithm) -> Sequence[str]:
         """What a reader must know of how this task serves this run, checked before anything is loaded.
 

@@ -258,6 +258,7 @@ def _data_key(spec: RunSpec, task: Task, source: ModelSource) -> dict[str, Any]:
         # What reads a model's calls decides verdicts as much as the task does.
         "code": code_hash(*(c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task), ChatCodec, Format),
         "options": dict(spec.task_options),
+        "judges": task.fingerprint(),
         "engine": spec.engine,
         "max_tokens": spec.max_tokens,
         "max_length": spec.max_length,

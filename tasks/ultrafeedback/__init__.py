@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from shiq_bench.api import Algorithm, Codec, Episode, Metric, OnPolicy, Rewards, Task, TinyModel, suggest, task
-from shiq_bench.records import Completion, Preference, RunSpec, Score, Trajectory, Transcript, UserError
+from shiq_bench.records import Completion, Preference, RunSpec, Score, Trajectory, Transcript, UserError, stable_hash
 from tasks.ultrafeedback import data
 
 if TYPE_CHECKING:
@@ -165,6 +165,10 @@ class UltraFeedback(Task):
             tiny_reward_model(self, "ultrafeedback", report)
         report("opening the reward model", 0, 0)
         _ = self._judge
+
+    def fingerprint(self) -> str:
+        """Hash of the reward models: a folder may hold others tomorrow."""
+        return stable_hash([self._payer.fingerprint, self._judge.fingerprint])
 
     def vet(self, spec: RunSpec, algorithm: Algorithm) -> Sequence[str]:
         """Where rewards come from, and whether the judge is whoever gave them.

@@ -21,7 +21,7 @@ from shiq_bench.records import Completion, UserError
 from shiq_bench.run import execute
 from tasks.ultrafeedback import ROOM, Answering, UltraFeedback, data
 from tests.preferences import rows, write
-from tests.rewards.conftest import llama_tokenizer, qwen_tokenizer
+from tests.rewards.conftest import llama, llama_tokenizer, qwen_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "ultrafeedback_1k.jsonl"
 
@@ -231,6 +231,19 @@ def test_who_pays_and_who_judges_is_said(tmp_path: Path) -> None:
     assert vetted(tmp_path, "copg") == ["rewards: the dataset's own scores, in [0, 1] (plain pairs)"]
     assert vetted(tmp_path, "copg", rewards="model") == ["rewards: reward model tiny. It is also the judge."]
     assert vetted(tmp_path, "rloo", judge="other") == ["rewards: reward model tiny."]
+
+
+def test_other_weights_at_the_same_path_are_another_judge(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "x.jsonl"))
+
+    def judged() -> str:
+        return UltraFeedback(dataset=path, reward_model=str(tmp_path / "rm")).fingerprint()
+
+    llama(tmp_path / "rm", llama_tokenizer())
+    before = judged()
+    assert judged() == before
+    llama(tmp_path / "rm", llama_tokenizer(), num_hidden_layers=1)
+    assert judged() != before
 
 
 def test_win_rates_by_hand() -> None:
