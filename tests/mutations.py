@@ -695,14 +695,14 @@ MUTATIONS = [
         "tasks/ultrafeedback/__init__.py",
         "    kept = tuple(ids[:limit])\n",
         "    kept = (*ids[: limit - 1], ids[-1])\n",
-        f"{FEEDBACK}::test_stored_answers_end_as_sampled_ones_do",
+        f"{FEEDBACK}::test_stored_answers_end_as_sampled_ones_do[llama_tokenizer]",
     ),
     Mutation(
         "the rejected answer ranked first",
         "tasks/ultrafeedback/data.py",
         "Answer(t, float(1 - i), s)",
         "Answer(t, float(i), s)",
-        f"{FEEDBACK}::test_every_schema_and_every_file_hold_the_same_questions",
+        f"{FEEDBACK}::test_every_schema_and_every_file_hold_the_same_questions[plain-jsonl]",
     ),
     Mutation(
         "preferences by return where there is a rank",
