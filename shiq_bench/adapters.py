@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,20 +49,39 @@ def parse_lora(text: str) -> Lora:
             raise UserError(f"lora={text}: expected r=16, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj")
         if key not in _KEYS:
             raise UserError(f"lora has no setting {key!r}{suggest(key, _KEYS)}")
+        if key in given:
+            raise UserError(f"lora={text}: {key} is given twice; expected it once")
         given[key] = value
     try:
         rank = int(given.get("r", "0"))
         alpha, dropout = float(given.get("alpha", 2 * rank)), float(given.get("dropout", 0))
     except ValueError:
         raise UserError(f"lora={text}: expected a whole number for r, numbers for alpha and dropout") from None
-    if not 1 <= rank <= LARGEST or not alpha > 0 or not 0 <= dropout < 1:
+    if not 1 <= rank <= LARGEST or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise UserError(f"lora={text}: expected r from 1 to {LARGEST}, alpha above 0 and dropout from 0 to below 1")
     targets = tuple(t for t in given.get("targets", "").split("+") if t)
-    if bad := [t for t in targets if t in ("lm_head", "embed_tokens", "embed_out", "wte")]:
-        raise UserError(
-            f"lora: {bad[0]} cannot have adapters: token statistics read the head as a matrix; leave it out of targets"
-        )
+    if "targets" in given and not targets:
+        raise UserError(f"lora={text}: expected names of layers for targets, such as q_proj+v_proj")
+    # The usual names; once the model is there, its own are known.
+    refuse_targets(targets, ("lm_head", "embed_tokens", "embed_out", "wte"))
     return Lora(rank, alpha, dropout, targets)
+
+
+def refuse_targets(targets: Sequence[str], layers: Sequence[str]) -> None:
+    """Refuse targets that name the head or the embedding.
+
+    Args:
+        layers: what those two are called.
+
+    Raises:
+        UserError: a target ends in the name of one of ``layers``, or one of ``layers`` in the target.
+    """
+    for target in targets:
+        if any(f".{a}".endswith(f".{b}") for n in layers for a, b in ((target, n), (n, target))):
+            raise UserError(
+                f"lora: {target} cannot have adapters: token statistics read the head as a matrix, "
+                "and an embedding may be the head; leave it out of targets"
+            )
 
 
 def is_adapter(folder: Path) -> bool:

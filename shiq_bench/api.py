@@ -386,8 +386,11 @@ class Task(ABC):
         """Hash of what decides scores beside code and options, such as a reward model's weights; "" for nothing."""
         return ""
 
-    def vet(self, spec: RunSpec, algorithm: Algorithm) -> Sequence[str]:
+    def vet(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
         """What a reader must know of how this task serves this run, checked before anything is loaded.
+
+        Args:
+            fresh: every update learns from the current policy's own samples.
 
         Raises:
             UserError: it cannot, with what to type instead.

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from shiq_bench.run import Run
 
 #: Raise it when offline data or reference evaluations would come out differently for one key.
-DATA_VERSION = 2
+DATA_VERSION = 3
 #: Raise it when a behaviour model would come out differently for one key.
 BEHAVIOUR_VERSION = 1
 SUPPLIED: tuple[type[Need], ...] = (
@@ -198,7 +198,7 @@ def _starting_policy(run: Run, source: ModelSource, reference: Policy, begun: Pa
     lora, seed = parse_lora(run.spec.lora), run.spec.seed
     policy = with_adapters(source.policy(begun) if begun else reference, lora, seed)
     trained, of = trainable(policy)
-    run.keep(data={**run.record.data, "lora": {"trainable": trained, "of": of}})
+    run.keep(data={**run.record.data, "lora": {"r": lora.r, "trainable": trained, "of": of}})
     return policy, reference if begun else WithoutAdapters(policy)
 
 

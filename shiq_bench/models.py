@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from shiq_bench.adapters import is_adapter
 from shiq_bench.api import Algorithm, Codec, Episode, Task, TextCodec, TinyModel
 from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.chat import TINY_TEMPLATE, ChatCodec
@@ -167,6 +168,11 @@ def fingerprint(folder: Path) -> str:
         UserError: it holds no model.
     """
     weights = sorted(folder.glob("*.safetensors"))
+    if is_adapter(folder):
+        raise UserError(
+            f"{folder} holds adapters, and training begins from a whole model: merge them first "
+            "(peft's `merge_and_unload`), or give the model that they were trained over"
+        )
     if not weights or not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: expected config.json and *.safetensors")
     # What is said of a model is no part of it.

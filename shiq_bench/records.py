@@ -343,6 +343,7 @@ class RunRecord:
     source_hash: str = ""
     code_hash: str = ""
     weights_hash: str = ""
+    judges_hash: str = ""
     git_commit: str | None = None
     git_dirty: bool | None = None
     packages: Mapping[str, str] = field(default_factory=dict)

@@ -161,6 +161,7 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
         source.codec()
         run.record = replace(run.record, weights_hash=source.weights_hash)
         run.given = given_data(run, source) if spec.data else []
+    run.record = replace(run.record, judges_hash=resolved.task.fingerprint())
     check_writable(run.folder, need_mb=100)
     if done := _earlier(run, resume, fresh):
         return done
@@ -204,9 +205,10 @@ def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
     record = runs.load(path)
     ours = run.record
     same_code = (record.source_hash, record.code_hash) == (ours.source_hash, ours.code_hash)
+    same_code = same_code and record.judges_hash == ours.judges_hash
     if not same_code or (ours.weights_hash and record.weights_hash != ours.weights_hash):
         raise UserError(
-            f"{record.run_id} is already there, made by other code or from other weights: "
+            f"{record.run_id} is already there, made by other code, from other weights or with another judge: "
             "add --fresh to run it again, or --results for another folder"
         )
     if record.status == "done":

@@ -415,12 +415,17 @@ def overridden(study: Study, given: Settings) -> Study:
     """
     taken = {study.vary[0].rpartition(".")[2]: "varies it"} if study.vary else {}
     taken |= {"seed": "says which by replicate"} if study.replicate else {}
+    for cells, what in ((study.panels.values(), "panel"), (study.methods.values(), "method")):
+        everywhere = set.intersection(*({key.rpartition(".")[2] for key in cell} for cell in cells))
+        taken |= dict.fromkeys(everywhere, f"gives it to every {what}")
     for key in given:
         if why := taken.get(key.rpartition(".")[2]):
             raise UserError(f"--set {key}: study {study.name} {why}; change a copy of its file instead")
     if not given:
         return study
-    note = f"Set by hand: {', '.join(f'{key}={value}' for key, value in given.items())}."
+    # A path says where something lies on one machine, and not what it is.
+    told = ", ".join(f"{key}={Path(value).name if '/' in str(value) else value}" for key, value in given.items())
+    note = f"Set by hand: {told}."
     return replace(study, settings=merged(study.settings, given), notes=(*study.notes, note))
 
 

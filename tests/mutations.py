@@ -121,8 +121,8 @@ MUTATIONS = [
     Mutation(
         "frozen companions with dropout",
         "shiq_bench/training/companions.py",
-        "copy.deepcopy(policy).requires_grad_(False).eval()",
-        "copy.deepcopy(policy).requires_grad_(False)",
+        "copy.deepcopy(policy, shared).requires_grad_(False).eval()",
+        "copy.deepcopy(policy, shared).requires_grad_(False)",
         f"{HEADS}::test_stats_come_from_whom_they_should",
     ),
     # --- reductions ---

@@ -116,12 +116,14 @@ def evaluate(
         )
     examples: list[dict[str, Any]] = []
     for trajectory, score, path in zip(drawn.trajectories, drawn.scores, paths, strict=True):
+        # Where nothing was said, nothing was cut, and nothing can have moved away from the reference.
+        said = any(trajectory.action_mask)
+        about = {"truncated": float(trajectory.truncated), **path} if said else {}
         examples.append(
             {
                 "prompt_id": trajectory.prompt_id,
                 **{k: float(v) for k, v in score.metrics.items()},
-                "truncated": float(trajectory.truncated),
-                **{k: v if math.isfinite(v) else None for k, v in path.items()},
+                **{k: v if math.isfinite(v) else None for k, v in about.items()},
                 "details": dict(score.details),
             }
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from shiq_bench.adapters import is_adapter
 from shiq_bench.records import Completion, UserError
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def make_generator(
         raise UserError("acting by two models needs both their logits at once: use engine hf")
     model = Path(model)
     check_weights(model)
+    if is_adapter(model):
+        raise UserError(f"{model} holds adapters, and no model to put them over: open the model, then load them")
     vocabulary = min(tokenizer_vocab, _model_vocabulary(model, max_length, trust_remote_code))
     options: dict[str, Any] = {
         "vocabulary": vocabulary, "max_length": max_length, "dtype": dtype, "trust_remote_code": trust_remote_code,

@@ -171,6 +171,16 @@ class VLLMGenerator(Generator):
         if is_adapter(folder):
             # A number of its own for every state of the weights: what was computed with another is never reused.
             self._adapter = (next(_ADAPTERS), folder)
+            try:
+                with _contained(self._eager), _silent():
+                    # Now, not at the next prompt: the folder may hold other adapters by then.
+                    self._llm.llm_engine.add_lora(self._lora_request())
+            except (ValueError, RuntimeError) as error:
+                self._adapter = _NO_ADAPTER
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(
+                    f"vllm cannot serve the adapters in {folder}: {reason}; choose other targets, or use engine hf"
+                ) from error
             return
         self._adapter = _NO_ADAPTER
         if folder == self._base and self._settings["lora_rank"]:

@@ -111,7 +111,7 @@ def length_controlled(
 
     The length term alone is controlled for, not who asked what. A weak normal prior on :math:`\phi` (standard
     deviation 3) keeps it finite where length decides everything; the error of :math:`\theta` is the sandwich,
-    clustered by prompt, brought to shares by the delta method.
+    clustered by prompt, brought to shares by the delta method. Where all are won, or all lost, there is none.
 
     Args:
         wins: 1, 0, or one half for a tie. ``[E]``
@@ -138,7 +138,7 @@ def length_controlled(
         if np.abs(step).max() < 1e-12:
             break
     rate = float(_expit(beta[0]))
-    if units < 2:
+    if units < 2 or y.min() == y.max() != 0.5:
         return Estimate(rate, None, None, None, int(y.size), units)
     residual = x * (y - _expit(x @ beta))[:, None]
     order = {c: i for i, c in enumerate(dict.fromkeys(clusters))}

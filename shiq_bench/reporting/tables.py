@@ -185,7 +185,9 @@ def compare(
 
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        groups.setdefault(canonical_json(_conditions(record.spec)), []).append(record)
+        # A judge's own scale: what another one says is no number of the same table.
+        judges = {"judges": record.judges_hash} if record.judges_hash else {}
+        groups.setdefault(canonical_json(_conditions(record.spec) | judges), []).append(record)
     keys = sorted(groups, key=lambda k: (groups[k][0].spec.task, k))
     differing = _differing([_conditions(groups[k][0].spec) for k in keys])
     blocks = []

@@ -237,7 +237,13 @@ class RewardModel:
 
     @contextmanager
     def _cache(self) -> Iterator[sqlite3.Connection]:
-        key = {"version": CACHE_VERSION, "fingerprint": self.fingerprint, "precision": self.precision}
+        key = {
+            "version": CACHE_VERSION,
+            "fingerprint": self.fingerprint,
+            "precision": self.precision,
+            "own code": self._trust,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        }
         path = home() / "rewards" / f"{stable_hash(key)[:24]}.sqlite"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,11 @@ VERSION = 1
 RECIPE: dict[str, Any] = {"epochs": 2, "learning_rate": 3e-4, "batch": 16, "max_length": 512}
 
 
+def identity() -> str:
+    """What decides the tiny reward model of a task, beside the task's data and its embedded policy."""
+    return stable_hash([VERSION, RECIPE, fast_precision()])
+
+
 def tiny_reward_model(
     task: Task, name: str, report: Callable[[str, int, int], None] = lambda what, done, total: None
 ) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shiq_bench.api import Algorithm, BehaviourModel, MaxRatio, Reference, TargetNetwork
@@ -19,7 +19,8 @@ from shiq_bench.training.reference import autocast
 class Companions:
     """What an algorithm compares its policy with while it trains, kept out of the trained module.
 
-    The optimiser, the checkpoint of the policy and its train mode never see them.
+    The optimiser, the checkpoint of the policy and its train mode never see them. Weights of the
+    policy that are not trained (those below adapters) are shared with it, not copied.
 
     Args:
         policy: with its heads and starting weights; copied.
@@ -40,6 +41,7 @@ class Companions:
         self.tau = target.tau if target else 0.0
         self.refresh = reference.refresh if reference else 0
         self.floor = ratio.floor if ratio else None
+        self.trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
         self.policies: dict[str, Policy] = {}
         if reference and (self.refresh or live_reference):
             self.policies["reference"] = _frozen(policy)
@@ -71,27 +73,37 @@ class Companions:
         """After update number ``step``: the target moves by ``tau``, the reference is replaced when it is due."""
         if target := self.policies.get("target"):
             for old, new in zip(target.parameters(), policy.parameters(), strict=True):
-                old.lerp_(new, self.tau)
+                if new.requires_grad:
+                    old.lerp_(new, self.tau)
         if self.refresh and step % self.refresh == 0:
             for old, new in zip(self.policies["reference"].parameters(), policy.model.parameters(), strict=True):
-                old.copy_(new)
+                if new.requires_grad:
+                    old.copy_(new)
 
-    def _moving(self) -> dict[str, Policy]:
+    def _moving(self) -> dict[str, dict[str, Tensor]]:
+        """What training changes of each companion, by the names that it has in the policy."""
         moving = {"target": True, "reference": self.refresh > 0}
-        return {name: policy for name, policy in self.policies.items() if moving.get(name)}
+        return {
+            name: {n: p.detach() for n, p in policy.named_parameters() if n in self.trained}
+            for name, policy in self.policies.items()
+            if moving.get(name)
+        }
 
     def save(self, folder: Path) -> None:
-        """Those that training changes, a file each."""
-        for name, policy in self._moving().items():
-            save_model(policy, str(folder / f"{name}.safetensors"))
+        """What training changes, a file for each companion."""
+        for name, tensors in self._moving().items():
+            save_file(tensors, folder / f"{name}.safetensors")
 
     def load(self, folder: Path) -> None:
         """Inverse of :meth:`save`."""
-        for name, policy in self._moving().items():
-            load_model(policy, folder / f"{name}.safetensors")
+        for name, tensors in self._moving().items():
+            kept = load_file(folder / f"{name}.safetensors")
+            for n, tensor in tensors.items():
+                tensor.copy_(kept[n])
 
 
 def _frozen(policy: Policy) -> Policy:
-    twin = copy.deepcopy(policy).requires_grad_(False).eval()
+    shared = {id(p): p for p in policy.parameters() if not p.requires_grad}
+    twin = copy.deepcopy(policy, shared).requires_grad_(False).eval()
     twin.sums_logits = False
     return twin

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from shiq_bench.adapters import Lora
+from shiq_bench.adapters import Lora, refuse_targets
+from shiq_bench.api import suggest
 from shiq_bench.records import UserError
 from shiq_bench.training.policy import Policy, Scorer, States
 
@@ -21,10 +22,17 @@ def with_adapters(policy: Policy, lora: Lora, seed: int) -> Policy:
         seed: of the adapters' random half.
 
     Raises:
-        UserError: the model has none of the layers that are to be adapted.
+        UserError: the model has none of the layers that are to be adapted, or they are its head or embedding.
     """
     from peft import LoraConfig, get_peft_model
 
+    ends = (policy.model.get_output_embeddings(), policy.model.get_input_embeddings())
+    layers = dict(policy.model.named_modules())
+    refuse_targets(lora.targets, [name for name, layer in layers.items() if layer in ends])
+    for target in lora.targets:  # peft is content if one of several is there
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            linear = {n.rpartition(".")[2] for n, m in layers.items() if isinstance(m, nn.Linear) and m not in ends}
+            raise UserError(f"lora: the model has no layer {target!r}{suggest(target, sorted(linear))}")
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type,unused-ignore]

@@ -172,7 +172,11 @@ class PolicyTrainer(Trainer):
         if is_adapter(Path(resume_from_checkpoint)):
             from peft import load_peft_weights, set_peft_model_state_dict
 
-            set_peft_model_state_dict(policy.model, load_peft_weights(resume_from_checkpoint, device="cpu"))
+            kept = load_peft_weights(resume_from_checkpoint, device="cpu")
+            result: Any = set_peft_model_state_dict(policy.model, kept)
+            # The weights below the adapters are never there.
+            if absent := sorted(n for n in result.missing_keys if "lora_" in n):
+                raise UserError(f"{resume_from_checkpoint} lacks adapters of the model: {', '.join(absent)}")
             return
         for file in sorted(Path(resume_from_checkpoint).glob("model*.safetensors")):
             tensors |= load_file(file)

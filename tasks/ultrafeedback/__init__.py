@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
-from shiq_bench.api import Algorithm, Codec, Episode, Metric, OnPolicy, Rewards, Task, TinyModel, suggest, task
+from shiq_bench.api import Algorithm, Codec, Episode, Metric, Rewards, Task, TinyModel, suggest, task
 from shiq_bench.records import Completion, Preference, RunSpec, Score, Trajectory, Transcript, UserError, stable_hash
 from tasks.ultrafeedback import data
 
@@ -85,6 +86,7 @@ class UltraFeedback(Task):
         Metric("win_chosen_lc", "higher", "the same, length-controlled", percent=True, optional=True),
         Metric("longer_chosen", "neither", "longer than the chosen answer", percent=True, optional=True),
         Metric("length", "neither", "length (tokens)", optional=True),
+        Metric("judge_cut", "lower", "begin beyond the judge's reach", percent=True, optional=True),
         Metric("unfit", "lower", "prompts that do not fit", percent=True),
     )
 
@@ -125,7 +127,8 @@ class UltraFeedback(Task):
         if not self.dataset:
             raise UserError(
                 "ultrafeedback needs preference data: give --data FILE (.jsonl, .parquet or a folder, with prompt, "
-                "chosen and rejected), or where there is a network --data HuggingFaceH4/ultrafeedback_binarized"
+                "chosen and rejected), or where there is a network --data HuggingFaceH4/ultrafeedback_binarized; "
+                "beside a dataset of shiq-bench data build, --set dataset=FILE"
             )
         return data.read(self.dataset, self.dataset_revision)
 
@@ -137,7 +140,7 @@ class UltraFeedback(Task):
             UserError: they are to be the dataset's, and it has none.
         """
         if self.rewards == "dataset" and not self.corpus.scored:
-            raise UserError(f"{self.dataset} has no scores: set rewards=model, or leave it out")
+            raise UserError(f"not every answer in {self.dataset} has a score: set rewards=model, or leave it out")
         return "dataset" if self.rewards != "model" and self.corpus.scored else "model"
 
     @functools.cached_property
@@ -152,10 +155,17 @@ class UltraFeedback(Task):
         from shiq_bench.rewards import open_reward_model
         from shiq_bench.rewards.tiny import tiny_reward_model
 
-        if name == TINY:
-            return open_reward_model(str(tiny_reward_model(self, "ultrafeedback")), precision=self.reward_precision)
-        where, _, revision = name.partition("@")
-        return open_reward_model(where, revision=revision or "main", precision=self.reward_precision)
+        if name != TINY:
+            return self._named(name)
+        return open_reward_model(str(tiny_reward_model(self, "ultrafeedback")), precision=self.reward_precision)
+
+    def _named(self, name: str) -> RewardModel:
+        from shiq_bench.rewards import open_reward_model
+
+        if Path(name).expanduser().is_dir() or "@" not in name:
+            return open_reward_model(name, precision=self.reward_precision)
+        where, _, revision = name.rpartition("@")
+        return open_reward_model(where, revision=revision, precision=self.reward_precision)
 
     def prepare(self, report: Callable[[str, int, int], None]) -> None:
         """Fit the embedded reward model where it is used, and open the judge."""
@@ -167,47 +177,56 @@ class UltraFeedback(Task):
         _ = self._judge
 
     def fingerprint(self) -> str:
-        """Hash of the reward models: a folder may hold others tomorrow."""
-        return stable_hash([self._payer.fingerprint, self._judge.fingerprint])
+        """Hash of the reward models, for a folder may hold others tomorrow, and of what the hub gave under a name."""
+        from shiq_bench.rewards.tiny import identity
 
-    def vet(self, spec: RunSpec, algorithm: Algorithm) -> Sequence[str]:
-        """Where rewards come from, and whether the judge is whoever gave them.
+        names = (self.reward_model, self.judge or self.reward_model)
+        judges = [identity() if n == TINY else self._named(n).fingerprint for n in names]
+        moving = data.is_hub(self.dataset) and (self.dataset_revision or data.pinned(self.dataset))
+        return stable_hash([*judges, self.corpus.digest if moving else ""])
+
+    def vet(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
+        """Where rewards and preferences come from, and whether the judge is whoever gave them.
 
         Raises:
             UserError: no data, or stored and sampled answers would be paid on two scales.
         """
-        fresh = spec.collect == "fresh" or (
-            algorithm.need(OnPolicy) is not None and spec.collect == "auto" and not spec.allow_off_policy
-        )
         source = self.stored_rewards
-        if source == "dataset" and spec.samples and not fresh:
+        if source == "dataset" and spec.samples and not (fresh or spec.data):
             raise UserError(
                 f"samples={spec.samples} are paid by a reward model and stored answers by the dataset's scores, two "
                 "scales: set rewards=model, or samples=0"
             )
         if not spec.steps:
             return ()
-        if algorithm.need(Rewards) is None:
+        if spec.data:
+            return ("rewards and preferences: as the dataset given by --data has them",)
+        rewarded = algorithm.need(Rewards) is not None
+        if not (fresh or spec.samples) and not rewarded:
             return ("preferences: the dataset's; rewards are not seen",)
         if source == "dataset" and not fresh:
             return (f"rewards: the dataset's own scores, in [0, 1] ({self.corpus.schema})",)
         same = " It is also the judge." if self.judge in ("", self.reward_model) else ""
-        return (f"rewards: reward model {self.reward_model}.{same}",)
+        what = "rewards" if rewarded else "preferences"
+        return (f"{what}: reward model {_short(self.reward_model)}.{same}",)
 
     def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
         """The dataset's schema, what was left out of it, and who judges."""
-        unfit = {
-            split: sum(e.done for e in self.episodes(self.prompts(split), codec, spec.max_length))
-            for split in ("rl", "heldout")
-        }
-        return {
-            "schema": self.corpus.schema,
-            "dropped": ", ".join(f"{n} of {self.corpus.rows} rows: {why}" for why, n in self.corpus.dropped.items())
-            or "none",
-            "prompts that fill the budget": ", ".join(f"{n} of {split}" for split, n in unfit.items()),
-            "judge": f"{self.judge or self.reward_model} ({self._judge.fingerprint[:12]}, {self.reward_precision})",
-            **({"template": "plain, for the tokenizer has none"} if getattr(codec, "plain_template", False) else {}),
-        }
+        found: dict[str, Any] = {"schema": self.corpus.schema}
+        lost = [f"{n} of {self.corpus.rows} rows: {why}" for why, n in self.corpus.dropped.items()]
+        for split in ("rl", "heldout"):
+            asked = self.prompts(split)
+            fit = [e for e in self.episodes(asked, codec, spec.max_length) if not e.done]
+            if unfit := len(asked) - len(fit):
+                lost.append(f"{unfit} of {len(asked)} prompts of {split}: they fill the budget")
+            if alike := len(fit) - len(self._stored(split, codec, spec)):
+                lost.append(f"{alike} of {len(asked)} prompts of {split}: answers alike once cut")
+        found["dropped"] = ", ".join(lost) or "nothing"
+        judge = _short(self.judge or self.reward_model)
+        found["judge"] = f"{judge} ({self._judge.fingerprint[:12]}, {self.reward_precision})"
+        if getattr(codec, "plain_template", False):
+            found["template"] = "plain, for the tokenizer has none"
+        return found
 
     # --- prompts and data
 
@@ -239,28 +258,33 @@ class UltraFeedback(Task):
 
         A question whose prompt fills the budget, or whose answers are all the same once cut, has none.
         """
-        found: list[list[tuple[Answering, data.Answer]]] = []
-        for prompt_id in self.prompts(split):
-            question = self.corpus.questions[prompt_id]
-            first = Answering(question, codec, spec.max_length)
-            if first.done:
-                continue
-            group = []
-            for answer in question.answers:
-                episode = Answering(question, codec, spec.max_length)
-                self._answer(episode, _cut(codec.answer(answer.text), min(spec.max_tokens, first.left)))
-                group.append((episode, answer))
-            if len({tuple(e.transcript.token_ids) for e, _ in group}) > 1:
-                found.append(group)
-        stored = [pair for group in found for pair in group]
+        stored = [pair for group in self._stored(split, codec, spec) for pair in group]
         if self.stored_rewards == "dataset":
             paid = [answer.score or 0.0 for _, answer in stored]
         else:
             paid = self._payer.score([_dialogue(e.question, e.text) for e, _ in stored])
+        # Beside samples, which only a reward model has judged, its word orders all.
+        ranked = not spec.samples
         return [
-            _trajectory(episode, reward, "dataset", rank=answer.rank)
+            _trajectory(episode, reward, "dataset", rank=answer.rank if ranked else None, sampled=False)
             for (episode, answer), reward in zip(stored, paid, strict=True)
         ]
+
+    def _stored(self, split: str, codec: Codec, spec: RunSpec) -> list[list[tuple[Answering, data.Answer]]]:
+        """Answers within the limits, question by question, where there are two that differ."""
+        found: list[list[tuple[Answering, data.Answer]]] = []
+        for prompt_id in self.prompts(split):
+            question = self.corpus.questions[prompt_id]
+            if Answering(question, codec, spec.max_length).done:
+                continue
+            group = []
+            for answer in question.answers:
+                episode = Answering(question, codec, spec.max_length)
+                self._answer(episode, _cut(codec.answer(answer.text), min(spec.max_tokens, episode.left)))
+                group.append((episode, answer))
+            if len({tuple(e.transcript.token_ids) for e, _ in group}) > 1:
+                found.append(group)
+        return found
 
     # --- episodes
 
@@ -316,6 +340,7 @@ class UltraFeedback(Task):
                 "win_chosen": _beats(reward, of_chosen),
                 "longer_chosen": _beats(len(episode.text), len(best)),
                 "length": float(sum(episode.transcript.action_mask)),
+                "judge_cut": float(self._judge.encode(_dialogue(episode.question, episode.text))[1]),
                 "unfit": 0.0,
             }
             details = {
@@ -387,6 +412,16 @@ class UltraFeedback(Task):
             )
         return found
 
+    def close(self) -> None:
+        """Let go of the reward models and the data: a study holds many tasks."""
+        for name in ("_payer", "_judge", "corpus"):
+            self.__dict__.pop(name, None)
+
+
+def _short(name: str) -> str:
+    """A folder by its name: where it lies is no business of a record."""
+    return Path(name).name if Path(name).is_dir() else name
+
 
 def _dialogue(question: data.Question, answer: str) -> list[Mapping[str, str]]:
     return [*question.messages, {"role": "assistant", "content": answer}]
@@ -398,14 +433,15 @@ def _cut(ids: Sequence[int], limit: int) -> Completion:
     return Completion(kept, (0.0,) * len(kept), "stop" if len(kept) == len(ids) else "length")
 
 
-def _trajectory(episode: Answering, reward: float, source: str, rank: float | None = None) -> Trajectory:
-    from dataclasses import replace
+def _trajectory(
+    episode: Answering, reward: float, source: str, rank: float | None = None, sampled: bool = True
+) -> Trajectory:
 
     transcript = episode.transcript
     # Who said nothing at all has no token to be paid at.
     paid = {transcript.last_action: reward} if transcript.last_action >= 0 else {}
     made = transcript.trajectory(episode.prompt_id, paid, source)
-    return made if rank is None else replace(made, rank=rank, sampler_logp=None)
+    return made if sampled else replace(made, rank=rank, sampler_logp=None)
 
 
 def _beats(mine: float, theirs: float) -> float:

@@ -26,9 +26,12 @@ from shiq_bench.records import UserError, stable_hash
 HUB: Mapping[str, tuple[str, str]] = {
     "HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"),
     "openbmb/UltraFeedback": ("train", "40b436560ca83a8dba36114c22ab3c66e43f6d5e"),
-    # No revision of it is known here: it is read as it stands, and the record holds a hash of what was read.
+    # No revision of it is known here: it is read as it stands, and what was read is part of a run's judges_hash.
     "trl-lib/ultrafeedback_binarized": ("train", "main"),
 }
+
+#: Splits of pairs to train on, the first there is.
+_SPLITS = ("train_prefs", "train")
 
 #: Percent of the questions in each split.
 SPLITS: Mapping[str, int] = {"start": 40, "rl": 40, "heldout": 20}
@@ -73,6 +76,11 @@ class Corpus:
         """Whether every answer has a score of the dataset's own."""
         return all(a.score is not None for q in self.questions.values() for a in q.answers)
 
+    @property
+    def digest(self) -> str:
+        """Hash of all that was read and kept."""
+        return stable_hash([[q.id, [[a.text, a.rank, a.score] for a in q.answers]] for q in self.questions.values()])
+
     def split(self, name: str) -> list[str]:
         """Ids of a split, in the order of the data; a question's own hash decides, not what else there is."""
         if name == "all":
@@ -99,10 +107,13 @@ def fingerprint(name: str, revision: str) -> str:
     if is_hub(name):
         return stable_hash(["hub", name, revision or pinned(name)])[:16]
     digest = hashlib.sha256()
-    for path in _files(Path(name)):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    for path in _files(_path(name)):
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()[:16]
 
 
@@ -117,7 +128,6 @@ def _files(path: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    path = path.expanduser()
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -126,7 +136,17 @@ def _files(path: Path) -> list[Path]:
     found = sorted(p for p in found if p.suffix != ".json" or not _about(p))
     if not found:
         raise UserError(f"{path} holds no .jsonl, .parquet or .arrow file: expected a dataset folder")
+    for split in _SPLITS:  # a folder of the hub, of which one split is read by name as well
+        if chosen := [p for p in found if p.stem.startswith(split)]:
+            return chosen
     return found
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise UserError(f"no dataset at {name}: {error}") from error
 
 
 def _about(path: Path) -> bool:
@@ -143,7 +163,7 @@ def read(name: str, revision: str = "") -> Corpus:
     Raises:
         UserError: it cannot be had or read, or is of none of the schemas.
     """
-    return parse(_hub(name, revision) if is_hub(name) else _local(Path(name).expanduser()), name)
+    return parse(_hub(name, revision) if is_hub(name) else _local(_path(name)), name)
 
 
 def _local(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -165,7 +185,7 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(
                         f"{path}: line {number} is no JSON ({error}): expected one object a line"
                     ) from error
@@ -198,7 +218,7 @@ def _saved(path: Path) -> Iterator[Mapping[str, Any]]:
     except Exception as error:  # pyarrow, json and datasets each raise their own
         raise UserError(f"{path} is no dataset folder that datasets can read: {_first_line(error)}") from error
     if isinstance(found, datasets.DatasetDict):
-        found = found[next((n for n in ("train_prefs", "train") if n in found), next(iter(found)))]
+        found = found[next((n for n in _SPLITS if n in found), next(iter(found)))]
     yield from found
 
 
@@ -266,6 +286,10 @@ def parse(rows: Iterable[Mapping[str, Any]], name: str) -> Corpus:
             reason = "no prompt, or prompts that differ"
         elif not any(m["content"].strip() for m in messages):
             reason = "an empty prompt"
+        elif not all(map(_sound, (*(m["content"] for m in messages), *(a.text for a in answers)))):
+            reason = "text with half a character"
+        elif any(a.score is not None and not 0 <= a.score <= 1 for a in answers):
+            reason = "a score out of range"
         else:
             kept = [a for a in answers if a.text.strip()]
             texts: dict[str, Answer] = {}
@@ -291,7 +315,7 @@ def parse(rows: Iterable[Mapping[str, Any]], name: str) -> Corpus:
 
 def _schema(row: Mapping[str, Any], name: str) -> str:
     for schema, columns in COLUMNS.items():
-        if all(row.get(column) is not None for column in columns):
+        if all(column in row for column in columns):
             return schema
     expected = "; ".join(f"{', '.join(columns)} ({schema})" for schema, columns in COLUMNS.items())
     raise UserError(f"{name} is of no known schema: its columns are {', '.join(row)}; expected one of {expected}")
@@ -357,6 +381,11 @@ def _finite(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _sound(text: str) -> bool:
+    """Whether it can be encoded: a surrogate alone cannot."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _said(message: Message) -> bool:

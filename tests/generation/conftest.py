@@ -13,7 +13,7 @@ VOCABULARY = 300
 MAX_LENGTH = 512
 
 
-def build(folder: Path, seed: int, padding: int = 0, heads: int = 4) -> Path:
+def build(folder: Path, seed: int, padding: int = 0, heads: int = 4, tied: bool = False) -> Path:
     """A two-layer Llama, wide enough in its weights for greedy choices to be clear."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -25,6 +25,7 @@ def build(folder: Path, seed: int, padding: int = 0, heads: int = 4) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         initializer_range=0.12,
+        tie_word_embeddings=tied,
     )
     model = LlamaForCausalLM(config)
     if padding:

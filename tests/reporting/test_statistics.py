@@ -263,3 +263,4 @@ def test_length_control_without_lengths_is_the_win_rate() -> None:
     assert length_controlled([], [], []).mean is None
     certain = length_controlled([1.0] * 10, list(range(10)), list(range(10)))
     assert certain.mean is not None and 0.9 < certain.mean < 1
+    assert certain.stderr is None, "all won bounds nothing"

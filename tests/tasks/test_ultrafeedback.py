@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from shiq_bench.api import algorithms
 from shiq_bench.chat import ChatCodec
 from shiq_bench.config import Resolved, data_setting, resolve
-from shiq_bench.demands import check_demands
+from shiq_bench.demands import check_demands, collects_fresh
 from shiq_bench.models import _Recorder
 from shiq_bench.records import Completion, UserError
 from shiq_bench.run import execute
@@ -98,6 +99,11 @@ def test_what_teaches_nothing_is_dropped_and_counted(tmp_path: Path) -> None:
     assert corpus.dropped == {
         "equal answers": 1, "an empty answer": 1, "an empty prompt": 1, "a question asked before": 1,
     }  # fmt: skip
+    odd = [{**one, "score_chosen": 85}, {**two, "rejected": "\ud83d"}, {**five, "rejected": None}, three]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [odd[2], *odd[:2], rows(6)[5]]))
+    assert data.read(str(tmp_path / "odd.jsonl")).dropped == {
+        "an empty answer": 1, "a score out of range": 1, "text with half a character": 1,
+    }  # fmt: skip
     differ = trl(one) | {"rejected": said(two, "rejected")}
     with pytest.raises(UserError, match="1 with no prompt, or prompts that differ"):
         data.parse([differ], "x")
@@ -120,6 +126,7 @@ def test_four_completions_give_pairs_by_their_scores(tmp_path: Path) -> None:
         ('{"prompt": "q"\n', "line 1 is no JSON"),
         ("[1]\n", "line 1 is no JSON object"),
         ("", "it has no rows"),
+        ("[" * 100_000, "line 1 is no JSON"),
     ],
 )
 def test_a_dataset_that_is_none_is_refused_in_a_line(content: str, says: str, tmp_path: Path) -> None:
@@ -129,7 +136,19 @@ def test_a_dataset_that_is_none_is_refused_in_a_line(content: str, says: str, tm
     assert "\n" not in str(caught.value)
 
 
+def test_of_a_folder_of_splits_one_is_read(tmp_path: Path) -> None:
+    for name, some in (
+        ("test_prefs-0.jsonl", rows(9)[6:]),
+        ("train_prefs-0.jsonl", rows(6)),
+        ("train_sft-0.jsonl", []),
+    ):
+        write(tmp_path / name, some)
+    assert data.read(str(tmp_path)).rows == 6
+
+
 def test_no_data_and_no_file_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no dataset at"):
+        UltraFeedback(dataset="~nobody-of-that-name/x/y.jsonl")
     with pytest.raises(UserError, match="give --data FILE"):
         UltraFeedback().prompts("rl")
     with pytest.raises(UserError, match="no dataset at"):
@@ -213,7 +232,7 @@ def test_a_prompt_that_fills_the_budget_is_dropped_and_counted(tmp_path: Path) -
 def vetted(tmp_path: Path, algo: str = "dpo", **settings: Any) -> list[str]:
     path = write(tmp_path / "x.jsonl", settings.pop("data", None))
     resolved = resolve(algo, "ultrafeedback", {"dataset": str(path), **settings})
-    return list(resolved.task.vet(resolved.spec, resolved.algorithm))
+    return list(resolved.task.vet(resolved.spec, resolved.algorithm, collects_fresh(resolved)))
 
 
 def test_two_scales_are_never_mixed(tmp_path: Path) -> None:
@@ -221,7 +240,7 @@ def test_two_scales_are_never_mixed(tmp_path: Path) -> None:
         vetted(tmp_path, samples=2)
     assert vetted(tmp_path, "shiq", samples=2, rewards="model")
     bare = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows()]
-    with pytest.raises(UserError, match="has no scores"):
+    with pytest.raises(UserError, match="not every answer"):
         vetted(tmp_path, rewards="dataset", data=bare)
     assert "reward model tiny. It is also the judge." in vetted(tmp_path, "shiq", data=bare)[0]
 
@@ -231,6 +250,14 @@ def test_who_pays_and_who_judges_is_said(tmp_path: Path) -> None:
     assert vetted(tmp_path, "copg") == ["rewards: the dataset's own scores, in [0, 1] (plain pairs)"]
     assert vetted(tmp_path, "copg", rewards="model") == ["rewards: reward model tiny. It is also the judge."]
     assert vetted(tmp_path, "rloo", judge="other") == ["rewards: reward model tiny."]
+    judged = ["preferences: reward model tiny. It is also the judge."]
+    assert vetted(tmp_path, samples=2, rewards="model") == vetted(tmp_path, collect="fresh", samples=2) == judged
+
+
+def test_beside_samples_stored_answers_are_ranked_by_whoever_judged_those(home: Any, tmp_path: Path) -> None:
+    resolved = settle("dpo", tmp_path, rewards="model", samples=2)
+    stored = resolved.task.trajectories("rl", _Recorder(), resolved.spec)
+    assert all(t.rank is None and t.merit == t.total_reward != 0 and t.sampler_logp is None for t in stored)
 
 
 def test_other_weights_at_the_same_path_are_another_judge(tmp_path: Path) -> None:
@@ -257,6 +284,11 @@ def test_win_rates_by_hand() -> None:
     assert made["win_reference"]["mean"] == pytest.approx((1 + 1 + 0.5 + 1 + 0) / 5)
     assert made["longer_reference"]["mean"] == pytest.approx((0.5 + 1 + 0.5 + 1 + 1) / 5)
     assert made["win_chosen_lc"]["mean"] == pytest.approx(0.5)
+    # Those that win are longer: at equal length they would win less often.
+    many = [example(str(n), float(n % 3 > 0), 5 + 9 * (n % 3 > 0) + n % 4) for n in range(60)]
+    others = [example(str(n), 0.5, 8) for n in range(60)]
+    beaten = UltraFeedback().aggregate({}, many, others)
+    assert (beaten["win_reference_lc"]["mean"] or 1) < (beaten["win_reference"]["mean"] or 0) - 0.1
     assert set(UltraFeedback().aggregate({}, mine)) == {"win_chosen_lc"} and not UltraFeedback().aggregate(
         {}, [mine[3]]
     )
@@ -284,7 +316,7 @@ def test_every_method_runs_or_says_why_not(algo: str, home: Any, tmp_path: Path)
     try:
         record = execute(resolved, resume=False, fresh=False, report=lambda *_: None)
     except UserError as error:
-        assert "\n" not in str(error) and algo in str(error)
+        assert "\n" not in str(error) and " failed: " not in str(error), "refused, and not broken"
         return
     assert record.status == "done" and any("rewards" in d or "preferences" in d for d in record.deviations)
     assert record.data["settled"]["schema"] == "plain pairs"
@@ -296,6 +328,18 @@ def test_every_method_runs_or_says_why_not(algo: str, home: Any, tmp_path: Path)
     names = {m.name for m in resolved.task.metrics}
     assert set(by_mode["sampled"].metrics) >= names
     assert 0 <= (by_mode["stored"].metrics["preference_accuracy"]["mean"] or 0) <= 1
+
+
+def test_a_prompt_without_an_answer_is_in_no_mean(home: Any, tmp_path: Path) -> None:
+    long = [{**row, "prompt": row["prompt"] + " why?" * 200} for row in rows()[:20]]
+    path = str(write(tmp_path / "long.jsonl", [*rows(), *long]))
+    resolved = settle("dpo", tmp_path, steps=1, **{"task.dataset": path})
+    record = execute(resolved, resume=False, fresh=False, report=lambda *_: None)
+    heldout = next(e for e in record.evaluations if (e.policy, e.mode) == ("trained", "sampled"))
+    count, unfit = heldout.metrics["unfit"]["n"] or 0, heldout.metrics["unfit"]["mean"] or 0
+    assert 0 < unfit < 1
+    for name in ("reward", "truncated", "kl", "kl_k1"):
+        assert heldout.metrics[name]["n"] == round(count * (1 - unfit))
 
 
 def test_preferences_are_learned_and_held_out_pairs_ordered(home: Any, tmp_path: Path) -> None:
