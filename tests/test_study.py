@@ -412,7 +412,7 @@ def test_what_is_set_by_hand_wins_over_the_file_alone(tmp_path: Path) -> None:
     assert [(c.x, c.seed) for c in cells[:4]] == [(0.05, 0), (0.05, 1), (0.5, 0), (0.5, 1)]
     assert all((c.resolved.spec.seed, c.resolved.spec.algo_options["beta"]) == (c.seed, c.x) for c in cells)
     with pytest.raises(UserError, match=r"--set reward: study bfcl-reward gives it to every panel"):
-        study.overridden(study.load(study.find("bfcl-reward")[0]), {"reward": "final"})
+        overridden(load(find("bfcl-reward")[0]), {"reward": "final"})
     with pytest.raises(UserError, match=r"--set algorithm.beta: study tiny varies it"):
         overridden(study, {"algorithm.beta": "1"})
     with pytest.raises(UserError, match="--set seed: study tiny says which by replicate"):

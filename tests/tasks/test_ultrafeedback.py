@@ -86,6 +86,8 @@ def test_every_schema_and_every_file_hold_the_same_questions(name: str, kind: st
     found, plain = data.read(str(path)), data.parse(rows(12), "plain")
     assert found.schema == schema and told(found) == told(plain) and found.scored
     assert all(q.answers[0].rank > q.answers[1].rank for q in found.questions.values())
+    best = {q.messages[0]["content"]: q.answers[0].text for q in found.questions.values()}
+    assert best == {row["prompt"]: row["chosen"] for row in rows(12)}
     assert data.fingerprint(str(path), "") == data.fingerprint(str(path), "")
 
 
