@@ -63,6 +63,9 @@ def run(
     categories: Categories = None,
     tool_format: ToolFormat = None,
     reward: Reward = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Preference pairs of a prompt's answers: all, best_worst or random.")
+    ] = None,
     lora: Annotated[
         str | None, typer.Option(help="Train low-rank adapters alone: r=16, or r=16,alpha=32,dropout=0.05.")
     ] = None,
@@ -105,7 +108,7 @@ def run(
         "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
         "allow_off_policy": allow_off_policy or None, "results": None if results is None else str(results),
         "task.categories": categories, "task.tool_format": tool_format,
-        "task.reward": reward, "lm_eval": lm_eval, "lora": lora,
+        "task.reward": reward, "lm_eval": lm_eval, "lora": lora, "pairs": pairs,
     }  # fmt: skip
     given = {k: v for k, v in flags.items() if v is not None}
     if data is not None:
