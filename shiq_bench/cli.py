@@ -130,7 +130,7 @@ def run(
     with LiveReport(Console(stderr=True)) as report:
         record = execute(resolved, resume=resume, fresh=fresh, report=report)
     run_table(record, metrics=resolved.task.metrics, console=console)
-    settled = [f"{name} is {value}" for name, value in record.data.get("settled", {}).items()]
+    settled = [f"{name}: {value}" for name, value in record.data.get("settled", {}).items()]
     for note in (*settled, *resolved.task.notes()):
         console.print(f"{task}: {note}", style="dim", highlight=False)
     path = run_folder(resolved.spec.results, record.run_id) / RECORD
@@ -154,6 +154,7 @@ LANGUAGE_ONLY = (
 def build(
     task: Annotated[str, typer.Option(help="Task; see `shiq-bench list`.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder to make; nothing is overwritten.")] = None,
+    data: Annotated[str | None, typer.Option(help="The task's own data: a file, a folder or a hub name.")] = None,
     model: Annotated[str | None, typer.Option(help="'tiny', a folder, or a hub id.")] = None,
     categories: Categories = None,
     tool_format: ToolFormat = None,
@@ -167,7 +168,7 @@ def build(
     """Draw offline data as a run would, and keep them: rows, tokenizer, manifest and card in one folder."""
     from rich.console import Console
 
-    from shiq_bench.config import merged, parse_sets, read_yaml, resolve_data
+    from shiq_bench.config import data_setting, merged, parse_sets, read_yaml, resolve_data
     from shiq_bench.dataset import BUILD, check_free, train_command
 
     _plugins(plugin)
@@ -180,6 +181,8 @@ def build(
     values = {k: v for k, v in values.items() if k != "task"}
     flags = {"model": model, "task.categories": categories, "task.tool_format": tool_format, "task.reward": reward}
     given = {k: v for k, v in flags.items() if v is not None}
+    if data is not None:
+        given[data_setting(task, data)] = data
     spec, made = resolve_data(task, merged(values, given, parse_sets(sets or [])), BUILD)
     check_free(out)
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -382,17 +382,19 @@ def build_dataset(
         "packages": packages(),
         "licence": task.licence,
         "notes": task.notes(),
-        "command": _command(spec, settings, out.name, plugins),
+        "command": _command(spec, settings, task, out.name, plugins),
     }
     return write_dataset(out, trajectories, source.tokenizer(), origin)
 
 
-def _command(spec: RunSpec, settings: Mapping[str, Any], name: str, plugins: Sequence[Path]) -> str:
+def _command(spec: RunSpec, settings: Mapping[str, Any], task: Task, name: str, plugins: Sequence[Path]) -> str:
     """What to type to make a dataset again, every setting spelt out."""
     words = ["shiq-bench", "data", "build", "--task", spec.task, "--model", spec.model, "--out", name]
     for plugin in plugins:
         words += ["--plugin", str(plugin)]
-    for prefix, options in (("run", settings), ("task", spec.task_options)):
+    # What the task reads is no part of a run's identity, and yet it takes it.
+    own = {f.name: getattr(task, f.name) for f in fields(task) if f.metadata.get("data")}  # type: ignore[arg-type]
+    for prefix, options in (("run", settings), ("task", {**own, **spec.task_options})):
         for key, value in options.items():
             text = str(value).lower() if isinstance(value, bool | None) else str(value)
             words += ["--set", f"{prefix}.{key}={text}"]

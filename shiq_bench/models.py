@@ -152,7 +152,7 @@ def _download(name: str, revision: str, trust_remote_code: bool) -> Path:
         ) from error
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"model {name!r} is no folder here and the hub cannot be reached: give --model a folder, "
+            f"model {name!r} is no folder here and the hub cannot be reached: name a folder, "
             f"or download it where there is a network (`hf download {name}`)"
         ) from error
 

@@ -164,6 +164,7 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
     run.record = replace(run.record, judges_hash=resolved.task.fingerprint())
     check_writable(run.folder, need_mb=100)
     if done := _earlier(run, resume, fresh):
+        report(f"{done.run_id} is done already: this is its record", 0, 0)
         return done
     run.keep()
     with _signals(run.stop):
@@ -191,6 +192,8 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
             ) from error
         finally:
             run.close()
+        if run.stop.raised:  # an exception raised by a signal is lost where a library calls back or tears down
+            raise KeyboardInterrupt
     return run.record
 
 
@@ -255,7 +258,8 @@ def _fresh_record(resolved: Resolved) -> RunRecord:
     }
     if torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    dirty = git("status", "--porcelain")
+    # Data and results that lie in a checkout change nothing.
+    dirty = git("status", "--porcelain", "--", "shiq_bench", "algorithms", "tasks", "pyproject.toml", "constraints")
     return RunRecord(
         run_id=spec.run_id,
         status="started",

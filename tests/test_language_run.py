@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import replace
@@ -63,6 +64,20 @@ def test_every_method_runs_and_resumes_to_the_bit(algo: str, tmp_path: Path) -> 
         play(cut, interrupt_at=2)
     assert load(tmp_path / "cut" / cut.spec.run_id / RECORD).status == "started"
     assert comparable(play(cut, resume=True)) == comparable(whole)
+
+
+def test_an_interrupt_that_a_library_swallows_still_stops_what_comes_next(tmp_path: Path) -> None:
+    """Python drops an exception raised in a destructor or in some callbacks: a study would go on with its next run."""
+    resolved = settle("sft", tmp_path)
+
+    def report(what: str, done: int, total: int) -> None:
+        if what.startswith("evaluating the trained policy") and done == 0:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(resolved, resume=False, fresh=False, report=report)
+    assert load(tmp_path / resolved.spec.run_id / RECORD).status == "done", "what was finished is kept"
 
 
 def test_what_a_method_acts_by_is_kept_with_the_policy(tmp_path: Path) -> None:

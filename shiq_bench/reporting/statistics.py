@@ -111,7 +111,9 @@ def length_controlled(
 
     The length term alone is controlled for, not who asked what. A weak normal prior on :math:`\phi` (standard
     deviation 3) keeps it finite where length decides everything; the error of :math:`\theta` is the sandwich,
-    clustered by prompt, brought to shares by the delta method. Where all are won, or all lost, there is none.
+    clustered by prompt, brought to shares by the delta method. Where all are won, or all lost, there
+    is none; where every answer is longer, or every one shorter, nothing is known of equal length,
+    and the rate is None.
 
     Args:
         wins: 1, 0, or one half for a tie. ``[E]``
@@ -121,8 +123,8 @@ def length_controlled(
     _check_level(level)
     y, g = np.asarray(wins, dtype=np.float64), np.asarray(gaps, dtype=np.float64)
     units = len(set(clusters))
-    if not y.size:
-        return Estimate(None, None, None, None, 0, 0)
+    if not y.size or g.min() > 0 or g.max() < 0:
+        return Estimate(None, None, None, None, int(y.size), units)
     spread = g.std()
     x = np.stack([np.ones_like(g), np.tanh(g / spread) if spread else np.zeros_like(g)], axis=1)  # [E, 2]
     # One pseudo-observation each way, an eighth of an episode, keeps theta finite where every one is won.

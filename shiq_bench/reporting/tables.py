@@ -295,7 +295,7 @@ def _sortable(value: Any) -> tuple[int, float, str]:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else canonical_json(value)
+    return "none" if value == "" else value if isinstance(value, str) else canonical_json(value)
 
 
 def _last(record: RunRecord, policy: str, place: Place) -> Evaluation | None:
@@ -382,7 +382,7 @@ def _block(
     title = " · ".join([
         spec.task,
         f"model {spec.model}",
-        *(f"{k}={_plain(v)}" for k, v in sorted(spec.task_options.items())),
+        *(f"{k}={_plain(v)}" for k, v in sorted(spec.task_options.items()) if v != ""),
         *(f"{n}={_plain(getattr(spec, n))}" for n in sorted(differing - {"task", "task_options", "model"})),
     ])  # fmt: skip
     block = Block(

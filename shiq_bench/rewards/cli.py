@@ -120,7 +120,12 @@ def _table(judgement: Judgement) -> Table:
     def share(estimate: Estimate) -> str:
         if estimate.mean is None:
             return "-"
-        between = "" if estimate.low is None else f" [{100 * estimate.low:.1f}, {100 * (estimate.high or 0):.1f}]"
+        # All alike bounds nothing.
+        between = (
+            ""
+            if estimate.low is None or not estimate.half
+            else f" [{100 * estimate.low:.1f}, {100 * (estimate.high or 0):.1f}]"
+        )
         return f"{100 * estimate.mean:.1f}%{between}"
 
     def number(value: float | None) -> str:

@@ -35,9 +35,10 @@ class StopFlag:
         self.raised = False
 
     def __call__(self, *_: Any) -> None:
-        if self.raised or not self.active:  # asked twice: do not wait for the step to end
-            raise KeyboardInterrupt
+        at_once = self.raised or not self.active  # asked twice: do not wait for the step to end
         self.raised = True
+        if at_once:
+            raise KeyboardInterrupt
 
 
 def last_checkpoint(folder: Path) -> Path | None:

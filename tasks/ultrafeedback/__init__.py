@@ -76,7 +76,6 @@ class UltraFeedback(Task):
     judge: str = ""
     reward_precision: Precision = "fp32"
 
-    licence: ClassVar[str] = "MIT, from UltraFeedback (Cui et al. 2023)"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("reward", "higher", "reward (judge's scale)", headline=True, optional=True),
         Metric("win_reference", "higher", "wins against the reference", percent=True, optional=True),
@@ -114,6 +113,12 @@ class UltraFeedback(Task):
             "samples": 0, "steps": 500, "groups_per_step": 32, "learning_rate": 1e-6, "max_tokens": 1024,
             "max_length": 2048, "eval_samples": 1, "eval_splits": "heldout", "micro_groups": 1,
         }  # fmt: skip
+
+    @property
+    def licence(self) -> str:  # type: ignore[override]
+        """Of what the hub has under its known names; of other data it is not known here."""
+        known = self.dataset in data.HUB
+        return f"MIT, from {self.dataset} (Cui et al. 2023)" if known else "Not known: it is that of the data given."
 
     # cached_property writes to the instance's own dictionary, which a frozen dataclass allows.
 
@@ -162,9 +167,11 @@ class UltraFeedback(Task):
     def _named(self, name: str) -> RewardModel:
         from shiq_bench.rewards import open_reward_model
 
-        if Path(name).expanduser().is_dir() or "@" not in name:
+        where, at, revision = name.rpartition("@")
+        if Path(name).expanduser().is_dir() or not at:
             return open_reward_model(name, precision=self.reward_precision)
-        where, _, revision = name.rpartition("@")
+        if Path(where).expanduser().is_dir():
+            raise UserError(f"{where} is a folder, which has no revisions: leave out @{revision}")
         return open_reward_model(where, revision=revision, precision=self.reward_precision)
 
     def prepare(self, report: Callable[[str, int, int], None]) -> None:
@@ -212,7 +219,12 @@ class UltraFeedback(Task):
 
     def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
         """The dataset's schema, what was left out of it, and who judges."""
-        found: dict[str, Any] = {"schema": self.corpus.schema}
+        sizes = ", ".join(f"{len(self.prompts(split))} {split}" for split in data.SPLITS)
+        found: dict[str, Any] = {
+            "dataset": Path(self.dataset).name if Path(self.dataset).exists() else self.dataset,
+            "schema": self.corpus.schema,
+            "questions": f"{sizes} (start fits the tiny models)",
+        }
         lost = [f"{n} of {self.corpus.rows} rows: {why}" for why, n in self.corpus.dropped.items()]
         for split in ("rl", "heldout"):
             asked = self.prompts(split)
@@ -222,6 +234,8 @@ class UltraFeedback(Task):
             if alike := len(fit) - len(self._stored(split, codec, spec)):
                 lost.append(f"{alike} of {len(asked)} prompts of {split}: answers alike once cut")
         found["dropped"] = ", ".join(lost) or "nothing"
+        if self.corpus.contradictions:
+            found["scores against the preference"] = f"{self.corpus.contradictions} questions"
         judge = _short(self.judge or self.reward_model)
         found["judge"] = f"{judge} ({self._judge.fingerprint[:12]}, {self.reward_precision})"
         if getattr(codec, "plain_template", False):
@@ -411,6 +425,18 @@ class UltraFeedback(Task):
                 "machinery works, and says little about what people prefer"
             )
         return found
+
+    def details(self) -> Mapping[str, Sequence[str]]:
+        """What can be given as data, and what is known."""
+        return {
+            "data (--data)": [
+                "a .jsonl or .parquet file, a dataset folder, or a name on the hub, in one of these schemas",
+                *(f"{name}: {', '.join(columns)}" for name, columns in data.COLUMNS.items()),
+                "scores are optional: score_chosen and score_rejected (also under metadata), 0 to 10",
+            ],
+            "splits": [f"{name}: {share}% of the questions, by their own hash" for name, share in data.SPLITS.items()],
+            "notes": self.notes(),
+        }
 
     def close(self) -> None:
         """Let go of the reward models and the data: a study holds many tasks."""

@@ -77,6 +77,15 @@ class Corpus:
         return all(a.score is not None for q in self.questions.values() for a in q.answers)
 
     @property
+    def contradictions(self) -> int:
+        """Questions of which a preferred answer has the lower score of two."""
+        return sum(
+            any(a.rank > b.rank and a.score < b.score for a in q.answers for b in q.answers)  # type: ignore[operator]
+            for q in self.questions.values()
+            if all(a.score is not None for a in q.answers)
+        )
+
+    @property
     def digest(self) -> str:
         """Hash of all that was read and kept."""
         return stable_hash([[q.id, [[a.text, a.rank, a.score] for a in q.answers]] for q in self.questions.values()])
@@ -289,7 +298,7 @@ def parse(rows: Iterable[Mapping[str, Any]], name: str) -> Corpus:
         elif not all(map(_sound, (*(m["content"] for m in messages), *(a.text for a in answers)))):
             reason = "text with half a character"
         elif any(a.score is not None and not 0 <= a.score <= 1 for a in answers):
-            reason = "a score out of range"
+            reason = "a score that is no number from 0 to 10"
         else:
             kept = [a for a in answers if a.text.strip()]
             texts: dict[str, Answer] = {}
@@ -343,6 +352,8 @@ def _completion(completion: Mapping[str, Any]) -> Answer:
     """The mean over aspects where it is there: the critique's score is known to lose its decimal point at times."""
     aspects, critique = _finite(completion.get("fine-grained_score")), _finite(completion.get("overall_score"))
     score = aspects / ASPECT if aspects is not None else None if critique is None else critique / CRITIQUE
+    if score is not None and not 0 <= score <= 1:
+        score = None
     text = completion.get("response")
     return Answer(text if isinstance(text, str) else "", score or 0.0, score)
 
@@ -371,8 +382,9 @@ def _text(said: Any) -> str:
 
 def _score(row: Mapping[str, Any], key: str) -> float | None:
     about = row.get("metadata")
-    found = _finite(row.get(key, about.get(key) if isinstance(about, dict) else None))
-    return None if found is None else found / LARGEST
+    given = row.get(key, about.get(key) if isinstance(about, dict) else None)
+    found = _finite(given)
+    return None if given is None else math.nan if found is None else found / LARGEST
 
 
 def _finite(value: Any) -> float | None:

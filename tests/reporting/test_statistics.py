@@ -254,13 +254,14 @@ def test_length_control_recovers_the_rate_at_equal_length() -> None:
 
 
 def test_length_control_without_lengths_is_the_win_rate() -> None:
-    """One gap for all says nothing about length; with many episodes the pseudo-observation is nothing either."""
+    """No gap at all says nothing about length; with many episodes the pseudo-observation is nothing either."""
     wins = [1.0, 0.0, 1.0, 0.5] * 500
-    estimate = length_controlled(wins, [3.0] * 2000, [n // 2 for n in range(2000)])
+    estimate = length_controlled(wins, [0.0] * 2000, [n // 2 for n in range(2000)])
     raw = clustered_mean(wins, [n // 2 for n in range(2000)])
     assert estimate.mean == pytest.approx(raw.mean, abs=1e-4) and estimate.units == 1000
     assert estimate.stderr == pytest.approx(raw.stderr, rel=1e-3)
     assert length_controlled([], [], []).mean is None
+    assert length_controlled([1.0, 0.0], [3.0, 1.0], [0, 1]).mean is None, "no answer of theirs is as long"
     certain = length_controlled([1.0] * 10, list(range(10)), list(range(10)))
     assert certain.mean is not None and 0.9 < certain.mean < 1
     assert certain.stderr is None, "all won bounds nothing"

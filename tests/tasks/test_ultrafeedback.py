@@ -101,10 +101,11 @@ def test_what_teaches_nothing_is_dropped_and_counted(tmp_path: Path) -> None:
     assert corpus.dropped == {
         "equal answers": 1, "an empty answer": 1, "an empty prompt": 1, "a question asked before": 1,
     }  # fmt: skip
+    high = {**rows(7)[6], "score_chosen": "high"}
     odd = [{**one, "score_chosen": 85}, {**two, "rejected": "\ud83d"}, {**five, "rejected": None}, three]
-    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [odd[2], *odd[:2], rows(6)[5]]))
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [odd[2], *odd[:2], high, rows(6)[5]]))
     assert data.read(str(tmp_path / "odd.jsonl")).dropped == {
-        "an empty answer": 1, "a score out of range": 1, "text with half a character": 1,
+        "an empty answer": 1, "a score that is no number from 0 to 10": 2, "text with half a character": 1,
     }  # fmt: skip
     differ = trl(one) | {"rejected": said(two, "rejected")}
     with pytest.raises(UserError, match="1 with no prompt, or prompts that differ"):
@@ -280,7 +281,7 @@ def test_win_rates_by_hand() -> None:
         details = {"characters": characters, "chosen_characters": 10}
         return {"prompt_id": prompt, "reward": reward, "win_chosen": 0.5, "details": details}
 
-    mine = [example("a", 1.0, 5), example("a", 0.0, 5), example("b", 2.0, 9), {"prompt_id": "c", "unfit": 1.0}]
+    mine = [example("a", 1.0, 5), example("a", 0.0, 5), example("b", 2.0, 12), {"prompt_id": "c", "unfit": 1.0}]
     theirs = [example("a", 0.0, 5), example("a", -1.0, 4), example("b", 3.0, 7), {"prompt_id": "c", "unfit": 1.0}]
     made = UltraFeedback().aggregate({}, mine, theirs)
     assert made["win_reference"]["mean"] == pytest.approx((1 + 1 + 0.5 + 1 + 0) / 5)
