@@ -146,7 +146,7 @@ LANGUAGE_ONLY = (
     "revision", "trust_remote_code", "gold", "data", "data_hash", "groups_per_step", "precision", "layout", "engine",
     "max_tokens", "max_length", "pairs", "lora", "lm_eval", "lm_eval_limit",
     "eval_samples", "eval_splits", "eval_seed", "eval_limit", "micro_groups", "save_every",
-    "gpu_memory",
+    "gpu_memory", "track",
 )  # fmt: skip
 
 
@@ -297,6 +297,64 @@ def study(
     )  # fmt: skip
     if failed:
         raise UserError(f"{failed} runs failed, and are missing from what was drawn: see the lines above")
+
+
+@app.command()
+def sweep(
+    study: Annotated[
+        str, typer.Argument(help="A shipped study, or the path of a YAML file: its runs; without one, what flags say.")
+    ] = "",
+    algo: Annotated[str, typer.Option(help="Algorithms, joined by commas.")] = "",
+    task: Annotated[str, typer.Option(help="Tasks, joined by commas.")] = "",
+    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0-5 or 0,1,2.")] = "0",
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help="key=value,value: a setting that is varied; repeat for more.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="'tiny', a folder, or a hub id.")] = None,
+    sets: Sets = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option("--tune", help="key=value,value: chosen for every method on validation prompts; repeat for more."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Trials of --tune, the same for every method.")] = 6,
+    results: Results = Path("results"),
+    executor: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
+    workers: Annotated[int, typer.Option(help="Runs at once; 0: as many as fit.")] = 0,
+    cores: Annotated[int, typer.Option(help="Cores of a worker; 0: an equal share.")] = 0,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of a worker, or a share; one where there are any.")] = None,
+    address: Annotated[str, typer.Option(help="ray: of the cluster, host:port; without it, a local one.")] = "",
+    slurm: Annotated[
+        list[str] | None, typer.Option("--slurm", help="slurm: key=value for submitit, such as slurm_partition=gpu.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed or diverged.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what other code has run.")] = False,
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Leave what other code has run as it is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs, their cost and what is there.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Run many runs at once, each finished once, whoever is killed on the way."""
+    from shiq_bench.sweep.cli import Asked, main
+
+    _plugins(plugin)
+    main(
+        Asked(
+            study=study, algos=algo, tasks=task, seeds=seeds, grid=grid or [], model=model, sets=sets or [],
+            tune=tune or [], budget=budget, results=results, executor=executor, workers=workers, cores=cores, gpus=gpus,
+            address=address, slurm=slurm or [], retry=retry, fresh=fresh, allow_mixed=allow_mixed, dry_run=dry_run,
+            plugins=tuple(plugin or ()),
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def status(
+    results: Results = Path("results"),
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
+) -> None:
+    """How the runs of a results folder stand, whoever runs them."""
+    from shiq_bench.sweep.cli import show_status
+
+    show_status(results, watch)
 
 
 @app.command()

@@ -26,11 +26,15 @@ _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A spec and the objects it names."""
+    """A spec and the objects it names.
+
+    ``values`` are the settings it was resolved from: given to :func:`resolve` again, they make it again.
+    """
 
     spec: RunSpec
     algorithm: Algorithm
     task: Task
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def coerce(key: str, value: Any, kind: Any) -> Any:
@@ -167,7 +171,7 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
     advised = {k: v for k, v in advised.items() if k in takes}
     algorithm = _make(algorithm_class, {**advised, **given["algorithm"]}, what)
     spec = _spec(algo, task, _outcome(algorithm), made_task, _with_data(given["run"], task))
-    resolved = Resolved(spec, algorithm, made_task)
+    resolved = Resolved(spec, algorithm, made_task, dict(values))
     if spec.data:
         _refuse_fresh(resolved)
     return resolved

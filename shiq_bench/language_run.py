@@ -58,7 +58,7 @@ from shiq_bench.training.lora import WithoutAdapters, trainable, with_adapters
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer
 from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.stopping import StopFlag
-from shiq_bench.training.trainer import Collect, save_heads, train
+from shiq_bench.training.trainer import Collect, save_heads, trackers, train
 
 if TYPE_CHECKING:
     from shiq_bench.run import Run
@@ -93,6 +93,7 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
     if missing:
         names = ", ".join(type(n).__name__ for n in missing)
         raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
+    trackers(spec)
     if fresh:
         check_prompts(resolved, len(resolved.task.prompts("rl")))
 
@@ -230,6 +231,7 @@ def _counter(run: Run, what: str) -> Callable[[Mapping[str, float]], None]:
     def on_step(logs: Mapping[str, float]) -> None:
         nonlocal steps
         steps = int(logs.get("step", steps + 1)) if "loss" in logs else steps
+        run.report.numbers(logs)
         run.report(what, steps, run.spec.steps)
 
     return on_step

@@ -252,6 +252,7 @@ class RunSpec:
 
     micro_groups: int = _setting(0, "prompts in one forward pass; 0 is groups_per_step", outcome=False)
     save_every: int = _setting(50, "updates between checkpoints", outcome=False)
+    track: str = _setting("", "trackers told of every update, joined by commas, such as tensorboard", outcome=False)
     gpu_memory: float = _setting(0.4, "share of GPU memory given to vLLM", outcome=False)
     results: str = _setting("results", "folder of run records", outcome=False)
 
@@ -285,6 +286,8 @@ class RunSpec:
             raise UserError(
                 "a table computes its own data: leave out --data, or give --model tiny, a folder or a hub id"
             )
+        if self.model == "table" and self.track:
+            raise UserError("a table keeps its curve in its record: leave track out, or give --model tiny")
         if self.model == "table" and (self.lora or self.lm_eval or self.pairs != "all"):
             raise UserError(
                 "a table has no adapters, no text for lm-eval and compares every pair: leave lora, lm_eval and pairs "

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shiq_bench import claims, leases, store
 from shiq_bench.adapters import is_adapter, parse_lora
 from shiq_bench.api import Algorithm, Task
 from shiq_bench.config import Resolved
@@ -47,13 +48,14 @@ class Run:
     """
 
     resolved: Resolved
-    report: Report
+    report: claims.Watch
     stop: StopFlag
     record: RunRecord
     timings: dict[str, float] = field(default_factory=dict)
     gaps: dict[str, float] = field(default_factory=dict)
     deviations: list[str] = field(default_factory=list)
     given: list[Trajectory] = field(default_factory=list)
+    lease: leases.Lease | None = None
     _generator: Generator | None = None
     _serving: Path | None = None
 
@@ -76,6 +78,8 @@ class Run:
     def keep(self, **changes: Any) -> None:
         """Change the record and store it."""
         self.record = replace(self.record, **changes)
+        if self.lease is not None:
+            self.lease.check()
         runs.save(self.record, self.spec.results)
 
     @contextlib.contextmanager
@@ -146,13 +150,21 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
 
     Raises:
         UserError: anything the user can mend, before a weight is loaded where possible.
+        Held: another process is at this very run.
         KeyboardInterrupt: asked to stop; the record stays ``started`` and resumable.
     """
+    spec = resolved.spec
+    report = claims.Watch(spec.results, spec.run_id, report)
+    with store.telling(lambda what, who: report(f"waiting for {who}: {what}", 0, 0)):
+        return _execute(resolved, resume, fresh, report)
+
+
+def _execute(resolved: Resolved, resume: bool, fresh: bool, report: claims.Watch) -> RunRecord:
     spec = resolved.spec
     collects = collects_fresh(resolved)
     check_demands(resolved, collects)
     if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
-        from shiq_bench.language_run import check_language, given_data, language_stages, resolve_model
+        from shiq_bench.language_run import check_language, given_data, resolve_model
 
         check_language(resolved, collects)
     run = Run(resolved, report, StopFlag(), _fresh_record(resolved))
@@ -163,16 +175,31 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
         run.given = given_data(run, source) if spec.data else []
     run.record = replace(run.record, judges_hash=resolved.task.fingerprint())
     check_writable(run.folder, need_mb=100)
-    if done := _earlier(run, resume, fresh):
-        report(f"{done.run_id} is done already: this is its record", 0, 0)
-        return done
-    run.keep()
+    with claims.claim(spec.results, spec.run_id) as run.lease:
+        if done := _earlier(run, resume, fresh):
+            report(f"{done.run_id} is done already: this is its record", 0, 0)
+            return done
+        run.keep()
+        claims.log(spec.results, spec.run_id, "start")
+        try:
+            _stages(run, resume, collects)
+        finally:
+            ended: claims.Event = "interrupted" if run.record.status == "started" else run.record.status
+            claims.log(spec.results, spec.run_id, ended, run.record.error or "")
+    return run.record
+
+
+def _stages(run: Run, resume: bool, fresh: bool) -> None:
+    """The run itself, until its record is closed."""
+    spec = run.spec
     with _signals(run.stop):
         try:
             if spec.model == "table":
-                table_stages(run, fresh=collects)
+                table_stages(run, fresh=fresh)
             else:
-                language_stages(run, resume, fresh=collects)
+                from shiq_bench.language_run import language_stages
+
+                language_stages(run, resume, fresh=fresh)
             _closed(run, "done", None)
         except Diverged as error:
             run.record = replace(run.record, training=error.history)
@@ -194,7 +221,6 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
             run.close()
         if run.stop.raised:  # an exception raised by a signal is lost where a library calls back or tears down
             raise KeyboardInterrupt
-    return run.record
 
 
 def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:

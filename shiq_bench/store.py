@@ -10,10 +10,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shiq_bench import leases
 from shiq_bench.records import SCHEMA_VERSION, Trajectory, UserError, canonical_json, stable_hash
 
 
@@ -80,21 +82,52 @@ def check_writable(folder: Path, need_mb: float = 1.0) -> None:
         )
 
 
+#: Called with what is waited for, and with who makes it.
+Telling = Callable[[str, str], None]
+_TELLING: ContextVar[Telling | None] = ContextVar("telling", default=None)
+
+
+@contextlib.contextmanager
+def telling(tell: Telling) -> Iterator[None]:
+    """Have it said when :func:`cached_folder` waits for another process."""
+    token = _TELLING.set(tell)
+    try:
+        yield
+    finally:
+        _TELLING.reset(token)
+
+
 def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """The folder built for ``key``, building it once; an interrupted build leaves nothing behind.
 
+    Of several processes that need it at once, one builds it and the others wait.
     ``key`` must hold everything that determines the content, as JSON data.
     """
     folder = home() / kind / stable_hash(key)[:24]
-    if (folder / "key.json").is_file():
+
+    def done() -> bool:
+        return (folder / "key.json").is_file()
+
+    def on_wait(who: str) -> None:
+        if tell := _TELLING.get():
+            tell(kind.replace("-", " "), who)
+
+    if done():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise UserError(
-            f"cannot write the cache {folder.parent}: {error.strerror}; set SHIQ_BENCH_HOME to another folder"
-        ) from error
+        lease = leases.wait(folder.with_name(f".{folder.name}.lease"), done, on_wait)
+    except UserError as error:
+        raise UserError(f"{error}; set SHIQ_BENCH_HOME to another folder for the cache") from None
+    if lease is None:
+        return folder
+    with lease:
+        if not done():
+            _build(folder, key, build)
+    return folder
+
+
+def _build(folder: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         build(temporary)
         write_json(temporary / "key.json", dict(key))
@@ -105,7 +138,6 @@ def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], Non
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:

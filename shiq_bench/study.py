@@ -93,6 +93,7 @@ class Study:
     methods: Mapping[str, Settings]
     vary: tuple[str, tuple[float, ...]] | None = None
     x_label: str = ""
+    x_scale: Literal["log", "linear"] = "linear"
     scale: Literal["log", "linear"] = "log"
     floor: float = 0.0
     reach: tuple[str, float] | None = None
@@ -132,8 +133,8 @@ class Cell:
 # --- reading -------------------------------------------------------------------------------------
 
 _KEYS = (
-    "title", "asks", "kind", "metric", "focus", "settings", "task", "panels", "methods", "vary", "x_label", "scale",
-    "floor", "reach", "contrast", "views", "adjust", "leave_out", "no_bound", "every_algorithm", "notes",
+    "title", "asks", "kind", "metric", "focus", "settings", "task", "panels", "methods", "vary", "x_label", "x_scale",
+    "scale", "floor", "reach", "contrast", "views", "adjust", "leave_out", "no_bound", "every_algorithm", "notes",
     "replicate", "split", "mode", "x_metric",
 )  # fmt: skip
 
@@ -220,6 +221,7 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
         methods=methods,
         vary=vary,
         x_label=_text("x_label", data.get("x_label", vary[0] if vary else "")),
+        x_scale=coerce("x_scale", data.get("x_scale", "linear"), Literal["log", "linear"]),
         scale=coerce(
             "scale", data.get("scale", "linear" if replicate or kind == "front" else "log"), Literal["log", "linear"]
         ),
@@ -249,6 +251,7 @@ def _fitting(kind: findings.Kind, data: Mapping[str, Any]) -> None:
         ("split", language, "language models: add replicate, such as 'replicate: [0, 1, 2]'"),
         ("mode", language, "language models: add replicate, such as 'replicate: [0, 1, 2]'"),
         ("x_metric", kind == "front", "kind: front"),
+        ("x_scale", kind == "against", "kind: against"),
         ("reach", not language, "tables: leave it out, or leave out replicate"),
         ("views", not (language and kind == "table"), "pictures: a table of language models has one part a panel"),
     ):
@@ -704,7 +707,7 @@ def sheet(study: Study, cells: Sequence[Cell], shown: Sequence[findings.Cell]) -
         views=study.views,
         cells=tuple(shown),
         log_y=study.scale == "log",
-        log_x=study.kind == "curves",
+        log_x=study.kind == "curves" or study.x_scale == "log",
         floor=study.floor,
         reach=(*study.reach, titles[study.reach[0]]) if study.reach else None,
         contrasts=study.contrasts,

@@ -14,11 +14,14 @@ ENGINES = "tests/generation/test_engines.py"
 EXACT = "tests/test_exact.py"
 FEEDBACK = "tests/tasks/test_ultrafeedback.py"
 HEADS = "tests/training/test_heads.py"
+LEASES = "tests/sweep/test_leases.py"
 LORA = "tests/training/test_lora.py"
 ONPOLICY = "tests/training/test_onpolicy.py"
 OPS = "tests/test_ops.py"
 RECORDS = "tests/test_records.py"
 RUN = "tests/test_run.py"
+TUNE = "tests/sweep/test_tune.py"
+WORKER = "tests/sweep/test_worker.py"
 TRAINING = "tests/training/test_training.py"
 VALUES = "tests/algorithms/test_values.py"
 PADDED = f"{TRAINING}::test_layouts_give_the_naive_statistics[padded]"
@@ -738,5 +741,69 @@ MUTATIONS = [
         "if not self._llm.reset_prefix_cache():",
         "if not self._llm:",
         f"{ENGINES}::test_load_takes_new_weights_and_forgets_old_prefixes[vllm]",
+    ),
+    # --- leases and sweeps ---
+    Mutation(
+        "a lease that is there is taken all the same",
+        "shiq_bench/leases.py",
+        "                if not _dead(path, now()):\n",
+        "                if False:\n",
+        f"{LEASES}::test_one_of_many_gets_it_and_one_of_many_follows_the_dead",
+    ),
+    Mutation(
+        "a dead holder keeps its lease",
+        "shiq_bench/leases.py",
+        'who["born"]:\n        return True',
+        'who["born"]:\n        return False',
+        f"{LEASES}::test_a_number_that_is_used_again_is_not_the_holder",
+    ),
+    Mutation(
+        "a silent machine is waited for in all eternity",
+        "shiq_bench/leases.py",
+        "return now - touched > TTL",
+        "return False",
+        f"{LEASES}::test_another_machine_is_dead_once_it_is_silent_for_long[240.0-True]",
+    ),
+    Mutation(
+        "who was thought dead gives back another's lease",
+        "shiq_bench/leases.py",
+        "            if self._ours():\n                self.path.unlink()",
+        "            if True:\n                self.path.unlink()",
+        f"{LEASES}::test_who_was_thought_dead_must_not_write_and_takes_nothing_back",
+    ),
+    Mutation(
+        "no sign of life",
+        "shiq_bench/leases.py",
+        "                os.utime(self._descriptor)\n",
+        "                pass\n",
+        f"{LEASES}::test_a_holder_gives_signs_of_life",
+    ),
+    Mutation(
+        "a run is written that another process has",
+        "shiq_bench/run.py",
+        "            self.lease.check()\n",
+        "            pass\n",
+        f"{WORKER}::test_a_lost_lease_ends_the_run_without_a_record",
+    ),
+    Mutation(
+        "what failed is tried again unasked",
+        "shiq_bench/sweep/worker.py",
+        'return record.status == "done" or not plan.retry',
+        'return record.status == "done"',
+        f"{WORKER}::test_what_failed_is_tried_again_once_and_only_when_asked[failed]",
+    ),
+    Mutation(
+        "the worst candidate is chosen",
+        "shiq_bench/sweep/tune.py",
+        'sign = -1 if metric.better == "lower" else 1',
+        'sign = 1 if metric.better == "lower" else -1',
+        f"{TUNE}::test_the_best_on_validation_is_chosen_and_everything_is_kept",
+    ),
+    Mutation(
+        "tuned on the instances that are reported",
+        "shiq_bench/sweep/tune.py",
+        "range(max(seeds) + 1, max(seeds) + 1 + len(seeds))",
+        "range(min(seeds), min(seeds) + len(seeds))",
+        f"{TUNE}::test_tables_are_validated_on_instances_behind_the_reported_ones",
     ),
 ]

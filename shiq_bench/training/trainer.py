@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -262,23 +263,25 @@ def train(
         save_total_limit=2,
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to=[],
+        report_to=trackers(spec),
+        run_name=spec.run_id,
         log_level="error",
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would cut our flat tensors across devices
-    trainer = PolicyTrainer(
-        policy,
-        algorithm,
-        companions,
-        None if collect is None else lambda asked, step: _collected(collect, algorithm, spec, asked, step),
-        args=arguments,
-        train_dataset=groups if collect is None else range(len(collect.prompts)),
-        data_collator=Collator(algorithm, spec.layout, spec.labels, spec.data_seed, spec.pairs)
-        if collect is None
-        else lambda numbers: {"prompt": torch.tensor(numbers)},
-        processing_class=tokenizer,
-        callbacks=[_Callback(stop, lambda step: companions.update(policy, step), on_step)],
-    )
+    with _tracked_in(folder.parent / "tracker"):
+        trainer = PolicyTrainer(
+            policy,
+            algorithm,
+            companions,
+            None if collect is None else lambda asked, step: _collected(collect, algorithm, spec, asked, step),
+            args=arguments,
+            train_dataset=groups if collect is None else range(len(collect.prompts)),
+            data_collator=Collator(algorithm, spec.layout, spec.labels, spec.data_seed, spec.pairs)
+            if collect is None
+            else lambda numbers: {"prompt": torch.tensor(numbers)},
+            processing_class=tokenizer,
+            callbacks=[_Callback(stop, lambda step: companions.update(policy, step), on_step)],
+        )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder) if resume else None
     if checkpoint is not None:
@@ -297,6 +300,35 @@ def train(
     if stop.raised:
         raise Interrupted(trainer.state.global_step)
     return TrainResult(_history(trainer.state.log_history), trainer.state.global_step)
+
+
+def trackers(spec: RunSpec) -> list[str]:
+    """The trackers asked for.
+
+    Raises:
+        UserError: one is not known, or not installed here.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+
+    here = get_available_reporting_integrations() if spec.track else []
+    for name in (found := [name.strip() for name in spec.track.split(",") if name.strip()]):
+        if name not in here:
+            installed = ", ".join(here) or "none"
+            raise UserError(f"track={spec.track}: {name} is no tracker that is installed here; those are: {installed}")
+    return found
+
+
+@contextlib.contextmanager
+def _tracked_in(folder: Path) -> Iterator[None]:
+    """Have TensorBoard write to a folder of the run: its callback takes it from the environment, when it is made."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = before or str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _collected(

@@ -32,7 +32,7 @@ from shiq_bench.training.data import (
 from shiq_bench.training.policy import Policy, buckets
 from shiq_bench.training.reference import model_inputs, policy_stats, reference_pass
 from shiq_bench.training.stopping import last_checkpoint
-from shiq_bench.training.trainer import train
+from shiq_bench.training.trainer import trackers, train
 
 VOCAB = 60
 
@@ -391,3 +391,25 @@ def test_a_cut_checkpoint_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_a_tracker_is_told_of_every_update(model: Any, trajectories: list[Trajectory], tmp_path: Path) -> None:
+    """TensorBoard's files lie in the run's folder and hold the numbers of the record."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    algorithm = algorithms.get("sft")()
+    spec = RunSpec("sft", "t", steps=3, groups_per_step=2, precision="fp32", track="tensorboard")
+    groups = prepare(trajectories, None, algorithm, False)
+    found = train(Policy(copy.deepcopy(model), VOCAB), None, groups, algorithm, spec, tmp_path / "checkpoints")
+    events = EventAccumulator(str(tmp_path / "tracker"))
+    events.Reload()
+    told = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    assert told == [(i + 1, pytest.approx(h["loss"], rel=1e-6)) for i, h in enumerate(found.history)]
+    assert len(told) == 3 and "train/tokens" in events.Tags()["scalars"]
+
+
+def test_an_unknown_tracker_is_refused() -> None:
+    with pytest.raises(UserError, match="tensorbored is no tracker that is installed here"):
+        trackers(RunSpec("sft", "t", track="tensorbored"))
+    assert trackers(RunSpec("sft", "t")) == []

@@ -1,0 +1,359 @@
+"""Where the workers of a sweep run: processes of this machine, a Ray cluster, or a queue of Slurm.
+
+A worker is the same everywhere (:func:`shiq_bench.sweep.worker.work`) and finds its jobs by itself,
+so an executor only starts workers, starts new ones for those that died, and stops them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shiq_bench.api import suggest
+from shiq_bench.records import UserError
+from shiq_bench.sweep.worker import environment, work
+
+#: Seconds that workers have for a checkpoint once they are asked to stop.
+GRACE = 120.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker gets, and how many there are.
+
+    Attributes:
+        workers: 0: as many as fit this machine, one a GPU or else one a core.
+        cores: of each worker; 0: an equal share.
+        gpus: of each worker; a share of one places several workers on it. None: one where there are any.
+    """
+
+    workers: int = 0
+    cores: int = 0
+    gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.cores < 0 or (self.gpus or 0) < 0:
+            raise UserError("expected --workers, --cores and --gpus of 0 or more")
+
+
+class Executor(ABC):
+    """Starts workers on a plan, keeps them alive, and stops them.
+
+    ``with executor:`` stops them at the end, whatever it is.
+    """
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @abstractmethod
+    def start(self, plan: Path, count: int) -> None:
+        """Start at most ``count`` workers, or as many as the resources say.
+
+        Raises:
+            UserError: they cannot be started.
+        """
+
+    @abstractmethod
+    def alive(self) -> int:
+        """How many are at work; those that died at it are started anew.
+
+        Raises:
+            UserError: a worker ended with an error that another one would end with too.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask all to stop after a checkpoint, and wait for it."""
+
+
+@dataclass
+class Local(Executor):
+    """Processes of this machine, its cores and GPUs shared out among them."""
+
+    resources: Resources
+    _plan: Path = Path()
+    _workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _places: list[Mapping[str, str]] = field(default_factory=list)
+
+    def start(self, plan: Path, count: int) -> None:
+        self._plan = plan
+        self._places = places(self.resources, count, os.cpu_count() or 1, visible_gpus())
+        self._workers = [self._started(place) for place in self._places]
+
+    def _started(self, place: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "shiq_bench.sweep.worker", str(self._plan), str(os.getpid())]
+        with self._plan.with_suffix(".log").open("ab") as log:
+            # A session of its own: Ctrl-C reaches this process, which asks the workers once.
+            return subprocess.Popen(
+                command, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def alive(self) -> int:
+        for i, worker in enumerate(self._workers):
+            code = worker.poll()
+            if code == 2:
+                raise UserError(_last_line(self._plan.with_suffix(".log")))
+            if code not in (None, 0, 130):
+                self._workers[i] = self._started(self._places[i])
+        return sum(worker.poll() is None for worker in self._workers)
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGINT)
+        for worker in self._workers:
+            try:
+                worker.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+@dataclass
+class Ray(Executor):
+    """Tasks of a Ray cluster (by its address), or of a local Ray that is started for the sweep.
+
+    Ray places workers by cores and GPUs, and starts those anew whose process or machine is lost.
+    """
+
+    resources: Resources
+    address: str = ""
+    _tasks: list[Any] = field(default_factory=list)
+
+    def start(self, plan: Path, count: int) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UserError("Ray is not installed: type pip install -c constraints/cpu.txt -e '.[ray]'") from None
+        if self.address and self.address != "auto":
+            _reachable(self.address)
+        _joined(self.address or "local")
+        have = ray.cluster_resources()
+        cores = self.resources.cores or 1
+        gpus = self.resources.gpus if self.resources.gpus is not None else float(have.get("GPU", 0) >= 1)
+        fit = int(min(have.get("CPU", 0) / cores, have.get("GPU", 0) / gpus if gpus else float("inf")))
+        if not fit:
+            there = f"{have.get('CPU', 0):g} cores and {have.get('GPU', 0):g} GPUs"
+            raise UserError(f"Ray has {there}, and a worker asks for {cores} and {gpus:g}: lower --cores or --gpus")
+        variables = {k: v for k, v in os.environ.items() if k.startswith(("SHIQ_BENCH_", "HF_", "VLLM_"))}
+        task = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=-1, max_calls=1)(_on_ray).options(
+            runtime_env={"env_vars": {**variables, **environment(cores, None)}}
+        )
+        self._tasks = [task.remote(str(plan.resolve())) for _ in range(min(self.resources.workers or fit, count))]
+
+    def alive(self) -> int:
+        import ray
+
+        ended, running = ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
+        for task in ended:
+            if problem := ray.get(task):
+                raise UserError(problem)
+        return len(running)
+
+    def stop(self) -> None:
+        if "ray" not in sys.modules:
+            return
+        import ray
+
+        for task in self._tasks:
+            ray.cancel(task)  # raises KeyboardInterrupt in it, which makes a checkpoint
+        if self._tasks:
+            ray.wait(self._tasks, num_returns=len(self._tasks), timeout=GRACE)
+        ray.shutdown()
+
+
+@dataclass
+class Slurm(Executor):
+    """Jobs of Slurm through submitit, one a worker; a preempted one is queued again.
+
+    Attributes:
+        options: parameters of ``submitit.AutoExecutor``, such as ``slurm_partition`` or ``timeout_min``.
+        cluster: ``slurm``, or ``local`` to try it without one.
+    """
+
+    resources: Resources
+    folder: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cluster: str = "slurm"
+    _jobs: list[Any] = field(default_factory=list)
+
+    def start(self, plan: Path, count: int) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise UserError("no submitit is installed: type pip install -c constraints/cpu.txt -e '.[slurm]'") from None
+        if not self.resources.workers:
+            raise UserError("--workers is missing: say how many jobs Slurm is to be given")
+        try:
+            executor = submitit.AutoExecutor(folder=self.folder / "%j", cluster=self.cluster)
+            gpus = {"gpus_per_node": int(self.resources.gpus)} if self.resources.gpus else {}
+            executor.update_parameters(
+                name="shiq-bench", cpus_per_task=self.resources.cores or 1, timeout_min=24 * 60, **gpus, **self.options
+            )
+            with executor.batch():
+                self._jobs = [
+                    executor.submit(Requeued(), str(plan.resolve())) for _ in range(min(self.resources.workers, count))
+                ]
+        except (RuntimeError, NameError, TypeError, ValueError, OSError) as error:
+            raise UserError(f"Slurm takes no jobs: {' '.join(str(error).split())}") from error
+
+    def alive(self) -> int:
+        for job in self._jobs:
+            if job.done() and (problem := _problem(job)):
+                raise UserError(problem)
+        return sum(not job.done() for job in self._jobs)
+
+    def stop(self) -> None:
+        for job in self._jobs:
+            if not job.done():
+                job.cancel(check=False)
+        until = time.monotonic() + GRACE
+        while any(not job.done() for job in self._jobs) and time.monotonic() < until:
+            time.sleep(0.5)
+
+
+class Requeued:
+    """A worker that Slurm can stop at any moment: what it left is gone on with by the next."""
+
+    def __call__(self, plan: str) -> None:
+        work(Path(plan))
+
+    def checkpoint(self, plan: str) -> Any:
+        """Asked by submitit when the job is preempted or out of time."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, plan)
+
+
+def _joined(address: str) -> None:
+    """Join a Ray, or start one.
+
+    Raises:
+        UserError: there is none at the address, or none can be started here.
+    """
+    import ray
+
+    # A local Ray gives its own parts 15 seconds to start, which a busy machine may exceed once, with cold files.
+    for left in reversed(range(3 if address == "local" else 1)):
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            return
+        except Exception as error:  # Ray raises the bare class
+            ray.shutdown()
+            if not left:
+                raise UserError(f"no Ray at {address}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _on_ray(plan: str) -> str:
+    """A worker as a task of Ray; gives the error that ended it, for Ray would try again."""
+    try:
+        work(Path(plan))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _problem(job: Any) -> str:
+    error = job.exception()
+    return "" if error is None else " ".join(str(error).split())[-400:]
+
+
+def _reachable(address: str) -> None:
+    """Find out in seconds what Ray itself takes minutes to say.
+
+    Raises:
+        UserError: nobody listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--address {address}: expected host:port, such as 10.0.0.1:6379, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray answers at {address} ({error.strerror or error}): start it with ray start --head, or leave "
+            "--address out for a local one"
+        ) from None
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [name for name in told.split(",") if name.strip() and name != "-1"]
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, _ in enumerate(line for line in found.splitlines() if line.startswith("GPU "))]
+
+
+def places(resources: Resources, count: int, cores: int, gpus: Sequence[str]) -> list[Mapping[str, str]]:
+    """What each worker's environment says of cores and GPUs; as many entries as there are workers.
+
+    Raises:
+        UserError: a worker asks for more GPUs than there are.
+    """
+    each = resources.gpus if resources.gpus is not None else float(bool(gpus))
+    if each > len(gpus):
+        raise UserError(f"--gpus {each:g} a worker, and this machine has {len(gpus)}")
+    fit = int(len(gpus) / each) if each else max(1, cores // (resources.cores or 1))
+    workers = max(1, min(resources.workers or fit, count))
+    if each and workers > fit:
+        raise UserError(f"{workers} workers of --gpus {each:g}, and this machine has {len(gpus)}: {fit} fit")
+    threads = resources.cores or max(1, cores // workers)
+    out = []
+    for i in range(workers):
+        if each >= 1:
+            whole = int(each)
+            devices: str | None = ",".join(gpus[i * whole : (i + 1) * whole])
+        else:
+            devices = gpus[int(i * each)] if each else "" if gpus else None
+        out.append(environment(threads, devices))
+    return out
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1].removeprefix("error: ") if lines else f"a worker ended with an error: see {log}"
+
+
+EXECUTORS = ("local", "ray", "slurm")
+
+
+def make_executor(
+    name: str, resources: Resources, folder: Path, *, address: str = "", options: Mapping[str, Any] | None = None
+) -> Executor:
+    """The executor of a name.
+
+    Raises:
+        UserError: there is none of that name, or what is given is for another one.
+    """
+    if name not in EXECUTORS:
+        raise UserError(f"no executor is called {name!r}{suggest(name, EXECUTORS)}")
+    if address and name != "ray":
+        raise UserError(f"--address is for --executor ray, and this is {name}")
+    if options and name != "slurm":
+        raise UserError(f"--slurm is for --executor slurm, and this is {name}")
+    if name == "ray":
+        return Ray(resources, address)
+    if name == "slurm":
+        given = dict(options or {})
+        return Slurm(resources, folder, given, str(given.pop("cluster", "slurm")))
+    return Local(resources)

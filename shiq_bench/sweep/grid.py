@@ -1,0 +1,245 @@
+"""What a sweep is made of: jobs out of flags or out of a study's file, and the plan that workers read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from shiq_bench.api import algorithms, suggest, tasks
+from shiq_bench.claims import FOLDER
+from shiq_bench.config import Resolved, merged, resolve, settings
+from shiq_bench.demands import check_demands, collects_fresh
+from shiq_bench.records import SCHEMA_VERSION, RunSpec, UserError, canonical_json, stable_hash
+from shiq_bench.store import write_atomic
+from shiq_bench.study import Study, expand
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of a sweep.
+
+    Attributes:
+        name: in words, for people.
+        values: the settings, as :func:`~shiq_bench.config.resolve` takes them.
+        run_id: of the run; "" where there can be none.
+        problem: why method and task do not fit.
+    """
+
+    name: str
+    algo: str
+    task: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+    problem: str = ""
+
+    def resolved(self) -> Resolved:
+        """Everything that the job names.
+
+        Raises:
+            UserError: as :func:`~shiq_bench.config.resolve`, or this code makes another run of the same settings.
+        """
+        made = resolve(self.algo, self.task, self.values)
+        if made.spec.run_id != self.run_id:
+            raise UserError(f"{self.name} was planned as {self.run_id} and is {made.spec.run_id} here: plan it again")
+        return made
+
+
+def whole_numbers(text: str) -> list[int]:
+    """``0-3,7`` to ``[0, 1, 2, 3, 7]``.
+
+    Raises:
+        UserError: no such numbers, or one twice.
+    """
+    out: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise UserError(f"--seeds {text}: expected whole numbers such as 0-5 or 0,1,2")
+        out += range(int(first), int(last or first) + 1)
+    if len(set(out)) < len(out):
+        raise UserError(f"--seeds {text}: a seed is given twice")
+    return out
+
+
+def grid(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """``["beta=0.1,0.3"]`` to ``{"beta": ["0.1", "0.3"]}``.
+
+    Raises:
+        UserError: no ``=``, no value, or a value or a key twice.
+    """
+    out: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        values = [v.strip() for v in text.split(",")]
+        if not equals or not key.strip() or not all(values):
+            raise UserError(f"--grid {pair}: expected a setting and its values, such as --grid beta=0.1,0.3")
+        if key.strip() in out or len(set(values)) < len(values):
+            raise UserError(f"--grid {pair}: a setting or a value is given twice")
+        out[key.strip()] = values
+    return out
+
+
+def of_flags(
+    algos: Sequence[str],
+    task_names: Sequence[str],
+    seeds: Sequence[int],
+    values: Mapping[str, Any],
+    varied: Mapping[str, Sequence[Any]],
+) -> Iterator[Job]:
+    """Every method on every task at every value with every seed; a table trains adjoining seeds in one run.
+
+    Raises:
+        UserError: an unknown algorithm or task, or a setting that none has; what else does not fit is a job with a
+            ``problem``.
+    """
+    check_known(varied, algos, task_names)
+    left_out: set[tuple[str, str]] = set()
+    for algo, task, chosen in product(algos, task_names, _combinations(varied)):
+        if lacks := [key for key in chosen if not knows(algo, task, key)]:
+            if (algo, task) not in left_out:
+                left_out.add((algo, task))
+                yield Job(f"{algo} on {task}", algo, task, problem=f"it has no setting {' and no '.join(lacks)}")
+            continue
+        place = " ".join([f"{algo} on {task}", *(f"{k}={v}" for k, v in chosen.items())])
+        given = merged(values, chosen)
+        try:
+            table = resolve(algo, task, given).spec.model == "table"
+        except UserError as error:
+            yield Job(place, algo, task, given, problem=str(error))
+            continue
+        for each in _runs(seeds) if table else ({"seed": s} for s in seeds):
+            yield _job(f"{place} {' '.join(f'{k}={v}' for k, v in each.items())}", algo, task, merged(given, each))
+
+
+def knows(algo: str, task: str, key: str) -> bool:
+    """Whether a setting is one of the run's, the algorithm's or the task's."""
+    owners = (RunSpec, algorithms.get(algo), tasks.get(task))
+    return key.rpartition(".")[2] in {name for owner in owners for name in settings(owner)}
+
+
+def check_known(keys: Iterable[str], algos: Sequence[str], task_names: Sequence[str]) -> None:
+    """Refuse a setting that no method and no task has, and names that are none.
+
+    Raises:
+        UserError: the nearest is suggested.
+    """
+    owners: list[type] = [RunSpec, *(algorithms.get(a) for a in algos), *(tasks.get(t) for t in task_names)]
+    known = sorted({name for owner in owners for name in settings(owner)})
+    for key in keys:
+        if key.rpartition(".")[2] not in known:
+            raise UserError(f"no method and no task has the setting {key}{suggest(key, known)}")
+
+
+def of_study(study: Study, results: Path) -> Iterator[Job]:
+    """The cells of a study."""
+    for cell in expand(study, results):
+        made = cell.resolved
+        if cell.left_out:
+            yield Job(cell.shown.name, made.spec.algo, made.spec.task, made.values, problem=cell.left_out)
+        else:
+            yield _job(cell.shown.name, made.spec.algo, made.spec.task, made.values)
+
+
+def _combinations(varied: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in product(*varied.values()):
+        yield dict(zip(varied, values, strict=True))
+
+
+def _runs(seeds: Sequence[int]) -> Iterator[dict[str, int]]:
+    """Stretches of adjoining seeds."""
+    left = sorted(seeds)
+    while left:
+        count = next((i for i, s in enumerate(left) if s != left[0] + i), len(left))
+        yield {"seed": left[0], "seeds": count}
+        left = left[count:]
+
+
+def _job(name: str, algo: str, task: str, values: Mapping[str, Any]) -> Job:
+    try:
+        made = resolve(algo, task, values)
+        check_demands(made, collects_fresh(made))
+    except UserError as error:
+        return Job(name, algo, task, values, problem=str(error))
+    return Job(name, algo, task, values, made.spec.run_id)
+
+
+def fitting(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
+    """The jobs that can be run, each run once, and those that cannot.
+
+    Raises:
+        UserError: none can.
+    """
+    found = list(jobs)
+    good = list({job.run_id: job for job in reversed(found) if not job.problem}.values())[::-1]
+    bad = [job for job in found if job.problem]
+    if not good:
+        raise UserError(f"nothing to run: {bad[0].name}: {bad[0].problem}" if bad else "nothing to run")
+    return good, bad
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What workers read.
+
+    Attributes:
+        folder: the working folder, which relative paths are meant from.
+        began: when this sweep was started, seconds of the clock; what failed before may be tried again.
+        retry: try again what failed or diverged earlier.
+        fresh: run again what other code has made.
+        plugins: files to load first.
+    """
+
+    results: str
+    folder: str
+    began: float
+    retry: bool
+    fresh: bool
+    plugins: tuple[str, ...]
+    jobs: tuple[Job, ...]
+
+
+def write_plan(
+    results: Path, jobs: Sequence[Job], *, retry: bool = False, fresh: bool = False, plugins: Sequence[Path] = ()
+) -> Path:
+    """Store a plan under the hash of its jobs, and give its file.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    header = {
+        "schema_version": SCHEMA_VERSION, "kind": "plan", "count": len(jobs), "began": time.time(),
+        "retry": retry, "fresh": fresh, "plugins": [str(p.resolve()) for p in plugins], "results": str(results),
+        "folder": str(Path.cwd()),
+    }  # fmt: skip
+    lines = [canonical_json(header), *(canonical_json(asdict(job)) for job in jobs)]
+    path = results / FOLDER / f"plan-{stable_hash([job.run_id for job in jobs])[:12]}.jsonl"
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
+    return path
+
+
+def read_plan(path: Path) -> Plan:
+    """Inverse of :func:`write_plan`.
+
+    Raises:
+        UserError: it is missing, cut, or of a newer schema.
+    """
+    try:
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        head = json.loads(header)
+        if head["schema_version"] > SCHEMA_VERSION:
+            raise UserError(f"{path}: schema {head['schema_version']} is newer than {SCHEMA_VERSION}")
+        jobs = tuple(Job(**json.loads(line)) for line in lines)
+        if head["kind"] != "plan" or len(jobs) != head["count"]:
+            raise UserError(f"{path} is cut: {len(jobs)} of {head['count']} jobs")
+        given = {name: head[name] for name in ("results", "folder", "began", "retry", "fresh")}
+        return Plan(**given, plugins=tuple(head["plugins"]), jobs=jobs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no plan of a sweep: {error}") from error

@@ -1,0 +1,184 @@
+"""One worker of a sweep: it goes through the plan, and takes whatever is neither finished nor taken."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from shiq_bench import claims, leases
+from shiq_bench.api import load_plugin
+from shiq_bench.config import Resolved
+from shiq_bench.console import LiveReport
+from shiq_bench.records import RunRecord, UserError
+from shiq_bench.reporting import runs
+from shiq_bench.store import code_hash, source_hash
+from shiq_bench.sweep.grid import Job, Plan, read_plan
+
+#: Seconds between two looks at jobs that others have.
+POLL = 1.0
+#: A run that took its process down so often, one time after the other, is not tried again.
+CRASHES = 3
+
+
+def work(path: Path) -> None:
+    """Run jobs of a plan until all are finished, by this worker or by others, which it outwaits lest one dies.
+
+    Raises:
+        UserError: the plan cannot be read, or the results folder not be written.
+        KeyboardInterrupt: asked to stop; the run under way can be gone on with.
+    """
+    plan = read_plan(path)
+    os.chdir(plan.folder)
+    for plugin in plan.plugins:
+        load_plugin(Path(plugin))
+    left = list(plan.jobs)
+    while left:
+        log = claims.events(plan.results)
+        taken = {job.run_id for job in left if busy(plan, job)}
+        left = [job for job in left if job.run_id in taken or not over(plan, job, log.get(job.run_id, []))]
+        if not any(_attempt(plan, job) for job in left if job.run_id not in taken) and left:
+            time.sleep(POLL)
+
+
+def busy(plan: Plan, job: Job) -> bool:
+    """Whether a live process is at it."""
+    return leases.holder(claims.lease_path(plan.results, job.run_id)) is not None
+
+
+def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
+    """Whether there is nothing left to do about a job.
+
+    Done is done; what failed or diverged is over unless the plan is to try it again, once a sweep.
+    """
+    now = [e for e in events if e["time"] >= plan.began]
+    if now and now[-1]["event"] in ("done", "failed", "diverged"):
+        return True
+    record = _record(plan, job)
+    if record is None or record.status == "started":
+        return False
+    if foreign(job.resolved(), record):
+        return not plan.fresh
+    return record.status == "done" or not plan.retry
+
+
+def _record(plan: Plan, job: Job) -> RunRecord | None:
+    try:
+        return runs.load(runs.run_folder(plan.results, job.run_id))
+    except UserError:  # there is none, or it cannot be read, and then the run itself will say so
+        return None
+
+
+def foreign(made: Resolved, record: RunRecord) -> bool:
+    """Whether other code than this has made a record."""
+    ours = (source_hash(), code_hash(type(made.algorithm), type(made.task)))
+    return (record.source_hash, record.code_hash) != ours
+
+
+def _attempt(plan: Plan, job: Job) -> bool:
+    """Run a job; False where another process is at it."""
+    if busy(plan, job):
+        return False
+    from shiq_bench.run import execute
+
+    with _output(plan, job) as report:
+        try:
+            now = [e for e in claims.events(plan.results).get(job.run_id, []) if e["time"] >= plan.began]
+            if over(plan, job, now):
+                return True
+            record = _record(plan, job)
+            if record is not None and claims.crashes(now) >= CRASHES:
+                _give_up(plan, record)
+                return True
+            # Nothing is lost: what other code left unfinished is of no use, and finished runs of its are asked about.
+            fresh = record is not None and foreign(job.resolved(), record)
+            execute(job.resolved(), resume=not fresh, fresh=fresh, report=report)
+        except leases.Held:
+            return False
+        except UserError as error:
+            report.console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+            if _last(plan, job) != "failed":  # refused before there was a record
+                claims.log(plan.results, job.run_id, "failed", str(error))
+    return True
+
+
+def _last(plan: Plan, job: Job) -> str:
+    found = claims.events(plan.results).get(job.run_id, [])
+    return str(found[-1]["event"]) if found and found[-1]["time"] >= plan.began else ""
+
+
+def _give_up(plan: Plan, record: RunRecord) -> None:
+    error = f"it took its process down {CRASHES} times, one after the other (killed, or out of memory?)"
+    with claims.claim(plan.results, record.run_id):
+        runs.save(replace(record, status="failed", error=error), plan.results)
+        claims.log(plan.results, record.run_id, "failed", error)
+
+
+@contextlib.contextmanager
+def _output(plan: Plan, job: Job) -> Iterator[LiveReport]:
+    """Send what a run prints, and its libraries, to a log of its own."""
+    path = log_path(plan.results, job.run_id)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(1), os.dup(2)]
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}: {job.name}", file=file, flush=True)
+            with LiveReport(Console(file=file, width=120)) as report:
+                yield report
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, kept in zip((1, 2), before, strict=True):
+                os.dup2(kept, descriptor)
+                os.close(kept)
+
+
+def log_path(results: Path | str, run_id: str) -> Path:
+    """Where a run of a sweep prints to."""
+    return Path(results) / claims.FOLDER / f"{run_id}.log"
+
+
+def follow(parent: int) -> None:
+    """End with the process that started this one, by a checkpoint and in order."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="follow", daemon=True).start()
+
+
+def environment(threads: int, devices: str | None) -> Mapping[str, str]:
+    """What a worker's environment says of the cores and GPUs that it may use."""
+    told = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return told if devices is None else {**told, "CUDA_VISIBLE_DEVICES": devices}
+
+
+def main() -> None:
+    """``python -m shiq_bench.sweep.worker PLAN PARENT``"""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    follow(int(sys.argv[2]))
+    try:
+        work(Path(sys.argv[1]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

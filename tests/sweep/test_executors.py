@@ -1,0 +1,202 @@
+"""Executors: real processes, a real local Ray, and submitit's own local executor in the place of Slurm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shiq_bench import claims, leases
+from shiq_bench.records import UserError
+from shiq_bench.reporting import runs
+from shiq_bench.sweep.executors import Executor, Local, Ray, Resources, Slurm, make_executor, places
+from shiq_bench.sweep.grid import Job, fitting, of_flags, write_plan
+
+SMALL = {"arms": "3", "contexts": "2", "draws": "6", "off_policy": "0"}
+
+
+def jobs(results: Path, steps: int = 5, count: int = 4) -> list[Job]:
+    given = {**SMALL, "steps": str(steps), "results": str(results)}
+    betas = [str(0.1 * (i + 1)) for i in range(count)]
+    return fitting(of_flags(["shiq"], ["bandit"], [0], given, {"beta": betas}))[0]
+
+
+def finished(executor: Executor, within: float = 240.0) -> None:
+    until = time.monotonic() + within
+    while executor.alive():
+        assert time.monotonic() < until, "the workers do not end"
+        time.sleep(0.2)
+
+
+def check_done(results: Path, todo: list[Job]) -> None:
+    for job in todo:
+        assert runs.load(runs.run_folder(results, job.run_id)).status == "done"
+        assert [e["event"] for e in claims.events(results)[job.run_id]].count("done") == 1
+
+
+@pytest.mark.parametrize(
+    ("resources", "count", "cores", "gpus", "expected"),
+    [
+        (Resources(), 9, 4, [], [("1", None)] * 4),
+        (Resources(workers=2), 9, 8, [], [("4", None)] * 2),
+        (Resources(cores=4), 9, 8, [], [("4", None)] * 2),
+        (Resources(), 1, 8, [], [("8", None)]),
+        (Resources(), 9, 8, ["0", "1"], [("4", "0"), ("4", "1")]),
+        (Resources(gpus=2), 9, 8, ["0", "1", "2", "3"], [("4", "0,1"), ("4", "2,3")]),
+        (Resources(gpus=0.5), 9, 8, ["5", "7"], [("2", "5"), ("2", "5"), ("2", "7"), ("2", "7")]),
+        (Resources(gpus=0, workers=2), 9, 8, ["0"], [("4", ""), ("4", "")]),
+    ],
+)
+def test_cores_and_gpus_are_shared_out(
+    resources: Resources, count: int, cores: int, gpus: list[str], expected: list[tuple[str, str | None]]
+) -> None:
+    found = places(resources, count, cores, gpus)
+    assert [(p["OMP_NUM_THREADS"], p.get("CUDA_VISIBLE_DEVICES")) for p in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "said"),
+    [(Resources(gpus=2), ["0"], "this machine has 1"), (Resources(gpus=1, workers=3), ["0", "1"], "2 fit")],
+)
+def test_more_gpus_than_there_are(resources: Resources, gpus: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        places(resources, 9, 8, gpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("rai", {}, "did you mean 'ray'"),
+        ("local", {"address": "a:1"}, "--address is for --executor ray"),
+        ("ray", {"options": {"a": "b"}}, "--slurm is for --executor slurm"),
+    ],
+)
+def test_an_executor_that_is_none(name: str, more: dict[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        make_executor(name, Resources(), tmp_path, **more)  # type: ignore[arg-type]
+
+
+def test_a_worker_that_is_killed_is_followed_by_another(tmp_path: Path) -> None:
+    todo = jobs(tmp_path, steps=1500)
+    with Local(Resources(workers=1)) as executor:
+        executor.start(write_plan(tmp_path, todo), len(todo))
+        victim = wait_for_holder(tmp_path, todo)
+        os.kill(victim, signal.SIGKILL)
+        finished(executor)
+    check_done(tmp_path, todo)
+    assert "crashed" in [e["event"] for lines in claims.events(tmp_path).values() for e in lines]
+
+
+def test_a_worker_that_cannot_work_ends_the_sweep(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, jobs(tmp_path))
+    plan.write_text("no plan")
+    with Local(Resources(workers=1)) as executor, pytest.raises(UserError, match="is no plan of a sweep"):
+        executor.start(plan, 1)
+        finished(executor)
+
+
+def test_workers_are_stopped_with_the_executor(tmp_path: Path) -> None:
+    todo = jobs(tmp_path, steps=200_000, count=1)
+    with Local(Resources(workers=1)) as executor:
+        executor.start(write_plan(tmp_path, todo), 1)
+        wait_for_holder(tmp_path, todo)
+    assert executor.alive() == 0
+    assert [e["event"] for e in claims.events(tmp_path)[todo[0].run_id]] == ["start", "interrupted"]
+    assert runs.load(runs.run_folder(tmp_path, todo[0].run_id)).status == "started"
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    todo = jobs(tmp_path, steps=200_000, count=1)
+    plan = write_plan(tmp_path, todo)
+    script = (
+        "import sys, time; from pathlib import Path; from shiq_bench.sweep.executors import *\n"
+        f"Local(Resources(workers=1)).start(Path({str(plan)!r}), 1); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    worker = wait_for_holder(tmp_path, todo)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 60
+    while leases._born(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not leases._born(worker)
+    assert [e["event"] for e in claims.events(tmp_path)[todo[0].run_id]] == ["start", "interrupted"]
+
+
+def wait_for_holder(results: Path, todo: list[Job], within: float = 120.0) -> int:
+    """The process of whichever run is at work first, once it trains."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        for job in todo:
+            who = leases.holder(claims.lease_path(results, job.run_id))
+            found = claims.progress(results, job.run_id)
+            if who and found is not None and found.stage == "training":
+                return int(who["pid"])
+        time.sleep(0.05)
+    raise AssertionError("no run was started")
+
+
+# --- Ray -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ray() -> Iterator[None]:
+    pytest.importorskip("ray")
+    yield
+    import ray as module
+
+    module.shutdown()
+
+
+@pytest.mark.timeout(400)
+def test_two_workers_of_ray_and_one_is_killed_in_the_middle_of_a_run(tmp_path: Path, ray: None) -> None:
+    todo = jobs(tmp_path, steps=1500, count=4)
+    with Ray(Resources(workers=2)) as executor:
+        executor.start(write_plan(tmp_path, todo), len(todo))
+        victim = wait_for_holder(tmp_path, todo)
+        os.kill(victim, signal.SIGKILL)
+        finished(executor)
+    check_done(tmp_path, todo)
+    events = [e for lines in claims.events(tmp_path).values() for e in lines]
+    assert sum(e["event"] == "crashed" for e in events) == 1
+    assert len({e["pid"] for e in events if e["event"] == "start"}) >= 2
+
+
+def test_a_ray_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(UserError, match=rf"no Ray answers at 127.0.0.1:{port}"):
+        Ray(Resources(), f"127.0.0.1:{port}").start(tmp_path / "plan", 1)
+    assert time.monotonic() - began < 30
+    with pytest.raises(UserError, match="expected host:port"):
+        Ray(Resources(), "somewhere").start(tmp_path / "plan", 1)
+
+
+# --- Slurm ---------------------------------------------------------------------------------------
+
+
+def test_jobs_of_submitit(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    todo = jobs(tmp_path)
+    with Slurm(Resources(workers=2), tmp_path / "slurm", cluster="local") as executor:
+        executor.start(write_plan(tmp_path, todo), len(todo))
+        finished(executor)
+    check_done(tmp_path, todo)
+
+
+def test_slurm_says_what_it_lacks(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(UserError, match="--workers is missing"):
+        Slurm(Resources(), tmp_path).start(tmp_path / "plan", 1)
+    with pytest.raises(UserError, match="Slurm takes no jobs"):
+        Slurm(Resources(workers=1), tmp_path).start(tmp_path / "plan", 1)

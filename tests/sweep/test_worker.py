@@ -1,0 +1,162 @@
+"""One worker: what it runs, what it leaves to others, and when it gives up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shiq_bench import claims, leases
+from shiq_bench.reporting import runs
+from shiq_bench.sweep.grid import Job, Plan, fitting, of_flags, read_plan, write_plan
+from shiq_bench.sweep.worker import CRASHES, log_path, over, work
+
+SMALL = {"arms": "3", "contexts": "2", "steps": "5", "draws": "6", "off_policy": "0"}
+
+
+def jobs(results: Path, algos: str = "shiq dpo", **settings: str) -> list[Job]:
+    return fitting(of_flags(algos.split(), ["bandit"], [0, 1], {**SMALL, "results": str(results), **settings}, {}))[0]
+
+
+def kinds(results: Path, run_id: str) -> list[str]:
+    return [e["event"] for e in claims.events(results).get(run_id, [])]
+
+
+def test_everything_is_run_once_and_then_nothing(tmp_path: Path) -> None:
+    todo = jobs(tmp_path)
+    for _ in range(2):
+        work(write_plan(tmp_path, todo))
+    for job in todo:
+        assert runs.load(runs.run_folder(tmp_path, job.run_id)).status == "done"
+        assert kinds(tmp_path, job.run_id) == ["start", "done"]
+        assert "training" in log_path(tmp_path, job.run_id).read_text() or log_path(tmp_path, job.run_id).exists()
+    assert not list((tmp_path / claims.FOLDER).glob("*.lease"))
+
+
+def test_what_another_process_has_is_left_to_it_until_it_dies(tmp_path: Path) -> None:
+    first, second = jobs(tmp_path)
+    script = f"import time; from shiq_bench import claims; claims.claim({str(tmp_path)!r}, {first.run_id!r}); "
+    script += "print('held', flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    plan = write_plan(tmp_path, [first, second])
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "shiq_bench.sweep.worker", str(plan), str(os.getpid())], cwd=Path(__file__).parents[2]
+    )
+    until = time.monotonic() + 120
+    while kinds(tmp_path, second.run_id) != ["start", "done"] and time.monotonic() < until:
+        time.sleep(0.1)
+    assert kinds(tmp_path, second.run_id) == ["start", "done"] and kinds(tmp_path, first.run_id) == []
+    other.kill()
+    other.wait()
+    assert worker.wait(120) == 0
+    assert kinds(tmp_path, first.run_id) == ["crashed", "start", "done"]
+
+
+@pytest.mark.parametrize("before", ["failed", "diverged"])
+def test_what_failed_is_tried_again_once_and_only_when_asked(tmp_path: Path, before: str) -> None:
+    (job,) = jobs(tmp_path, "shiq")
+    work(write_plan(tmp_path, [job]))
+    record = runs.load(runs.run_folder(tmp_path, job.run_id))
+    runs.save(replace(record, status=before, error="boom"), tmp_path)  # type: ignore[arg-type]
+    work(write_plan(tmp_path, [job]))
+    assert runs.load(runs.run_folder(tmp_path, job.run_id)).status == before
+    work(write_plan(tmp_path, [job], retry=True))
+    assert runs.load(runs.run_folder(tmp_path, job.run_id)).status == "done"
+
+
+def test_a_refusal_is_said_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """Data that lack what a method needs are found when they are drawn."""
+    bad = jobs(tmp_path, "dpo", draws="1")[0]
+    good = jobs(tmp_path, "shiq")[0]
+    work(write_plan(tmp_path, [bad, good]))
+    lines = claims.events(tmp_path)
+    assert [e["event"] for e in lines[good.run_id]] == ["start", "done"]
+    assert lines[bad.run_id][-1]["event"] == "failed" and "raise draws" in lines[bad.run_id][-1]["note"]
+    assert "error:" in log_path(tmp_path, bad.run_id).read_text()
+
+
+def test_other_code_s_runs_are_run_again_only_when_asked(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, "shiq")
+    work(write_plan(tmp_path, [job]))
+    record = runs.load(runs.run_folder(tmp_path, job.run_id))
+    runs.save(replace(record, source_hash="other"), tmp_path)
+    work(write_plan(tmp_path, [job]))
+    assert runs.load(runs.run_folder(tmp_path, job.run_id)).source_hash == "other"
+    work(write_plan(tmp_path, [job], fresh=True))
+    assert runs.load(runs.run_folder(tmp_path, job.run_id)).source_hash == record.source_hash
+
+
+def test_what_other_code_left_unfinished_is_begun_anew(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, "shiq")
+    work(write_plan(tmp_path, [job]))
+    record = runs.load(runs.run_folder(tmp_path, job.run_id))
+    runs.save(replace(record, source_hash="other", status="started"), tmp_path)
+    work(write_plan(tmp_path, [job]))
+    assert runs.load(runs.run_folder(tmp_path, job.run_id)) == replace(
+        record, timings=runs.load(runs.run_folder(tmp_path, job.run_id)).timings,
+        peak_memory_mb=runs.load(runs.run_folder(tmp_path, job.run_id)).peak_memory_mb,
+    )  # fmt: skip
+
+
+def test_a_run_that_takes_its_process_down_is_given_up(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "import os\nfrom dataclasses import dataclass\nfrom shiq_bench.api import Algorithm, algorithm\n"
+        "@algorithm('deadly')\n@dataclass(frozen=True)\nclass Deadly(Algorithm):\n"
+        "    def loss(self, stats, batch):\n        os.kill(os.getpid(), 9)\n"
+    )
+    from shiq_bench.api import load_plugin
+
+    load_plugin(plugin)
+    (job,) = jobs(tmp_path, "deadly")
+    plan = write_plan(tmp_path, [job], plugins=[plugin])
+    command = [sys.executable, "-m", "shiq_bench.sweep.worker", str(plan), str(os.getpid())]
+    codes = []
+    while not codes or (codes[-1] and len(codes) < 10):
+        codes.append(subprocess.run(command, cwd=Path(__file__).parents[2], timeout=120).returncode)
+    assert codes == [-9] * (CRASHES + 1) + [0]
+    record = runs.load(runs.run_folder(tmp_path, job.run_id))
+    assert record.status == "failed" and "took its process down" in (record.error or "")
+    assert kinds(tmp_path, job.run_id)[-1] == "failed"
+
+
+def test_a_failure_of_an_earlier_sweep_is_not_one_of_this(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, "shiq")
+    plan = read_plan(write_plan(tmp_path, [job]))
+    early = [{"event": "failed", "time": plan.began - 1}]
+    late = [{"event": "failed", "time": plan.began + 1}]
+    assert not over(plan, job, early)
+    assert over(plan, job, late)
+    assert not over(plan, job, [*late, {"event": "start", "time": plan.began + 2}])
+
+
+def test_a_lost_lease_ends_the_run_without_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever took it over writes; this one does not."""
+    from shiq_bench import run as running
+
+    (job,) = jobs(tmp_path, "shiq")
+
+    def stolen(run: running.Run, fresh: bool) -> None:
+        claims.lease_path(tmp_path, job.run_id).unlink()
+
+    monkeypatch.setattr(running, "table_stages", stolen)
+    with pytest.raises(leases.Lost):
+        running.execute(job.resolved(), resume=False, fresh=False, report=lambda *_: None)
+    assert runs.load(runs.run_folder(tmp_path, job.run_id)).status == "started"
+
+
+def test_relative_paths_are_meant_from_the_plan_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    todo = jobs(Path("results"), "shiq")
+    plan: Plan = read_plan(write_plan(Path("results"), todo))
+    path = (tmp_path / "results" / claims.FOLDER).resolve()
+    monkeypatch.chdir("/")
+    work(next(path.glob("plan-*.jsonl")))
+    assert plan.folder == str(tmp_path)
+    assert (tmp_path / "results" / todo[0].run_id / "record.json").exists()
