@@ -6,6 +6,7 @@
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon", "star"];
   const KL = ["kl", "kl_reference"];
+  const KEPT_LABELS = 12; // with more points of one method, labels would cover each other
 
   // --- building blocks ---
 
@@ -119,15 +120,21 @@
     return null;
   }
 
-  function hint(cell) {
+  /** Shares are kept as shares and shown as percent. */
+  const scaleOf = (row, name) => (blockOf(row).metrics.find((m) => m.name === name)?.percent ? 100 : 1);
+  const scaled = (x, by) => (x == null ? null : by * x);
+  const countOf = (cell) => (cell?.n.length ? [...new Set([Math.min(...cell.n), Math.max(...cell.n)])].map(number).join("-") : "–");
+
+  function hint(cell, by = 1) {
     if (!cell || cell.mean == null) return "not measured";
-    const n = [...new Set([Math.min(...cell.n), Math.max(...cell.n)])].map(number).join("-");
-    const limits = cell.low == null ? "no interval" : `95% interval ${number(cell.low)} to ${number(cell.high)}, over ${cell.over}`;
-    return `mean ${number(cell.mean)}, ${limits}, n ${n}${cell.at ? `; ${cell.at}` : ""}`;
+    const [mean, low, high] = [cell.mean, cell.low, cell.high].map((x) => number(scaled(x, by)));
+    const limits = cell.low == null ? "no interval" : `95% interval ${low} to ${high}, over ${cell.over}`;
+    return `mean ${mean}, ${limits}, n ${countOf(cell)}${cell.at ? `; ${cell.at}` : ""}`;
   }
 
-  const ofCell = (find) => ({
-    value: (row) => find(row)?.mean ?? null, text: (row) => find(row)?.text ?? "–", hint: (row) => hint(find(row)),
+  const ofCell = (find, name) => ({
+    value: (row) => find(row)?.mean ?? null, text: (row) => find(row)?.text ?? "–",
+    hint: (row) => hint(find(row), scaleOf(row, name)),
     best: (row) => Boolean(find(row)?.best),
   });
   const plain = (id, title, value, about = {}) =>
@@ -141,11 +148,11 @@
     const found = [...metrics].flatMap(([id, metric]) => {
       const has = (row) => blockOf(row).metrics.some((m) => m.name === metric.name && m.title === metric.title);
       const at = (part) => (row) => (has(row) ? row[part][placeOf(row)]?.[metric.name] : null);
-      const of = (part) => ({ ...ofCell(at(part)), falling: metric.better !== "lower" });
+      const of = (part) => ({ ...ofCell(at(part), metric.name), falling: metric.better !== "lower" });
       const value = { id: `metric ${id}`, title: metric.title, ...of("cells") };
       const difference = { id: `difference ${id}`, title: "minus reference", difference: true, ...of("differences") };
-      const n = plain(`n ${id}`, "n", (row) => { const c = at("cells")(row); return c ? Math.max(...c.n) : null; },
-        { quiet: true, text: (row) => { const c = at("cells")(row); return c ? [...new Set([Math.min(...c.n), Math.max(...c.n)])].map(number).join("-") : "–"; } });
+      const n = plain(`n ${id}`, "n", (row) => { const n = at("cells")(row)?.n; return n?.length ? Math.max(...n) : null; },
+        { quiet: true, text: (row) => countOf(at("cells")(row)) });
       return $("show-differences").checked ? [value, difference, n] : [value, n];
     });
     return [
@@ -334,7 +341,8 @@
           const held = packed[place.value];
           if (held == null) return;
           const run = core.runs[core.rows[n].runs[i]];
-          found.push([held, n, run ? `${core.rows[n].label}, seed ${run.seed}` : core.rows[n].label]);
+          const ended = run && run.status !== "done" ? ` (${run.status})` : "";
+          found.push([held, n, run ? `${core.rows[n].label}, seed ${run.seed}${ended}` : core.rows[n].label, !ended]);
         });
       return found;
     };
@@ -348,7 +356,7 @@
       const found = choices();
       // Two options may hold the very same episodes: the value names the option, not the pack.
       const options = found.map(([held, n, text], i) => [`${i}:${held}`, text]);
-      const other = found.findIndex(([, n]) => n !== found[0][1]);
+      const other = found.findIndex(([, n, , done]) => n !== found[0][1] && done);
       sides.forEach((select, i) => fill(select, options, options[i && other > 0 ? other : 0]?.[0]));
       return onSides();
     };
@@ -422,14 +430,15 @@
   /** Plotly reads tags and entities in its texts: a name is neither. */
   const literal = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-  async function draw(place, traces, x, y, log = false) {
+  async function draw(place, traces, x, y) {
     const library = await plotly();
     const style = getComputedStyle(document.documentElement);
     const [ink, rule] = ["--ink", "--rule"].map((name) => style.getPropertyValue(name).trim());
-    const axis = (title) => ({ title: { text: literal(title) }, gridcolor: rule, zerolinecolor: rule, linecolor: rule, automargin: true });
+    const axis = ({ title, ...rest }) => ({ title: { text: literal(title) }, gridcolor: rule, zerolinecolor: rule, linecolor: rule, automargin: true, ...rest });
     await library.react($(place), traces, {
-      xaxis: axis(x), yaxis: { ...axis(y), type: log ? "log" : "linear" }, font: { color: ink, family: style.fontFamily },
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 10, t: 10, b: 50 },
+      xaxis: axis(x), yaxis: axis(y), font: { color: ink, family: style.fontFamily },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 10, t: 34, b: 50 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: ink, activecolor: style.getPropertyValue("--link").trim() },
       hovermode: "closest", legend: { font: { size: 12 } },
     }, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
   }
@@ -467,15 +476,17 @@
       const traces = shown.flatMap((curve) => {
         const row = core.rows[curve.row];
         const { colour: tint, dash } = look(row);
+        const by = place.value === "training" ? 1 : scaleOf(row, metric.value);
         const shared = { legendgroup: String(curve.row), type: "scatter", name: literal(row.label) };
         const banded = curve.step.map((_, i) => i).filter((i) => curve.low[i] != null);
         const around = [...banded, ...banded.toReversed()];
         const band = { ...shared, x: around.map((i) => curve.step[i]), mode: "lines", line: { width: 0 }, fill: "toself",
-          y: around.map((i, k) => (k < banded.length ? curve.high[i] : curve.low[i])), fillcolor: `${tint}22`, hoverinfo: "skip", showlegend: false };
-        const line = { ...shared, x: curve.step, y: curve.mean, mode: "lines", line: { color: tint, dash, width: 2 } };
+          y: around.map((i, k) => by * (k < banded.length ? curve.high[i] : curve.low[i])), fillcolor: `${tint}22`, hoverinfo: "skip", showlegend: false };
+        const line = { ...shared, x: curve.step, y: curve.mean.map((v) => by * v), mode: "lines", line: { color: tint, dash, width: 2 } };
         return banded.length ? [band, line] : [line];
       });
-      await draw("curves-plot", traces, "updates", metric.selectedOptions[0].textContent, $("curves-log").checked);
+      const type = $("curves-log").checked ? "log" : "linear";
+      await draw("curves-plot", traces, { title: "updates" }, { title: metric.selectedOptions[0].textContent, type });
       const units = Math.max(...shown.map((c) => c.units));
       $("curves-note").textContent = (units > 1 ? `Means with 95% t intervals over ${place.value === "training" ? "runs" : "seeds or instances"} (up to ${units}). ` : "One run a line: no interval. ") +
         (place.value === "training" ? `As the trainer logged it, at most ${core.limits.points} updates of each run; losses of different methods are different quantities.` : "");
@@ -501,7 +512,7 @@
       const names = metrics.map((m) => m.name);
       const headline = metrics.find((m) => m.headline) ?? metrics.find((m) => !KL.includes(m.name));
       const options = metrics.map((m) => [m.name, m.title]);
-      fill(x, options, names.includes(x.value) && x.value ? x.value : KL.find((name) => names.includes(name)));
+      fill(x, options, names.includes(x.value) && x.value ? x.value : [...KL, "length"].find((name) => names.includes(name)));
       fill(y, options, names.includes(y.value) && y.value ? y.value : headline?.name);
       return show();
     };
@@ -512,20 +523,27 @@
         .map((p) => (isKl && !p.row.algo && p.y ? { ...p, x: { mean: 0, low: null, high: null } } : p))
         .filter((p) => p.x?.mean != null && p.y?.mean != null);
       if (!points.some((p) => p.row.algo)) return nothing("front-plot", "No method was measured in both here.");
-      const bars = (of) => ({ type: "data", symmetric: false, thickness: 1, array: of.map((e) => (e.high == null ? 0 : e.high - e.mean)),
-        arrayminus: of.map((e) => (e.low == null ? 0 : e.mean - e.low)) });
+      const [byX, byY] = [x, y].map((select) => scaleOf(core.rows[from], select.value));
+      const bars = (of, by) => ({ type: "data", symmetric: false, thickness: 1, array: of.map((e) => (e.high == null ? 0 : by * (e.high - e.mean))),
+        arrayminus: of.map((e) => (e.low == null ? 0 : by * (e.mean - e.low))) });
       const traces = [...new Set(points.map((p) => p.row.algo))].map((algo) => {
         const own = points.filter((p) => p.row.algo === algo);
         const { colour: tint, symbol } = look(own[0].row);
         const label = (p) => literal(p.row.label.slice(algo.length).trim());
-        return { type: "scatter", mode: algo && own.length <= 12 ? "markers+text" : "markers", name: literal(algo || "reference"),
-          x: own.map((p) => p.x.mean), y: own.map((p) => p.y.mean), error_x: bars(own.map((p) => p.x)), error_y: bars(own.map((p) => p.y)),
+        return { type: "scatter", mode: algo && own.length <= KEPT_LABELS ? "markers+text" : "markers", name: literal(algo || "reference"),
+          x: own.map((p) => byX * p.x.mean), y: own.map((p) => byY * p.y.mean),
+          error_x: bars(own.map((p) => p.x), byX), error_y: bars(own.map((p) => p.y), byY),
           text: own.map((p) => (algo ? label(p) : "")), textposition: "bottom right", textfont: { size: 10, color: tint },
           hovertext: own.map((p) => `${literal(p.row.label)}: ${literal(p.y.text)} at ${literal(p.x.text ?? 0)}`), hoverinfo: "text",
           marker: { color: tint, symbol: algo ? symbol : "star", size: algo ? 9 : 12 } };
       });
-      await draw("front-plot", traces, x.selectedOptions[0].textContent, y.selectedOptions[0].textContent);
-      $("front-note").textContent = "Bars: 95% intervals, as in the leaderboard. Shares are drawn as shares, not percent. Star: the reference" + (isKl ? ", at KL 0 by definition." : ".");
+      // An interval may reach where no KL can be, or so far that the means are one point.
+      const largest = Math.max(...points.map((p) => p.x.mean));
+      const right = Math.min(1.5 * largest, Math.max(...points.map((p) => p.x.high ?? p.x.mean)));
+      const range = isKl && right > 0 ? [-0.04 * right, 1.04 * right] : undefined;
+      await draw("front-plot", traces, { title: x.selectedOptions[0].textContent, range }, { title: y.selectedOptions[0].textContent });
+      $("front-note").textContent = "Bars: 95% intervals, as in the leaderboard. Star: the reference" + (isKl ? ", at KL 0 by definition." : ".") +
+        (KL.some((name) => has(place.value, name)) ? "" : " No KL was measured here: it takes sampled evaluations (eval_samples above 0).");
     };
     fill(block, core.blocks.map((b, i) => [i, b.title]));
     return wired("front", [[block, onBlock], [place, onPlace], [x, show], [y, show]]);

@@ -336,7 +336,7 @@ class _Options:
             return ""
         flat = flattened(column.runs[0].spec)
         names = [k for k in flat if k.startswith("algo_options.") or k in self._differ]
-        return " ".join(f"{k.removeprefix('algo_options.')}={flat[k]}" for k in names if k not in ("seed", "results"))
+        return " ".join(f"{k.removeprefix('algo_options.')}={flat[k]}" for k in names if k not in ("algo", "seed", "results"))
 
 
 def flattened(spec: RunSpec) -> dict[str, Any]:
