@@ -737,8 +737,8 @@ MUTATIONS = [
     Mutation(
         "markup in a record closes the page's script",
         "shiq_bench/reporting/report.py",
-        'return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")',
-        "return text",
+        'text.replace("<", "\\\\u003c")',
+        "text",
         f"{REPORT}::test_nothing_in_the_data_is_html",
     ),
     Mutation(

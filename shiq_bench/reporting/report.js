@@ -7,6 +7,7 @@
   const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon", "star"];
   const KL = ["kl", "kl_reference"];
   const KEPT_LABELS = 12; // with more points of one method, labels would cover each other
+  const KEPT_BANDS = 10; // with more lines, bands would
 
   // --- building blocks ---
 
@@ -67,6 +68,8 @@
 
   async function inflated(id) {
     if (typeof DecompressionStream === "undefined") throw new Error("the browser has no DecompressionStream");
+    // The packs stand behind this script: the tables are there before the last of them is read.
+    if (document.readyState === "loading") await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
     const binary = atob($(id).textContent);
     const bytes = new Uint8Array(binary.length);
     for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
@@ -448,18 +451,19 @@
     $(place).replaceChildren(h("p", { class: "note" }, text));
   };
 
-  /** How a row is drawn: its method's colour and symbol, and a line style of its own among that method's rows. */
-  function look(row) {
+  /** How a row's line is drawn: in its method's colour (alone: in one of its own), in a style of its own. */
+  function look(row, alone) {
     const [from, to] = blockOf(row).rows;
-    const alike = core.rows.slice(from, to).filter((other) => other.algo === row.algo);
-    return { colour: colour(row.algo), dash: DASHES[alike.indexOf(row) % DASHES.length], symbol: SYMBOLS[Math.max(0, algos.indexOf(row.algo)) % SYMBOLS.length] };
+    const at = core.rows.slice(from, to).filter((other) => other.algo === row.algo).indexOf(row);
+    return { tint: alone ? core.colours[at % core.colours.length] : colour(row.algo), dash: DASHES[at % DASHES.length] };
   }
 
   function curves() {
-    const [block, place, metric] = [$("curves-block"), $("curves-place"), $("curves-metric")];
+    const [block, place, metric, method] = ["block", "place", "metric", "method"].map((name) => $(`curves-${name}`));
     let found = [];
     const onBlock = async () => {
       found = await pack(core.blocks[block.value].curves);
+      fill(method, [["", "all"], ...[...new Set(found.map((c) => core.rows[c.row].algo))].map((name) => [name, name])]);
       fill(place, [...new Set(found.map((c) => c.place))].map((name) => [name, name]));
       return onPlace();
     };
@@ -471,11 +475,12 @@
       return show();
     };
     const show = async () => {
-      const shown = found.filter((c) => c.place === place.value && c.metric === metric.value);
+      const shown = found.filter((c) => c.place === place.value && c.metric === metric.value &&
+        (!method.value || core.rows[c.row].algo === method.value));
       if (!shown.length) return nothing("curves-plot", "No learning curves in these records.");
       const traces = shown.flatMap((curve) => {
         const row = core.rows[curve.row];
-        const { colour: tint, dash } = look(row);
+        const { tint, dash } = look(row, method.value);
         const by = place.value === "training" ? 1 : scaleOf(row, metric.value);
         const shared = { legendgroup: String(curve.row), type: "scatter", name: literal(row.label) };
         const banded = curve.step.map((_, i) => i).filter((i) => curve.low[i] != null);
@@ -483,16 +488,16 @@
         const band = { ...shared, x: around.map((i) => curve.step[i]), mode: "lines", line: { width: 0 }, fill: "toself",
           y: around.map((i, k) => by * (k < banded.length ? curve.high[i] : curve.low[i])), fillcolor: `${tint}22`, hoverinfo: "skip", showlegend: false };
         const line = { ...shared, x: curve.step, y: curve.mean.map((v) => by * v), mode: "lines", line: { color: tint, dash, width: 2 } };
-        return banded.length ? [band, line] : [line];
+        return banded.length && shown.length <= KEPT_BANDS ? [band, line] : [line];
       });
       const type = $("curves-log").checked ? "log" : "linear";
       await draw("curves-plot", traces, { title: "updates" }, { title: metric.selectedOptions[0].textContent, type });
       const units = Math.max(...shown.map((c) => c.units));
-      $("curves-note").textContent = (units > 1 ? `Means with 95% t intervals over ${place.value === "training" ? "runs" : "seeds or instances"} (up to ${units}). ` : "One run a line: no interval. ") +
+      $("curves-note").textContent = (shown.length > KEPT_BANDS ? `No bands with more than ${KEPT_BANDS} lines: choose a method. ` : "") + (units > 1 ? `Means with 95% t intervals over ${place.value === "training" ? "runs" : "seeds or instances"} (up to ${units}). ` : "One run a line: no interval. ") +
         (place.value === "training" ? `As the trainer logged it, at most ${core.limits.points} updates of each run; losses of different methods are different quantities.` : "");
     };
     fill(block, core.blocks.map((b, i) => [i, b.title]));
-    return wired("curves", [[block, onBlock], [place, onPlace], [metric, show], [$("curves-log"), show]]);
+    return wired("curves", [[block, onBlock], [place, onPlace], [metric, show], [method, show], [$("curves-log"), show]]);
   }
 
   function front() {
@@ -528,7 +533,7 @@
         arrayminus: of.map((e) => (e.low == null ? 0 : by * (e.mean - e.low))) });
       const traces = [...new Set(points.map((p) => p.row.algo))].map((algo) => {
         const own = points.filter((p) => p.row.algo === algo);
-        const { colour: tint, symbol } = look(own[0].row);
+        const [tint, symbol] = [colour(algo), SYMBOLS[Math.max(0, algos.indexOf(algo)) % SYMBOLS.length]];
         const label = (p) => literal(p.row.label.slice(algo.length).trim());
         return { type: "scatter", mode: algo && own.length <= KEPT_LABELS ? "markers+text" : "markers", name: literal(algo || "reference"),
           x: own.map((p) => byX * p.x.mean), y: own.map((p) => byY * p.y.mean),

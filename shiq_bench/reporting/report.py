@@ -335,8 +335,10 @@ class _Options:
         if not column.runs:
             return ""
         flat = flattened(column.runs[0].spec)
-        names = [k for k in flat if k.startswith("algo_options.") or k in self._differ]
-        return " ".join(f"{k.removeprefix('algo_options.')}={flat[k]}" for k in names if k not in ("algo", "seed", "results"))
+        told = {k: v for k, v in flat.items() if k.startswith("algo_options.") or k in self._differ}
+        return " ".join(
+            f"{k.removeprefix('algo_options.')}={v}" for k, v in told.items() if k not in ("algo", "seed", "results")
+        )
 
 
 def flattened(spec: RunSpec) -> dict[str, Any]:

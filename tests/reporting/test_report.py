@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from shiq_bench.cli import main
 from shiq_bench.records import RunRecord, UserError
 from shiq_bench.reporting import runs, tables
 from shiq_bench.reporting.report import Limits, Payload, embedded, evenly, pack, page, payload, unpack
@@ -247,35 +247,40 @@ def test_the_script_builds_no_html() -> None:
 # --- the command ---
 
 
-def run_report(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "shiq_bench.cli", "report", "--results", str(folder), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str]]]:
+    """The command, as typed: its exit code and the lines on stderr."""
+
+    def run(folder: Path, *options: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["shiq-bench", "report", "--results", str(folder), *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().err.splitlines()
+
+    return run
 
 
-def test_the_command_writes_the_page_and_names_what_it_skips(tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_names_what_it_skips(tmp_path: Path, report: Any) -> None:
     for made in some():
         runs.save(made, tmp_path)
-    clean = run_report(tmp_path)
-    assert clean.returncode == 0, clean.stderr
+    assert report(tmp_path) == (0, [])
     first = (tmp_path / "report.html").read_bytes()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "record.json").write_text('{"schema')
-    done = run_report(tmp_path, "--out", str(tmp_path / "out" / "page.html"))
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("skipped:") and "broken" in line
+    code, (line,) = report(tmp_path, "--out", str(tmp_path / "out" / "page.html"))
+    assert code == 1 and line.startswith("skipped:") and "broken" in line
     assert (tmp_path / "out" / "page.html").read_bytes() == first
 
 
-def test_the_command_refuses_mixed_sources(tmp_path: Path) -> None:
+def test_the_command_refuses_mixed_sources(tmp_path: Path, report: Any) -> None:
     runs.save(record(seed=0, prompts=SMALL), tmp_path)
     runs.save(record(seed=1, prompts=SMALL, source_hash="another"), tmp_path)
-    refused = run_report(tmp_path)
-    assert refused.returncode == 2 and "--allow-mixed" in refused.stderr
-    assert not (tmp_path / "report.html").exists()
-    assert run_report(tmp_path, "--allow-mixed").returncode == 0
-    nothing = run_report(tmp_path / "nowhere")
-    assert nothing.returncode == 2 and len(nothing.stderr.splitlines()) == 1
+    code, (line,) = report(tmp_path)
+    assert code == 2 and "--allow-mixed" in line and not (tmp_path / "report.html").exists()
+    assert report(tmp_path, "--allow-mixed") == (0, [])
+    code, lines = report(tmp_path / "nowhere")
+    assert code == 2 and len(lines) == 1
 
 
 # --- in a browser ---
@@ -442,7 +447,8 @@ def test_configurations_of_two_runs(browser: Page, tmp_path: Path) -> None:
     other = replace(record("shiq", prompts=SMALL, algo_options={"beta": 0.5}), packages={"torch": "2.12.0"})
     browser.open(tmp_path, payload([one, other], METRICS))
     browser.section("configurations")
-    cells = "return [...document.querySelectorAll('.config tbody tr')].map((r) => [...r.children].map((c) => c.textContent))"
+    rows = "[...document.querySelectorAll('.config tbody tr')]"
+    cells = f"return {rows}.map((row) => [...row.children].map((cell) => cell.textContent))"
     browser.until("document.querySelector('.config tbody tr')")
     assert browser(cells) == [["algo_options.beta", "0.1", "0.5"], ["packages.torch", "2.13.0", "2.12.0"]]
     browser.click("#config-all")
