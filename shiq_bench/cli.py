@@ -271,8 +271,9 @@ def report(
 ) -> None:
     """Write one HTML page of all stored runs, to be opened anywhere: tables, pictures, episodes, settings."""
     from shiq_bench.api import tasks
-    from shiq_bench.reporting import report as pages
     from shiq_bench.reporting import runs as store
+    from shiq_bench.reporting.payload import payload
+    from shiq_bench.reporting.report import page
     from shiq_bench.store import write_atomic
 
     _plugins(plugin)
@@ -283,7 +284,7 @@ def report(
         known = set(tasks.names())
         metrics = {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
         path = out or results / "report.html"
-        html = pages.page(pages.payload(records, metrics, allow_mixed=allow_mixed))
+        html = page(payload(records, metrics, allow_mixed=allow_mixed))
         write_atomic(path, html)
         typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
     elif not problems:

@@ -20,7 +20,8 @@ import pytest
 from shiq_bench.cli import main
 from shiq_bench.records import RunRecord, UserError
 from shiq_bench.reporting import runs, tables
-from shiq_bench.reporting.report import Limits, Payload, embedded, evenly, pack, page, payload, unpack
+from shiq_bench.reporting.payload import Limits, Payload, evenly, pack, payload, unpack
+from shiq_bench.reporting.report import SCRIPTS, embedded, page
 from shiq_bench.reporting.statistics import mean_ci_t
 from tests.reporting.synthetic import METRICS, record
 
@@ -178,6 +179,15 @@ def test_curves_of_tables_are_those_of_their_evaluations() -> None:
     assert all(low < mean < high for low, mean, high in zip(curve["low"], curve["mean"], curve["high"], strict=True))
 
 
+def test_rows_of_different_conditions_say_which(tmp_path: Path) -> None:
+    records = [record(prompts=SMALL, seed=0), record(prompts=SMALL, task_options={"reward": "final"})]
+    two = payload(records, METRICS).core["blocks"]
+    assert sorted(b["conditions"] for b in two) == ["category=multi_turn_base", "reward=final"]
+    judged = [replace(record(prompts=SMALL, seed=n), judges_hash=str(n)) for n in range(2)]
+    assert [b["conditions"] for b in payload(judged, METRICS).core["blocks"]] == ["judge 1", "judge 2"]
+    assert [b["conditions"] for b in payload(some(), METRICS).core["blocks"]] == [""]
+
+
 def test_evenly_keeps_both_ends() -> None:
     assert evenly([1, 2, 3], 5) == [1, 2, 3]
     assert evenly(range(1, 1001), 3) == [1, 501, 1000]
@@ -224,7 +234,7 @@ def test_nothing_in_the_data_is_html() -> None:
     html = page(payload([hostile(), *some()], METRICS)).decode()
     assert "<img" not in html and "\u2028" not in html
     kinds = re.findall(r"<script([^>]*)>", html)
-    assert [k for k in kinds if "type=" not in k] == [""]
+    assert [k for k in kinds if "type=" not in k] == [""] * len(SCRIPTS)
     assert html.count("</script") == len(kinds)
 
 
@@ -233,13 +243,14 @@ def test_only_its_own_scripts_may_run() -> None:
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy.startswith("default-src &#39;none&#39;; script-src &#39;sha256-")
     assert "unsafe-eval" not in policy and "unsafe-inline" not in policy.partition("style-src")[0]
-    (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
-    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
+    assert len(scripts) == len(SCRIPTS)
+    assert all(base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() in policy for s in scripts)
     assert not re.findall(r"""(?:src|href)=(?!["']?#)""", html.partition('id="core"')[0])
 
 
 def test_the_script_builds_no_html() -> None:
-    script = (ROOT / "shiq_bench/reporting/report.js").read_text()
+    script = "".join((ROOT / "shiq_bench/reporting" / name).read_text() for name in SCRIPTS)
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
         assert word not in script
 
