@@ -1,6 +1,6 @@
 "use strict";
-// The report's page: building blocks, leaderboard, runs and their episodes. Whatever comes from records is data: it
-// becomes text nodes and attributes, never HTML.
+// The report's page: building blocks and the leaderboard. Whatever comes from records is data: it becomes text nodes
+// and attributes, never HTML. The scripts of the page run one after the other and share their names.
 
 const core = JSON.parse(document.getElementById("core").textContent);
 const $ = (id) => document.getElementById(id);
@@ -39,9 +39,19 @@ const number = (x) => {
 const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 
 function table(headings, rows, className = "") {
-  const head = h("tr", {}, headings.map((text) => h("th", { scope: "col" }, text)));
+  const head = h(
+    "tr",
+    {},
+    headings.map((text) => h("th", { scope: "col" }, text)),
+  );
   const body = rows.map(([first, ...rest]) =>
-    h("tr", {}, h("th", { scope: "row" }, first), rest.map((cell) => h("td", {}, cell))));
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, first),
+      rest.map((cell) => h("td", {}, cell)),
+    ),
+  );
   return h("table", { class: className }, h("thead", {}, head), h("tbody", {}, body));
 }
 
@@ -70,7 +80,8 @@ async function guarded(build) {
 async function inflated(id) {
   if (typeof DecompressionStream === "undefined") throw new Error("the browser has no DecompressionStream");
   // The packs stand behind this script: the tables are there before the last of them is read.
-  if (document.readyState === "loading") await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
+  if (document.readyState === "loading")
+    await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
   const binary = atob($(id).textContent);
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
@@ -105,8 +116,16 @@ const ink = () => getComputedStyle(document.documentElement).getPropertyValue("-
 const sorting = { id: "", descending: false };
 const openRows = new Map(); // row number -> its panel, open
 const haystacks = core.rows.map((row) =>
-  [blockOf(row).title, row.label, row.settings, row.state, ...row.runs.map((n) => Object.values(core.runs[n]).join(" "))]
-    .join(" ").toLowerCase());
+  [
+    blockOf(row).title,
+    row.label,
+    row.settings,
+    row.state,
+    ...row.runs.map((n) => Object.values(core.runs[n]).join(" ")),
+  ]
+    .join(" ")
+    .toLowerCase(),
+);
 
 /** Number of the place that a row is shown at, -1 where its runs were not evaluated there. */
 function placeOf(row) {
@@ -121,7 +140,10 @@ function placeOf(row) {
 function klOf(row) {
   const place = placeOf(row);
   const places = blockOf(row).places;
-  for (const at of [place, places.findIndex(([split, mode]) => place >= 0 && split === places[place][0] && mode === "sampled")])
+  for (const at of [
+    place,
+    places.findIndex(([split, mode]) => place >= 0 && split === places[place][0] && mode === "sampled"),
+  ])
     for (const name of KL) if (row.cells[at]?.[name]) return { ...row.cells[at][name], at: places[at][2] };
   return null;
 }
@@ -129,7 +151,8 @@ function klOf(row) {
 /** Shares are kept as shares and shown as percent. */
 const scaleOf = (row, name) => (blockOf(row).metrics.find((m) => m.name === name)?.percent ? 100 : 1);
 const scaled = (x, by) => (x == null ? null : by * x);
-const countOf = (cell) => (cell?.n.length ? [...new Set([Math.min(...cell.n), Math.max(...cell.n)])].map(number).join("-") : "–");
+const countOf = (cell) =>
+  cell?.n.length ? [...new Set([Math.min(...cell.n), Math.max(...cell.n)])].map(number).join("-") : "–";
 
 function hint(cell, by = 1) {
   if (!cell || cell.mean == null) return "not measured";
@@ -139,12 +162,18 @@ function hint(cell, by = 1) {
 }
 
 const ofCell = (find, name) => ({
-  value: (row) => find(row)?.mean ?? null, text: (row) => find(row)?.text ?? "–",
+  value: (row) => find(row)?.mean ?? null,
+  text: (row) => find(row)?.text ?? "–",
   hint: (row) => hint(find(row), scaleOf(row, name)),
   best: (row) => Boolean(find(row)?.best),
 });
-const plain = (id, title, value, about = {}) =>
-  ({ id, title, value, text: (row) => (value(row) == null ? "–" : typeof value(row) === "number" ? number(value(row)) : value(row)), ...about });
+const plain = (id, title, value, about = {}) => ({
+  id,
+  title,
+  value,
+  text: (row) => (value(row) == null ? "–" : typeof value(row) === "number" ? number(value(row)) : value(row)),
+  ...about,
+});
 
 function columns(rows) {
   const metrics = new Map();
@@ -157,8 +186,15 @@ function columns(rows) {
     const of = (part) => ({ ...ofCell(at(part), metric.name), falling: metric.better !== "lower" });
     const value = { id: `metric ${id}`, title: metric.title, ...of("cells") };
     const difference = { id: `difference ${id}`, title: "minus reference", difference: true, ...of("differences") };
-    const n = plain(`n ${id}`, "n", (row) => { const n = at("cells")(row)?.n; return n?.length ? Math.max(...n) : null; },
-      { quiet: true, text: (row) => countOf(at("cells")(row)) });
+    const n = plain(
+      `n ${id}`,
+      "n",
+      (row) => {
+        const n = at("cells")(row)?.n;
+        return n?.length ? Math.max(...n) : null;
+      },
+      { quiet: true, text: (row) => countOf(at("cells")(row)) },
+    );
     return $("show-differences").checked ? [value, difference, n] : [value, n];
   });
   return [
@@ -170,17 +206,24 @@ function columns(rows) {
     { id: "kl", title: "KL to reference (nats)", ...ofCell(klOf) },
     plain("seeds", "Seeds", (row) => (row.algo ? row.seeds : null), { hint: (row) => row.state }),
     plain("failed", "Failed", (row) => (row.algo ? row.counts.failed : null), { bad: true }),
+    plain("started", "Unfinished", (row) => row.counts.started || null, { bad: true }),
     plain("diverged", "Diverged", (row) => (row.algo ? row.counts.diverged : null), { bad: true }),
     ...["action_tokens", "updates", "samples_drawn"].map((name, i) =>
-      plain(name, ["Tokens", "Updates", "Samples"][i], (row) => row.consumed[name] ?? null,
-        { quiet: true, hint: () => `${name.replace("_", " ")} consumed, mean of a finished run` })),
+      plain(name, ["Tokens", "Updates", "Samples"][i], (row) => row.consumed[name] ?? null, {
+        quiet: true,
+        hint: () => `${name.replace("_", " ")} consumed, mean of a finished run`,
+      }),
+    ),
   ].filter((column) => ["task", "method", "kl"].includes(column.id) || rows.some((row) => column.value(row) != null));
 }
 
 /** Numbers as numbers, text as text, and what is missing last either way. */
 function compared(a, b) {
   if (a == null || b == null) return a == null ? (b == null ? 0 : 1) : -1;
-  const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+  const order =
+    typeof a === "number" && typeof b === "number"
+      ? a - b
+      : String(a).localeCompare(String(b), "en", { numeric: true });
   return sorting.descending ? -order : order;
 }
 
@@ -189,10 +232,13 @@ function drawBoard() {
   const words = $("filter-text").value.toLowerCase().split(/\s+/).filter(Boolean);
   const ofTask = core.rows.map((row, n) => ({ row, n })).filter(({ row }) => !task || blockOf(row).task === task);
   const shown = columns(ofTask.map(({ row }) => row));
-  const kept = ofTask.filter(({ row, n }) =>
-    (!method || (row.algo || "reference") === method) && words.every((word) => haystacks[n].includes(word)));
+  const kept = ofTask.filter(
+    ({ row, n }) =>
+      (!method || (row.algo || "reference") === method) && words.every((word) => haystacks[n].includes(word)),
+  );
   const by = shown.find((column) => column.id === sorting.id);
   if (by) kept.sort((a, b) => compared(by.value(a.row), by.value(b.row)) || a.n - b.n);
+  const arrow = () => (sorting.descending ? " ▼" : " ▲");
   const heads = shown.map((column) => {
     const sorted = by === column ? (sorting.descending ? "descending" : "ascending") : null;
     const sort = () => {
@@ -201,12 +247,21 @@ function drawBoard() {
       drawBoard();
       document.querySelector("#board th[aria-sort] button").focus();
     };
-    return h("th", { scope: "col", "aria-sort": sorted, class: column.difference ? "difference" : null },
-      h("button", { type: "button", onclick: sort }, column.title, sorted ? (sorting.descending ? " ▼" : " ▲") : ""));
+    return h(
+      "th",
+      { scope: "col", "aria-sort": sorted, class: column.difference ? "difference" : null },
+      h("button", { type: "button", onclick: sort }, column.title, sorted ? arrow() : ""),
+    );
   });
   const body = kept.flatMap(({ row, n }) => {
-    const line = h("tr", { "data-row": n, class: row.algo ? null : "reference" }, shown.map((column) => cellOf(column, row, n)));
-    return openRows.has(n) ? [line, h("tr", { class: "opened" }, h("td", { colspan: shown.length }, openRows.get(n)))] : [line];
+    const line = h(
+      "tr",
+      { "data-row": n, class: row.algo ? null : "reference" },
+      shown.map((column) => cellOf(column, row, n)),
+    );
+    return openRows.has(n)
+      ? [line, h("tr", { class: "opened" }, h("td", { colspan: shown.length }, openRows.get(n)))]
+      : [line];
   });
   $("board").replaceChildren(h("thead", {}, h("tr", {}, heads)), h("tbody", {}, body));
   $("shown").textContent = `${kept.length} of ${counted(core.rows.length, "row")}`;
@@ -214,10 +269,19 @@ function drawBoard() {
 
 function cellOf(column, row, n) {
   const value = column.value(row);
-  const about = { title: column.hint?.(row), class: [
-    typeof value === "number" || value == null ? "number" : "", column.difference ? "difference" : "",
-    column.best?.(row) ? "best" : "", column.quiet ? "quiet" : "", column.bad && value ? "bad" : "",
-  ].join(" ").trim() || null };
+  const about = {
+    title: column.hint?.(row),
+    class:
+      [
+        typeof value === "number" || value == null ? "number" : "",
+        column.difference ? "difference" : "",
+        column.best?.(row) ? "best" : "",
+        column.quiet ? "quiet" : "",
+        column.bad && value ? "bad" : "",
+      ]
+        .join(" ")
+        .trim() || null,
+  };
   if (column.id !== "method") return h("td", about, column.text(row));
   const toggle = () => {
     if (!openRows.delete(n)) openRows.set(n, runsOf(row));
@@ -226,111 +290,15 @@ function cellOf(column, row, n) {
   };
   const swatch = h("span", { class: "swatch", style: `background:${colour(row.algo)}` });
   if (!row.runs.length) return h("th", { scope: "row", title: row.state }, swatch, row.label);
-  return h("th", { scope: "row", title: row.settings || null },
-    h("button", { type: "button", "aria-expanded": String(openRows.has(n)), onclick: toggle }, openRows.has(n) ? "▾ " : "▸ ", swatch, row.label));
-}
-
-// --- runs ---
-
-function runsOf(row) {
-  const panel = h("div", { class: "panel" });
-  const below = h("div");
-  let shown = null;
-  const rows = row.runs.map((n) => {
-    const run = core.runs[n];
-    const open = async (event) => {
-      for (const button of panel.querySelectorAll("[data-run]")) button.setAttribute("aria-expanded", "false");
-      shown = shown === n ? null : n;
-      if (shown == null) return below.replaceChildren();
-      event.currentTarget.setAttribute("aria-expanded", "true");
-      const made = await guarded(() => runDetails(run));
-      if (shown === n) below.replaceChildren(made);
-    };
-    return [
-      h("button", { type: "button", "data-run": run.id, "aria-expanded": "false", onclick: open }, run.id),
-      number(run.seed), h("span", { class: run.status === "done" ? "" : "bad" }, run.status), number(run.steps),
-      number(run.seconds), number(run.deviations), (run.commit ?? "–").slice(0, 12),
-      run.dirty == null ? "–" : run.dirty ? "yes" : "no", run.source || "–", run.error || "–",
-    ];
-  });
-  panel.append(h("p", { class: "note" }, row.settings), table(
-    ["Run", "Seed", "Status", "Updates", "Seconds", "Deviations", "Commit", "Uncommitted changes", "Source", "Error"], rows), below);
-  return panel;
-}
-
-const pairs = (data) => Object.entries(data).map(([name, value]) => [name.replaceAll("_", " "), number(value)]);
-
-async function runDetails(run) {
-  const about = await pack(run.pack);
-  const heads = about.evaluations.map((e) => `${e.policy}, ${e.split}, ${e.mode}, update ${e.step}`);
-  const names = [...new Set(about.evaluations.flatMap((e) => Object.keys(e.metrics)))];
-  const cell = (e, name) => {
-    const m = e.metrics[name];
-    return m ? `${number(m.mean)}${m.stderr == null ? "" : ` (se ${number(m.stderr)})`}, n ${number(m.n)}` : "–";
-  };
-  const list = (title, data) => (Object.keys(data).length ? folded(title, () => table(["", ""], pairs(data))) : null);
-  return h("div", { class: "run" },
-    h("h3", {}, run.id),
-    about.error ? h("pre", { class: "bad" }, about.error) : null,
-    about.deviations.length ? h("ul", {}, about.deviations.map((text) => h("li", {}, text))) : null,
-    folded("Evaluations", () => h("div", { class: "wide" }, table(["metric", ...heads], names.map((name) => [name, ...about.evaluations.map((e) => cell(e, name))])))),
-    about.evaluations.map((e, i) => (e.episodes ? folded(`Episodes: ${heads[i]}`, () => episodesOf(e)) : null)),
-    folded("Settings", () => table(["", ""], Object.entries(about.spec).map(([name, value]) => [name, told(value)]))),
-    list("Timings (seconds)", about.timings),
-    list("Consumed", { ...about.consumed, ...(about.peak_memory_mb == null ? {} : { "peak memory (MB)": about.peak_memory_mb }) }),
-    list("Data", about.data),
-    list("Gap of sampler to scorer (nats a token)", about.gaps),
-    list("Environment", about.environment));
-}
-
-function leftOut(held) {
-  return held.left_out ? `${counted(held.left_out, "episode")} of ${number(held.episodes)} left out of this page: it keeps the first ` +
-    `${counted(core.limits.prompts, "prompt")} of each split and mode, ${counted(core.limits.samples, "episode")} each.` : "";
-}
-
-async function episodesOf(evaluation) {
-  const held = await pack(evaluation.pack);
-  return h("div", {}, h("p", { class: "note" }, leftOut(held)), held.found.map((found) =>
-    folded(found.prompt, () => h("div", {}, questionOf(found.episodes), found.episodes.map(episode)))));
-}
-
-// --- episodes; details have the shape that tasks give them: texts of turns and steps, or one answer ---
-
-const KNOWN = ["question", "questions", "answer", "texts", "results", "turns", "turn_errors", "entry_error"];
-const verdict = (passed, why) =>
-  h("span", { class: passed == null ? "verdict" : passed ? "verdict good" : "verdict bad" },
-    passed == null ? "not judged" : passed ? "✓ passed" : `✗ failed${why ? `: ${why}` : ""}`);
-
-function questionOf(episodes) {
-  const found = episodes.find((e) => typeof e.details.question === "string");
-  return found ? h("blockquote", {}, found.details.question) : null;
-}
-
-function numbersOf(numbers) {
-  return Object.entries(numbers).filter(([name]) => !name.endsWith("/n")).map(([name, value]) => {
-    const trials = numbers[`${name}/n`];
-    return h("span", { class: "measured" }, `${name.replaceAll("_", " ")} `, h("b", {}, number(value)), trials == null ? "" : ` of ${number(trials)}`);
-  });
-}
-
-function turnOf(details, i) {
-  const [texts, results] = [details.texts?.[i] ?? [], details.results?.[i] ?? []];
-  const judged = Array.isArray(details.turns) ? verdict(details.turns[i], details.turn_errors?.[i]) : null;
-  return h("section", { class: "turn" }, h("h4", {}, `Turn ${i + 1} `, judged),
-    details.questions?.[i] ? h("blockquote", {}, told(details.questions[i])) : null,
-    texts.length ? null : h("p", { class: "note" }, "No answer."),
-    texts.map((text, step) => [
-      h("pre", { class: "said" }, text === "" ? h("i", {}, "(nothing)") : told(text)),
-      (results[step] ?? []).length ? h("pre", { class: "result" }, [results[step]].flat().map(told).join("\n")) : null]));
-}
-
-function episode({ numbers, details }) {
-  const turns = Math.max(details.texts?.length ?? 0, details.turns?.length ?? 0);
-  const rest = Object.entries(details).filter(([name]) => !KNOWN.includes(name));
-  return h("article", { class: "episode" },
-    typeof details.entry_error === "string" ? h("p", {}, verdict(details.entry_error === "", details.entry_error)) : null,
-    typeof details.answer === "string" ? h("pre", { class: "said" }, details.answer === "" ? h("i", {}, "(nothing)") : details.answer) : null,
-    Array.from({ length: turns }, (_, i) => turnOf(details, i)),
-    h("p", { class: "numbers" }, numbersOf(numbers)),
-    rest.length ? h("p", { class: "numbers" }, rest.map(([name, value]) => h("span", { class: "measured" }, `${name.replaceAll("_", " ")} `, h("b", {}, number(value))))) : null);
+  return h(
+    "th",
+    { scope: "row", title: row.settings || null },
+    h(
+      "button",
+      { type: "button", "aria-expanded": String(openRows.has(n)), onclick: toggle },
+      openRows.has(n) ? "▾ " : "▸ ",
+      swatch,
+      row.label,
+    ),
+  );
 }

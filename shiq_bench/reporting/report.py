@@ -17,7 +17,7 @@ from typing import Any
 from shiq_bench.reporting.payload import Payload, pack
 
 #: In the order in which they run.
-SCRIPTS = ("report.js", "report_views.js")
+SCRIPTS = ("report.js", "report_runs.js", "report_views.js", "report_pictures.js", "report_begin.js")
 
 
 def page(content: Payload) -> bytes:
