@@ -5,7 +5,9 @@
 const literal = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 async function draw(place, traces, x, y) {
+  if (!window.Plotly) nothing(place, "Unpacking the drawing library …");
   const library = await plotly();
+  $(place).querySelector(":scope > .note")?.remove();
   const style = getComputedStyle(document.documentElement);
   const [ink, rule] = ["--ink", "--rule"].map((name) => style.getPropertyValue(name).trim());
   const axis = ({ title, ...rest }) => ({
@@ -138,6 +140,7 @@ function front() {
   const has = (at, name) => found.some((row) => row[at]?.[name]?.mean != null);
   const onBlock = async () => {
     found = await pack(core.blocks[block.value].points);
+    for (const select of [x, y]) select.replaceChildren(); // each task has its own idea of what stands against what
     const { places } = core.blocks[block.value];
     const measured = places.map((_, i) => i).filter((i) => KL.some((name) => has(i, name)));
     const best = measured.find((i) => places[i][0] === "heldout") ?? measured[0] ?? 0;
