@@ -261,6 +261,39 @@ def table(
 
 
 @app.command()
+def report(
+    results: Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Page to write; <results>/report.html by default.")] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Mix records of different source versions.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Write one HTML page of all stored runs, to be opened anywhere: tables, pictures, episodes, settings."""
+    from shiq_bench.api import tasks
+    from shiq_bench.reporting import runs as store
+    from shiq_bench.reporting.payload import payload
+    from shiq_bench.reporting.report import page
+    from shiq_bench.store import write_atomic
+
+    _plugins(plugin)
+    records, problems = store.load_all(results)
+    for problem in problems:
+        typer.echo(f"skipped: {problem}", err=True)
+    if records:
+        known = set(tasks.names())
+        metrics = {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
+        path = out or results / "report.html"
+        html = page(payload(records, metrics, allow_mixed=allow_mixed))
+        write_atomic(path, html)
+        typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
+    elif not problems:
+        raise UserError(f"no runs in {results}: start one with shiq-bench run --algo shiq --task bfcl")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def study(
     name: Annotated[
         str, typer.Argument(help="A shipped study, the path of a YAML file, or all: those shipped that run on tables.")

@@ -19,6 +19,7 @@ LORA = "tests/training/test_lora.py"
 ONPOLICY = "tests/training/test_onpolicy.py"
 OPS = "tests/test_ops.py"
 RECORDS = "tests/test_records.py"
+REPORT = "tests/reporting/test_report.py"
 RUN = "tests/test_run.py"
 TUNE = "tests/sweep/test_tune.py"
 WORKER = "tests/sweep/test_worker.py"
@@ -734,6 +735,56 @@ MUTATIONS = [
         "-logsigmoid(chosen - rejected)",
         "-logsigmoid(rejected - chosen)",
         f"{FEEDBACK}::test_a_reward_model_pays_fresh_answers_and_orders_stored_ones",
+    ),
+    # --- the report ---
+    Mutation(
+        "markup in a record closes the page's script",
+        "shiq_bench/reporting/report.py",
+        'text.replace("<", "\\\\u003c")',
+        "text",
+        f"{REPORT}::test_nothing_in_the_data_is_html",
+    ),
+    Mutation(
+        "a script that its page forbids",
+        "shiq_bench/reporting/report.py",
+        "policy=_policy([*scripts, plotly])",
+        "policy=_policy([*scripts[1:], plotly])",
+        f"{REPORT}::test_only_its_own_scripts_may_run",
+    ),
+    Mutation(
+        "page dated by its packs",
+        "shiq_bench/reporting/payload.py",
+        "gzip.compress(data, _LEVEL, mtime=0)",
+        "gzip.compress(data, _LEVEL)",
+        f"{REPORT}::test_the_same_value_is_the_same_pack_at_any_time",
+    ),
+    Mutation(
+        "a method's row shows the episodes of its reference",
+        "shiq_bench/reporting/payload.py",
+        'if e["policy"] == "trained"\n        }',
+        'if e["policy"] == "reference"\n        }',
+        f"{REPORT}::test_a_row_leads_to_its_runs_and_they_to_their_episodes",
+    ),
+    Mutation(
+        "episodes left out and not counted",
+        "shiq_bench/reporting/payload.py",
+        "if prompt not in kept and len(kept) == self.limits.prompts:\n                left_out += 1",
+        "if prompt not in kept and len(kept) == self.limits.prompts:\n                left_out += 0",
+        f"{REPORT}::test_what_is_too_much_is_left_out_and_counted",
+    ),
+    Mutation(
+        "curve of the first seed alone",
+        "shiq_bench/reporting/payload.py",
+        "mean_ci_t(_finite(lines[s].get(name)) for lines in logged)",
+        "mean_ci_t(_finite(lines[s].get(name)) for lines in logged[:1])",
+        f"{REPORT}::test_learning_curves_are_means_over_seeds",
+    ),
+    Mutation(
+        "a method's own number in the place of its difference",
+        "shiq_bench/reporting/payload.py",
+        "zip((block.cells, block.differences), texts, best, strict=True)",
+        "zip((block.cells, block.cells), texts[:1] * 2, best, strict=True)",
+        f"{REPORT}::test_the_leaderboard_is_the_table",
     ),
     Mutation(
         "stale prefix cache after new weights",

@@ -85,6 +85,13 @@ class Column:
         return sum(r.status == status for r in self.runs)
 
     @property
+    def consumed(self) -> dict[str, float]:
+        """What a finished run used up, means over them, by name; what one of them did not count is left out."""
+        spent = [r.consumed for r in self.done]
+        names = [n for n in (spent[0] if spent else ()) if all(n in c for c in spent)]
+        return {n: sum(c[n] for c in spent) / len(spent) for n in sorted(names)}
+
+    @property
     def state(self) -> str:
         """``6 seeds, 1 diverged``: everything that was run, nothing dropped silently."""
         if not self.runs:
@@ -304,7 +311,7 @@ def _last(record: RunRecord, policy: str, place: Place) -> Evaluation | None:
     return max(found, key=lambda e: e.step, default=None)
 
 
-def _reference(records: Sequence[RunRecord], place: Place) -> tuple[Evaluation | None, int]:
+def reference_of(records: Sequence[RunRecord], place: Place) -> tuple[Evaluation | None, int]:
     """The reference's evaluation, from a finished run where there is one, and how many disagree with it."""
     finished_first = sorted(records, key=lambda r: (r.status != "done", r.run_id))
     found = [e for r in finished_first if (e := _last(r, "reference", place)) is not None]
@@ -324,6 +331,11 @@ def _checkpoint(evaluation: Evaluation | None, metric: str) -> Estimate | None:
         e["prompt_id"] for e in evaluation.examples if pooled or (e.get(metric) is not None and e.get(f"{metric}/n", 1))
     }
     return t_interval(values.get("mean"), values.get("stderr"), values.get("n") or 0, len(prompts))
+
+
+def cell_of(evaluations: Sequence[Evaluation | None], metric: str) -> Cell | None:
+    """A column's number from one checkpoint of each of its finished runs; None where none measured it."""
+    return _cell([e for x in evaluations if (e := _checkpoint(x, metric)) is not None], len(evaluations))
 
 
 def _cell(estimates: Sequence[Estimate], seeds: int) -> Cell | None:
@@ -358,15 +370,14 @@ def _block(
     differences: dict[tuple[str, str, str, str], Cell] = {}
     disagree = 0
     for place in places:
-        reference, others = _reference(records, place)
+        reference, others = reference_of(records, place)
         disagree = max(disagree, others)
         for metric in metrics:
             if shown := _checkpoint(reference, metric.name):
                 cells[(*place, "reference", metric.name)] = Cell(shown, (shown.n,), "prompts" if shown.half else "none")
             for column in columns:
                 evaluations = [_last(r, "trained", place) for r in column.done]
-                estimates = [e for x in evaluations if (e := _checkpoint(x, metric.name)) is not None]
-                if cell := _cell(estimates, len(column.done)):
+                if cell := cell_of(evaluations, metric.name):
                     cells[(*place, column.label, metric.name)] = cell
                 if reference is None or metric.name not in paired:
                     continue
@@ -527,11 +538,11 @@ def _captions(block: Block, records: Sequence[RunRecord], disagree: int) -> Iter
             yield from _detectable(block, metric.name)
     yield from _settings(trained)
     for column in trained:
-        spent = [r.consumed for r in column.done]
-        if names := [n for n in (spent[0] if spent else ()) if all(n in c for c in spent)]:
-            means = (f"{sum(c[n] for c in spent) / len(spent):,.0f} {n.replace('_', ' ')}" for n in sorted(names))
+        if spent := column.consumed:
+            means = (f"{mean:,.0f} {n.replace('_', ' ')}" for n, mean in spent.items())
             each = ", an instance" if table else ""
-            yield f"Consumed, {column.label}{each}{', mean of a run' if len(spent) > 1 else ''}: {', '.join(means)}."
+            runs = ", mean of a run" if len(column.done) > 1 else ""
+            yield f"Consumed, {column.label}{each}{runs}: {', '.join(means)}."
     if disagree:
         yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
     for column in trained:
@@ -705,7 +716,8 @@ def _n(cell: Cell | None) -> str:
     return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
 
-def _label(metric: Metric) -> str:
+def metric_title(metric: Metric) -> str:
+    """What it is, in which unit, and which way is better."""
     return f"{metric.title}{' (%)' if metric.percent else ''}{_ARROW[metric.better]}"
 
 
@@ -746,7 +758,7 @@ def _panel(block: Block, title: str, places: Sequence[Place], columns: Sequence[
                     bold.append(not difference and (*place, column.label, metric.name) in block.best)
                 texts.append(usual)
                 bold.append(False)
-            label = "  minus reference" if difference else _label(metric)
+            label = "  minus reference" if difference else metric_title(metric)
             lines.append(_Line(label, tuple(texts), tuple(bold), difference))
     return _Panel(title, tuple(headers), tuple(lines))
 
@@ -762,7 +774,7 @@ def _panels(block: Block, width: int | None) -> list[_Panel]:
         return beside
     panels = []
     for place in block.places:
-        title = f"{place[0]}, {_mode(block, place[1])}"
+        title = place_title(block, place)
         columns = list(block.columns)
         while columns:
             take = len(columns)
@@ -771,6 +783,21 @@ def _panels(block: Block, width: int | None) -> list[_Panel]:
             panels.append(_panel(block, title, [place], columns[:take]))
             columns = columns[take:]
     return panels
+
+
+def texts(block: Block, differences: bool = False) -> dict[tuple[str, str, str, str], str]:
+    """Every cell (or every difference to the reference) as all renderers write it: ``0.28 ± 0.18``, percent as such."""
+    metrics = {m.name: (m, _decimals(block, m)) for m in block.metrics}
+    values = block.differences if differences else block.cells
+    return {
+        key: _text(cell, *metrics[key[3]], signed=differences) + (DROP if differences and key in block.drops else "")
+        for key, cell in values.items()
+    }
+
+
+def place_title(block: Block, place: Place) -> str:
+    """Split and mode, in words."""
+    return f"{place[0]}, {_mode(block, place[1])}"
 
 
 def _mode(block: Block, mode: str) -> str:

@@ -212,6 +212,7 @@ class Bfcl(Task):
             "gamed": error == "" and _called_in_vain(dialogue),
         }
         details = {
+            "results": dialogue.results,
             "turns": [None if error is None else error == "" for error in errors],
             "turn_errors": errors,
             "positional_dropped": dialogue.positional,
@@ -268,6 +269,7 @@ class Bfcl(Task):
             **({entry.category: valid} if len(data.expand(self.categories)) > 1 else {}),
         }
         about = {
+            "questions": ["\n\n".join(message["content"] for message in turn) for turn in entry.turns],
             "texts": dialogue.texts,
             "entry_error": error,
             "cut": dialogue.cut,

@@ -24,6 +24,9 @@ ROOM = 1
 #: Behind the last of these a reasoning model answers, as the official handlers of such models take it.
 THOUGHT = "</think>"
 
+#: Characters of a call's result that are kept beside the answers.
+KEPT = 1000
+
 
 class Dialogue(Episode):
     """An entry being played; a single-turn one is over after one answer.
@@ -32,6 +35,7 @@ class Dialogue(Episode):
         session: the simulated services of a multi-turn entry.
         turn: index of the current turn.
         texts: answers by turn, as the model gave them.
+        results: what the calls of each turn and step returned, cut to what somebody reads.
         turns: calls for the official checker by turn and step, steps without any left out.
         said: the answer to a single-turn entry as it is judged: ``{"text"}``, or ``{"calls"}`` of a template's own
             format (None where it has none).
@@ -53,6 +57,7 @@ class Dialogue(Episode):
         self.session = session
         self.turn = 0
         self.texts: list[list[str]] = []
+        self.results: list[list[list[str]]] = []
         self.turns: list[list[list[str]]] = []
         self.said: dict[str, Any] = {"text": ""}
         self.turn_end: dict[int, int] = {}
@@ -85,6 +90,7 @@ class Dialogue(Episode):
         text = self._codec.text(completion.token_ids)
         if len(self.texts) == self.turn:
             self.texts.append([])
+            self.results.append([])
             self.turns.append([])
         self.texts[self.turn].append(text)
         if completion.token_ids:
@@ -131,6 +137,7 @@ class Dialogue(Episode):
             names.append(call.text if self._format in TEXT else call.name)
             judged.append(IN_VAIN if outcome.failure else call.text)
         self._pending = []
+        self.results[self.turn].append([result[:KEPT] for result in results])
         self.turns[self.turn].append(judged)
         self._steps += 1
         # The official loop counts after executing and compares with "more than": one step more than its limit.

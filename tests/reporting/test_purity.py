@@ -10,12 +10,16 @@ ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import sys
-import shiq_bench.reporting.runs, shiq_bench.reporting.statistics, shiq_bench.reporting.tables
-early = [m for m in ("pandas", "rich", "scipy.stats") if m in sys.modules]
+import shiq_bench.reporting.report, shiq_bench.reporting.runs
+import shiq_bench.reporting.statistics, shiq_bench.reporting.tables
+early = [m for m in ("jinja2", "matplotlib", "pandas", "plotly", "rich", "scipy.stats") if m in sys.modules]
 from tests.reporting.synthetic import METRICS, record
 from shiq_bench.reporting.tables import compare, csv, markdown, terminal_text
+from shiq_bench.reporting.payload import payload
+from shiq_bench.reporting.report import page
 comparison = compare([record(prompts={"rl": 3})], METRICS)
 csv(comparison), markdown(comparison), terminal_text(comparison)
+page(payload([record(prompts={"rl": 3})], METRICS))
 heavy = [m for m in ("torch", "transformers", "vllm", "datasets") if m in sys.modules]
 print(early, heavy)
 """

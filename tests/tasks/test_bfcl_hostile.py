@@ -227,6 +227,11 @@ def test_counts(bfcl: Bfcl) -> None:
     assert (score.metrics["unparsable"], score.metrics["unparsable/n"]) == (1, 7)
     assert score.details["positional_dropped"] == 1
     assert score.details["texts"] == [script[0], script[1], [""], [""]]
+    # One result a call, of each step that made any: the reader of a record sees what the model saw.
+    results = score.details["results"]
+    assert [[len(step) for step in turn] for turn in results] == [[2, 1], [1], [], []]
+    assert results[0][0][0].startswith(ERROR) and "final_report.pdf" not in results[0][0][0]
+    assert len(score.details["questions"]) == 4 and "final_report.pdf" in score.details["questions"][0]
 
 
 def test_the_worker_looks_again(bfcl: Bfcl, tmp_path: Path) -> None:
