@@ -5,9 +5,10 @@ business. Every interval is a percentile of the stratified bootstrap: seeds are 
 task, never tasks, so it says how the same tasks would have come out with other seeds. With one seed
 in some task there is nothing to resample, and no interval.
 
-With few seeds a task these intervals are somewhat narrow, the narrower the fewer tasks there are
-(``python -m tests.reporting.simulations`` measures by how much): below five tasks the per-task t
-intervals come first.
+With few seeds a task these intervals are somewhat narrow: with six seeds on each of 1 to 10 tasks,
+95% intervals of the interquartile mean covered 89% to 93%, those of the probability of improvement
+93% to 95% (``python -m tests.reporting.simulations``). Below five tasks the per-task t intervals
+come first.
 """
 
 from __future__ import annotations
