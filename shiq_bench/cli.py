@@ -271,6 +271,41 @@ def table(
 
 
 @app.command()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="A", help="A run id, or a method: algo, or algo:key=value,key=value.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="What A is compared with, named alike.")],
+    task: Annotated[str, typer.Option(help="Task whose runs a method stands for.")] = "",
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Folder of run records (results); may be given several times.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="rich, md or csv.")] = "rich",
+    examples: Annotated[int, typer.Option(min=0, help="Prompts to show on which the two differ most.")] = 5,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare records of different source versions.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Two runs, or two methods over their shared seeds: differences, settings, and the prompts that tell them apart."""
+    from rich.console import Console
+
+    from shiq_bench.api import tasks
+    from shiq_bench.reporting import compare as comparing
+    from shiq_bench.reporting import runs as store
+    from shiq_bench.reporting import versus as printing
+
+    _plugins(plugin)
+    records, problems = store.load_several(results or [Path("results")])
+    for problem in problems:
+        typer.echo(f"skipped: {problem}", err=True)
+    found = [comparing.select(records, name, task) for name in (one, other)]
+    known = tasks.get(found[0][0].spec.task).metrics if found[0][0].spec.task in tasks.names() else ()
+    made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
+    printing.print_versus(made, format=format, console=Console())
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def study(
     name: Annotated[
         str, typer.Argument(help="A shipped study, the path of a YAML file, or all: those shipped that run on tables.")

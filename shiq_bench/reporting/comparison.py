@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,7 @@ def _block(
     places = tuple(sorted(seen, key=lambda p: splits.index(p[0])))
     names = dict.fromkeys(name for r in records for e in r.evaluations for name in e.metrics)
     of_lm_eval = {name for r in records for e in r.evaluations if e.mode == LM_EVAL for name in e.metrics}
-    metrics = _ordered(names, [*known, *(_of_lm_eval(n) for n in sorted(of_lm_eval - {m.name for m in known}))])
+    metrics = known_metrics(names, [*known, *(_of_lm_eval(n) for n in sorted(of_lm_eval - {m.name for m in known}))])
     # Chosen by the task before any run: the metrics that get a difference to the reference.
     paired = [m.name for m in metrics if m.headline]
 
@@ -223,7 +223,7 @@ def _block(
     return replace(block, captions=tuple(captions_of(block, records, disagree)))
 
 
-def _ordered(names: Iterable[str], known: Sequence[Metric]) -> list[Metric]:
+def known_metrics(names: Collection[str], known: Sequence[Metric]) -> list[Metric]:
     """The task's metrics in its order, then the rest by name, the engine's own last."""
     engine = {m.name for m in ENGINE_METRICS}
     task = [m for m in known if m.name in names]

@@ -9,6 +9,7 @@ from math import floor, log10
 
 from shiq_bench.api import Metric
 from shiq_bench.reporting.blocks import DROP, Block, Cell, Column, Place, cell_n
+from shiq_bench.reporting.statistics import Estimate
 
 _ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
 EMPTY = "–"
@@ -76,23 +77,32 @@ class Section:
 
 
 def decimals_of(block: Block, metric: Metric) -> int:
+    """:func:`decimals` for all that a block shows of a metric."""
+    return decimals([c.estimate for k, c in block.cells.items() if k[3] == metric.name], metric)
+
+
+def decimals(estimates: Sequence[Estimate], metric: Metric) -> int:
     """Decimals that give the widest interval two digits, or the largest mean three without one."""
     if metric.percent:
         return 1
-    estimates = [c.estimate for k, c in block.cells.items() if k[3] == metric.name]
     halves = [e.half for e in estimates if e.half]
     largest = max(halves or [abs(e.mean) for e in estimates if e.mean], default=0.0)
     return min(5, max(0, (1 if halves else 2) - floor(log10(largest)))) if largest else 1
 
 
 def cell_text(cell: Cell | None, metric: Metric, decimals: int, signed: bool = False) -> str:
-    if cell is None or cell.estimate.mean is None:
+    return EMPTY if cell is None else estimate_text(cell.estimate, metric, decimals, signed)
+
+
+def estimate_text(estimate: Estimate, metric: Metric, decimals: int, signed: bool = False) -> str:
+    """``0.25 ± 0.04``, a share in percent; a dash where it is undefined."""
+    if estimate.mean is None:
         return EMPTY
     scale = 100 if metric.percent else 1
     # Adding 0.0 turns a rounded -0.0 into 0.0.
-    mean = round(scale * cell.estimate.mean, decimals) + 0.0
+    mean = round(scale * estimate.mean, decimals) + 0.0
     text = f"{mean:+.{decimals}f}" if signed else f"{mean:.{decimals}f}"
-    half = cell.estimate.half
+    half = estimate.half
     return f"{text} ± {scale * half:.{decimals}f}" if half else text
 
 

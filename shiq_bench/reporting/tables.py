@@ -17,6 +17,7 @@ from shiq_bench.reporting import markup
 from shiq_bench.reporting.arrangements import BY, By, sections
 from shiq_bench.reporting.blocks import ENGINE_METRICS, Block, Cell, Column, Comparison
 from shiq_bench.reporting.comparison import compare, comparison_frame
+from shiq_bench.reporting.layout import Section
 from shiq_bench.reporting.significance import BOLD_SEEDS
 from shiq_bench.store import write_atomic
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOLD_SEEDS", "BY", "ENGINE_METRICS", "FORMATS", "WIDTH", "Block", "By", "Cell", "Column", "Comparison", "compare",
-    "comparison_frame", "csv", "html", "latex", "markdown", "print_table", "run_table", "terminal", "terminal_text",
+    "comparison_frame", "csv", "html", "latex", "markdown", "markdown_sections", "print_table", "run_table",
+    "terminal", "terminal_sections", "terminal_text",
 ]  # fmt: skip
 
 #: What a comparison can be printed as.
@@ -89,13 +91,18 @@ def print_table(
 
 def terminal(comparison: Comparison, width: int = WIDTH, by: By = "task") -> RenderableType:
     """For a rich console: tables that fit the width, captions underneath."""
+    return terminal_sections(sections(comparison, by, width), comparison.captions)
+
+
+def terminal_sections(found: Sequence[Section], captions: Sequence[str]) -> RenderableType:
+    """Sections for a rich console, whatever they are about; no markup is read from their texts."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    for section in sections(comparison, by, width):
+    for section in found:
         parts.append(Text(section.title, style="bold cyan"))
         for panel in section.panels:
             table = Table(
@@ -127,7 +134,7 @@ def terminal(comparison: Comparison, width: int = WIDTH, by: By = "task") -> Ren
         parts.append(Text(""))
         parts += [Text(line, style="dim") for line in section.captions]
         parts.append(Text(""))
-    parts += [Text(line, style="bold yellow") for line in comparison.captions]
+    parts += [Text(line, style="bold yellow") for line in captions]
     return Group(*parts)
 
 
@@ -143,8 +150,13 @@ def terminal_text(comparison: Comparison, width: int = WIDTH, by: By = "task") -
 
 def markdown(comparison: Comparison, by: By = "task") -> str:
     """Pipe tables, one a mode, with the captions as a list underneath."""
+    return markdown_sections(sections(comparison, by), comparison.captions)
+
+
+def markdown_sections(found: Sequence[Section], captions: Sequence[str]) -> str:
+    """Sections as pipe tables, whatever they are about."""
     out: list[str] = []
-    for section in sections(comparison, by):
+    for section in found:
         out += [f"### {section.title}", ""]
         for panel in section.panels:
             split = ""
@@ -153,16 +165,16 @@ def markdown(comparison: Comparison, by: By = "task") -> str:
                 split = name or split
                 before = f"{split}: " if split and policy != "n" else ""
                 heads.append(f"{before}{policy}{f' ({state})' if state else ''}")
-            out += [f"**{panel.title}**", "", _pipe(["", *heads]), "|:--|" + "--:|" * len(heads)]
+            out += [f"**{panel.title}**", "", pipe(["", *heads]), "|:--|" + "--:|" * len(heads)]
             for line in panel.lines:
                 texts = [f"**{t}**" if b else t for t, b in zip(line.texts, line.bold, strict=True)]
                 label = f"*{line.label.strip()}*" if line.difference else line.label
-                out.append(_pipe([label, *texts]))
+                out.append(pipe([label, *texts]))
             out.append("")
         if not section.panels:
             out += ["No evaluations yet.", ""]
-        out += [f"- {_escape(line)}" for line in section.captions] + [""]
-    out += [f"- {_escape(line)}" for line in comparison.captions]
+        out += [f"- {escape(line)}" for line in section.captions] + [""]
+    out += [f"- {escape(line)}" for line in captions]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -182,11 +194,11 @@ def csv(comparison: Comparison) -> str:
     return text
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     for character in "\\|*_`<":
         text = text.replace(character, f"\\{character}")
     return text
 
 
-def _pipe(texts: Sequence[str]) -> str:
+def pipe(texts: Sequence[str]) -> str:
     return "| " + " | ".join(t.replace("|", "\\|") for t in texts) + " |"
