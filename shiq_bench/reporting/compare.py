@@ -308,13 +308,14 @@ def _captions(
         "instances": "Intervals: Student's t over instances; p: exact sign-flip over them.",
         "seeds x prompts": "Intervals over seeds x prompts: t from their variance components; p: exact sign-flip over "
         "seeds.",
-        "seeds": "Intervals over seeds: Student's t over the seeds' differences on these prompts; p: exact sign-flip.",
+        "seeds": "Intervals over seeds (rates over trials, and what some answer lacks): Student's t over the seeds' "
+        "differences on these prompts; p: exact sign-flip.",
         "prompts": "Intervals over prompts: paired, clustered by prompt; p: the paired t test. One pair of runs: other "
         "training seeds are not covered.",
     }
     out = [said[over] for over in dict.fromkeys(r.over for r in rows)]
     if rows:
-        out.append(f"p is not adjusted for the {len(rows)} rows. Checkpoint: the last one.")
+        out.append("p is not adjusted for the number of rows. Checkpoint: the last one.")
     if 1 < len(pairs) < 6:
         out.append(f"{len(pairs)} seeds: the exact test cannot fall below {2.0 ** (1 - len(pairs)):.3g}.")
     if len(pairs) == 1 and pairs[0][0].spec.seed != pairs[0][1].spec.seed:
