@@ -232,5 +232,5 @@ def _settings(columns: Sequence[Column]) -> Iterable[str]:
         yield "Options: " + "; ".join(f"{k}: {v or 'none'}" for k, v in options.items()) + "."
     settings = {k: {n: v for n, v in flat(s).items() if n not in s.algo_options} for k, s in specs.items()}
     for name in sorted(differing(list(settings.values()))):
-        values = ", ".join(f"{plain(v[name])} for {label}" for label, v in settings.items())
+        values = ", ".join(f"{plain(v[name])} for {label}" for label, v in settings.items() if name in v)
         yield f"Not the same everywhere: {name} is {values}."

@@ -432,3 +432,14 @@ def test_print_table_to_a_file(tmp_path: Path) -> None:
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="did you mean 'method'"):
         print_table([record(prompts=SMALL)], by="methd", out=out)
+
+
+def test_an_option_of_one_method_may_be_called_like_a_setting() -> None:
+    """``samples`` is an option of some methods and a setting of every run."""
+    records = [
+        record("shiq", prompts=SMALL),
+        record("dpo", prompts=SMALL, samples=2),
+        record("sft", prompts=SMALL, algo_options={"samples": 4}),
+    ]
+    captions = _one(records).captions
+    assert any(c.startswith("Not the same everywhere: samples is 2 for dpo, ") and "sft" not in c for c in captions)
