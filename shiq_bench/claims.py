@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shiq_bench import leases
+from shiq_bench.leases import Held, Lease, acquire, describe, locked
 from shiq_bench.records import UserError, canonical_json
 
 FOLDER = ".runs"
@@ -33,22 +33,20 @@ def lease_path(results: Path | str, run_id: str) -> Path:
     return Path(results) / FOLDER / f"{run_id}.lease"
 
 
-def claim(results: Path | str, run_id: str) -> leases.Lease:
+def claim(results: Path | str, run_id: str) -> Lease:
     """Take a run; where its last holder died at it, the log says so.
 
     Raises:
         Held: another process is at it.
     """
     try:
-        lease = leases.acquire(lease_path(results, run_id))
+        lease = acquire(lease_path(results, run_id))
         if lease.inherited:
             log(results, run_id, "crashed")
         return lease
-    except leases.Held:
-        who = leases.describe(lease_path(results, run_id))
-        raise leases.Held(
-            f"{run_id} is being run by {who}: wait for it; shiq-bench status shows how far it is"
-        ) from None
+    except Held:
+        who = describe(lease_path(results, run_id))
+        raise Held(f"{run_id} is being run by {who}: wait for it; shiq-bench status shows how far it is") from None
 
 
 def log(results: Path | str, run_id: str, event: Event, note: str = "") -> None:
@@ -57,7 +55,7 @@ def log(results: Path | str, run_id: str, event: Event, note: str = "") -> None:
     path = Path(results) / FOLDER / LOG
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with leases.locked(path.parent):
+        with locked(path.parent):
             # A process that was killed while it wrote may have left half a line.
             torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
             with path.open("ab") as file:

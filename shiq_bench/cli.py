@@ -232,8 +232,15 @@ def _print_spec(console: Any, spec: RunSpec) -> None:
 @app.command()
 def table(
     runs: Annotated[list[str] | None, typer.Argument(help="Run ids; all of the folder by default.")] = None,
-    results: Results = Path("results"),
-    format: Annotated[str, typer.Option(help="rich, md or csv.")] = "rich",
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Folder of run records (results); may be given several times.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="rich, md, latex (booktabs), html or csv.")] = "rich",
+    by: Annotated[
+        str,
+        typer.Option(help="A table for every task, method (a row a task), or method's setting (a row a setting)."),
+    ] = "task",
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Mix records of different source versions.")
     ] = False,
@@ -247,15 +254,53 @@ def table(
     from shiq_bench.reporting import tables
 
     _plugins(plugin)
-    records, problems = store.load_all(results, run_ids=runs or None)
+    folders = results or [Path("results")]
+    records, problems = store.load_several(folders, run_ids=runs or None)
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
     if records:
         known = set(tasks.names())
         metrics = {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
-        tables.print_table(records, metrics, format=format, allow_mixed=allow_mixed, console=Console())
+        tables.print_table(records, metrics, format=format, by=by, out=out, allow_mixed=allow_mixed, console=Console())
     elif not problems:
-        raise UserError(f"no runs in {results}: start one with shiq-bench run --algo shiq --task bfcl")
+        raise UserError(
+            f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
+        )
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="A", help="A run id, or a method: algo, or algo:key=value,key=value.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="What A is compared with, named alike.")],
+    task: Annotated[str, typer.Option(help="Task whose runs a method stands for.")] = "",
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Folder of run records (results); may be given several times.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="rich, md or csv.")] = "rich",
+    examples: Annotated[int, typer.Option(min=0, help="Prompts to show on which the two differ most.")] = 5,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare records of different source versions.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Two runs, or two methods over their shared seeds: differences, settings, and the prompts that tell them apart."""
+    from rich.console import Console
+
+    from shiq_bench.api import tasks
+    from shiq_bench.reporting import compare as comparing
+    from shiq_bench.reporting import runs as store
+    from shiq_bench.reporting import versus as printing
+
+    _plugins(plugin)
+    records, problems = store.load_several(results or [Path("results")])
+    for problem in problems:
+        typer.echo(f"skipped: {problem}", err=True)
+    found = [comparing.select(records, name, task) for name in (one, other)]
+    known = tasks.get(found[0][0].spec.task).metrics if found[0][0].spec.task in tasks.names() else ()
+    made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
+    printing.print_versus(made, format=format, console=Console())
     if problems:
         raise typer.Exit(1)
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shiq_bench import leases
+from shiq_bench.leases import wait
 from shiq_bench.records import SCHEMA_VERSION, Trajectory, UserError, canonical_json, stable_hash
 
 
@@ -115,7 +115,7 @@ def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], Non
     if done():
         return folder
     try:
-        lease = leases.wait(folder.with_name(f".{folder.name}.lease"), done, on_wait)
+        lease = wait(folder.with_name(f".{folder.name}.lease"), done, on_wait)
     except UserError as error:
         raise UserError(f"{error}; set SHIQ_BENCH_HOME to another folder for the cache") from None
     if lease is None:

@@ -22,6 +22,7 @@ from shiq_bench import api
 from shiq_bench.config import Resolved, coerce, merged, resolve
 from shiq_bench.records import RunRecord, RunSpec, UserError
 from shiq_bench.reporting import findings, pictures, runs
+from shiq_bench.reporting.crosswise import IMPROVEMENT, PROFILES
 from shiq_bench.reporting.findings import Sheet, View
 from shiq_bench.reporting.tables import ENGINE_METRICS
 from shiq_bench.store import code_hash, source_hash
@@ -63,7 +64,8 @@ class Study:
         name: of the file, and of everything that is drawn from it.
         asks: the question, one sentence.
         kind: ``curves`` over updates, numbers ``against`` what varies, a ``front`` of the metric over
-            another (``x_metric``; KL to the reference, unless told otherwise) as something varies, or a ``table``.
+            another (``x_metric``; KL to the reference, unless told otherwise) as something varies, a ``table``,
+            or all panels summed up ``across`` tasks.
         metric: what is shown.
         focus: the method that the others are compared with; "" for none.
         settings: of every cell; panels, methods and what varies win over them, in this order.
@@ -76,6 +78,8 @@ class Study:
         contrasts: pairs of panels to compare method by method; their instances are the same problems.
         replicate: training seeds of language models, one run each; () where the runs are tables.
         split, mode: the evaluation of language models that is shown.
+        normalise: across tasks, what scores are between: the reference and the ``optimum`` (of a distance to the
+            optimum, such as regret), or the worst and the best run of a panel (``minmax``).
         adjust: cells with settings of their own, which win over all but what varies.
         leave_out: cells that are not run.
         bounds: panel -> what the metric may at most be there.
@@ -109,6 +113,7 @@ class Study:
     split: str = ""
     mode: str = ""
     x_metric: str = ""
+    normalise: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Cell:
 _KEYS = (
     "title", "asks", "kind", "metric", "focus", "settings", "task", "panels", "methods", "vary", "x_label", "x_scale",
     "scale", "floor", "reach", "contrast", "views", "adjust", "leave_out", "no_bound", "every_algorithm", "notes",
-    "replicate", "split", "mode", "x_metric",
+    "replicate", "split", "mode", "x_metric", "normalise",
 )  # fmt: skip
 
 
@@ -198,6 +203,8 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
     methods = _methods(_mapping("methods", data["methods"]), every)
     panels, bounds = _panels(data)
     focus = _text("focus", data.get("focus", ""))
+    if kind == "across" and not focus:
+        raise UserError("kind: across needs the key 'focus', the method that is compared with every other")
     if focus and focus not in methods:
         raise UserError(f"focus is {focus!r}, which is no method{api.suggest(focus, list(methods))}")
     vary = _vary(data.get("vary"))
@@ -239,6 +246,7 @@ def _study(name: str, data: Mapping[str, Any]) -> Study:
         split=_text("split", data.get("split", "heldout")) if replicate else "",
         mode=coerce("mode", data.get("mode", "sampled"), Literal["sampled", "greedy"]) if replicate else "",
         x_metric=_text("x_metric", data.get("x_metric", "kl")) if kind == "front" else "",
+        normalise=_normalise(data) if kind == "across" else "",
     )
 
 
@@ -252,6 +260,8 @@ def _fitting(kind: findings.Kind, data: Mapping[str, Any]) -> None:
         ("mode", language, "language models: add replicate, such as 'replicate: [0, 1, 2]'"),
         ("x_metric", kind == "front", "kind: front"),
         ("x_scale", kind == "against", "kind: against"),
+        ("normalise", kind == "across", "kind: across"),
+        ("views", kind != "across", "other kinds: across tasks there are two pairs of axes"),
         ("reach", not language, "tables: leave it out, or leave out replicate"),
         ("views", not (language and kind == "table"), "pictures: a table of language models has one part a panel"),
     ):
@@ -362,8 +372,24 @@ def _contrasts(data: Any, panels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(out)
 
 
+#: Metrics that are a distance to the exact optimum, where 0 is the best there can be.
+DISTANCES = ("regret", "kl_optimum")
+
+
+def _normalise(data: Mapping[str, Any]) -> str:
+    metric = _text("metric", data["metric"])
+    given = data.get("normalise", "optimum" if metric in DISTANCES else "minmax")
+    found: str = coerce("normalise", given, Literal["optimum", "minmax"])
+    if found == "optimum" and metric not in DISTANCES:
+        raise UserError(f"normalise: optimum is for {' and '.join(DISTANCES)}; of {metric} say minmax")
+    return found
+
+
 def _views(kind: str, data: Any, panels: tuple[str, ...], methods: tuple[str, ...]) -> tuple[View, ...]:
     """Without views a table is one, and every other panel has axes of its own."""
+    if kind == "across":
+        titles = (PROFILES, IMPROVEMENT)
+        return tuple(View(title, panels, methods) for title in titles)
     if data is None:
         if kind == "table":
             return (View("", panels, methods),)
@@ -716,6 +742,7 @@ def sheet(study: Study, cells: Sequence[Cell], shown: Sequence[findings.Cell]) -
         mode=study.mode,
         x_metric=study.x_metric,
         x_metric_label=titles.get(study.x_metric, ""),
+        normalise=study.normalise,
     )
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ACROSS = "tests/reporting/test_across.py"
 BFCL = "tests/tasks/test_bfcl_official.py"
 CATEGORIES = "tests/tasks/test_bfcl_categories.py"
 CHAT = "tests/test_chat.py"
+COMPARE = "tests/reporting/test_compare.py"
 ENGINES = "tests/generation/test_engines.py"
 EXACT = "tests/test_exact.py"
 FEEDBACK = "tests/tasks/test_ultrafeedback.py"
@@ -21,10 +23,12 @@ OPS = "tests/test_ops.py"
 RECORDS = "tests/test_records.py"
 REPORT = "tests/reporting/test_report.py"
 RUN = "tests/test_run.py"
-TUNE = "tests/sweep/test_tune.py"
-WORKER = "tests/sweep/test_worker.py"
+SIMULATIONS = "tests/reporting/test_simulations.py"
+TABLES = "tests/reporting/test_tables.py"
 TRAINING = "tests/training/test_training.py"
+TUNE = "tests/sweep/test_tune.py"
 VALUES = "tests/algorithms/test_values.py"
+WORKER = "tests/sweep/test_worker.py"
 PADDED = f"{TRAINING}::test_layouts_give_the_naive_statistics[padded]"
 PACKED = f"{TRAINING}::test_layouts_give_the_naive_statistics[packed]"
 
@@ -856,5 +860,104 @@ MUTATIONS = [
         "range(max(seeds) + 1, max(seeds) + 1 + len(seeds))",
         "range(min(seeds), min(seeds) + len(seeds))",
         f"{TUNE}::test_tables_are_validated_on_instances_behind_the_reported_ones",
+    ),
+    # --- tables, and statistics over seeds and tasks ---
+    Mutation(
+        "interquartile mean cuts a tenth",
+        "shiq_bench/reporting/across.py",
+        "cut = x.shape[-1] // 4",
+        "cut = x.shape[-1] // 10",
+        f"{ACROSS}::test_interquartile_mean_is_scipys_trimmed_mean[6]",
+    ),
+    Mutation(
+        "ties count for nobody",
+        "shiq_bench/reporting/across.py",
+        "return (x[:, None] > y) + 0.5 * (x[:, None] == y)",
+        "return (x[:, None] > y) + 0.0 * (x[:, None] == y)",
+        f"{ACROSS}::test_probability_of_improvement_by_hand",
+    ),
+    Mutation(
+        "seeds of the other method are not resampled",
+        "shiq_bench/reporting/across.py",
+        "right = _counts(b[task].size, generator, resamples)",
+        "right = np.ones((resamples, b[task].size))",
+        f"{ACROSS}::test_both_sides_are_resampled",
+    ),
+    Mutation(
+        "crossed t interval of seeds alone",
+        "shiq_bench/reporting/statistics.py",
+        "variance = max(a + b - e, a, b) if np.ptp(x) else 0.0",
+        "variance = a if np.ptp(x) else 0.0",
+        f"{SIMULATIONS}::test_crossed_t_covers[20-prompts differ]",
+    ),
+    Mutation(
+        "best of the methods without the exact test",
+        "shiq_bench/reporting/significance.py",
+        "return order[0] if p is not None and p < ALPHA else None",
+        "return order[0]",
+        f"{TABLES}::test_a_lead_that_one_seed_contradicts_is_not_bold_at_six",
+    ),
+    Mutation(
+        "best of the methods by its lead over the worst",
+        "shiq_bench/reporting/significance.py",
+        "lead = paired(scores, *order[:2])",
+        "lead = paired(scores, order[0], order[-1])",
+        f"{SIMULATIONS}::test_bold_numbers_of_equal_methods_are_rare[normal-10-7]",
+    ),
+    Mutation(
+        "p of the best method without Holm",
+        "shiq_bench/reporting/comparison.py",
+        "adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))",
+        "adjusted = dict(raw)",
+        f"{TABLES}::test_p_is_exact_over_paired_seeds_and_adjusted_over_methods",
+    ),
+    Mutation(
+        "underscores reach LaTeX",
+        "shiq_bench/reporting/markup.py",
+        r""""_": r"\_",""",
+        r""""_": "_",""",
+        f"{TABLES}::test_every_special_character_of_latex_is_escaped",
+    ),
+    Mutation(
+        "labels are HTML",
+        "shiq_bench/reporting/markup.py",
+        "return markup.escape(",
+        "return str(",
+        f"{TABLES}::test_html_holds_no_markup_of_a_label",
+    ),
+    Mutation(
+        "of two contents of one run the first is taken",
+        "shiq_bench/reporting/runs.py",
+        "if same.to_json() != record.to_json():",
+        "if same.run_id != record.run_id:",
+        "tests/reporting/test_runs.py::test_one_run_with_two_contents_is_refused",
+    ),
+    Mutation(
+        "unshared seeds are paired in order",
+        "shiq_bench/reporting/compare.py",
+        "return [(a[seed], b[seed]) for seed in shared]",
+        "return list(zip(a.values(), b.values()))",
+        f"{COMPARE}::test_seeds_are_paired_and_prompts_are_shared",
+    ),
+    Mutation(
+        "a method's mean over prompts that the other has not answered",
+        "shiq_bench/reporting/compare.py",
+        """summarise([e for e in a.examples if e["prompt_id"] in shared], [metric])""",
+        """summarise(a.examples, [metric])""",
+        f"{COMPARE}::test_examples_that_differ_most",
+    ),
+    Mutation(
+        "control characters of a model reach the terminal",
+        "shiq_bench/reporting/versus.py",
+        """c if c.isprintable() or c == "\\n" else c.encode("unicode_escape").decode("ascii") for c in text""",
+        """c for c in text""",
+        f"{COMPARE}::test_model_text_is_text[200]",
+    ),
+    Mutation(
+        "scores count from the optimum down",
+        "shiq_bench/reporting/crosswise.py",
+        "out[method][panel] = [(worst - x) / (worst - best) for x in xs]",
+        "out[method][panel] = [(best - x) / (best - worst) for x in xs]",
+        "tests/reporting/test_crosswise.py::test_scores_lie_between_the_reference_and_the_optimum",
     ),
 ]

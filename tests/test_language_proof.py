@@ -103,7 +103,7 @@ def test_reaches_the_oracle_and_samples_from_it(
     for seen, best, rho in zip(counts.reshape(shape), oracle, np.exp(log_rho), strict=True):
         p_values.append(pooled_chisquare(seen, best * DRAWS))
         assert pooled_chisquare(seen, rho * DRAWS) < 1e-6, "the test must tell pi* from the reference"
-    record_property("kl", kl)
+    record_property("kl", float(kl))
     numbers = f"KL(pi* || rho) {start:.3f}, KL(pi* || pi) {kl:.2e}"
     print(f"\n{algo}: {numbers}, chi-square p {min(p_values):.3f} and {max(p_values):.3f}")
     assert kl <= 1e-4, "1e-2 would do; what the machinery reaches is far below"

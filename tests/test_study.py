@@ -238,6 +238,13 @@ BAD = {
     "a split of tables": ({"split": "rl"}, "split is for language models: add replicate"),
     "an axis of no front": ({"x_metric": "kl"}, "x_metric is for kind: front"),
     "views of a table of models": ({"kind": "table", "replicate": [0], "views": {}}, "views is for pictures"),
+    "an end of no distance": (
+        {"kind": "across", "metric": "reward", "normalise": "optimum"},
+        "normalise: optimum is for regret and kl_optimum; of reward say minmax",
+    ),
+    "ends of curves": ({"normalise": "minmax"}, "normalise is for kind: across"),
+    "nobody to compare with": ({"kind": "across", "focus": None}, "kind: across needs the key 'focus'"),
+    "views across tasks": ({"kind": "across", "views": {}}, "views is for other kinds"),
     "a front of one value": ({"kind": "front"}, "vary, a mapping such as"),
     "a split that is not evaluated": ({**LANGUAGE, "split": "start"}, "split is start, and heldout is evaluated"),
     "sampled, without samples": (

@@ -21,7 +21,7 @@ import numpy as np
 from shiq_bench.records import Evaluation, RunRecord
 from shiq_bench.reporting.statistics import Estimate, holm, mean_ci_t, paired_difference, sign_flip_p
 
-Kind = Literal["curves", "against", "table", "front"]
+Kind = Literal["curves", "against", "table", "front", "across"]
 Verdict = Literal["wins", "loses", "undecided"]
 
 #: Numbers at or under this are rounding, and are printed as such.
@@ -90,6 +90,7 @@ class Sheet:
         contrasts: pairs of panels whose instances are the same problems, to be compared method by method.
         split, mode: the evaluation that is shown of language models; "" where the runs are tables.
         x_metric, x_metric_label: of a front, what stands on its x axis.
+        normalise: across tasks, what scores are between: ``optimum`` or ``minmax``.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Sheet:
     mode: str = ""
     x_metric: str = ""
     x_metric_label: str = ""
+    normalise: str = ""
 
     @property
     def unit(self) -> str:
@@ -175,6 +177,10 @@ class Findings:
 
 def findings(sheet: Sheet) -> Findings:
     """Everything that can be said about a study's records."""
+    if sheet.kind == "across":
+        from shiq_bench.reporting.crosswise import across_findings  # which is made of what is below
+
+        return across_findings(sheet)
     make = {"curves": _curves, "against": _against, "table": _summary if sheet.split else _table, "front": _front}
     return make[sheet.kind](sheet)
 
@@ -366,7 +372,7 @@ def _lead(sheet: Sheet, marks: str) -> str:
     return text
 
 
-def _problems(sheet: Sheet) -> tuple[str, ...]:
+def problems_of(sheet: Sheet) -> tuple[str, ...]:
     """Cells that failed or diverged: nothing is dropped silently."""
     places = list(product(sheet.panels, sheet.methods)) if sheet.split else []
     out = [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem and not sheet.split]
@@ -411,7 +417,7 @@ def _source(sheet: Sheet) -> list[str]:
     return lines
 
 
-def _notes(sheet: Sheet) -> tuple[str, ...]:
+def notes_of(sheet: Sheet) -> tuple[str, ...]:
     return (*_left_out(sheet), *sheet.notes, *_deviations(sheet), *_source(sheet))
 
 
@@ -435,8 +441,8 @@ def _too_few(sheet: Sheet, found: Sequence[Duel]) -> str:
 
 
 def _curves(sheet: Sheet) -> Findings:
-    grids = [_final_grid(sheet, panel) for panel in sheet.panels]
-    claims = [_panel_claim(sheet, panel) for panel in sheet.panels]
+    grids = [final_grid(sheet, panel) for panel in sheet.panels]
+    claims = [panel_claim(sheet, panel) for panel in sheet.panels]
     claims += [_contrast(sheet, *pair) for pair in sheet.contrasts]
     embedded: list[Grid] = []
     if sheet.reach:
@@ -445,7 +451,7 @@ def _curves(sheet: Sheet) -> Findings:
             claims.append(claim)
             embedded.append(grid)
     lead, grids = _lead(sheet, "lines and bands, "), [*embedded, *grids]
-    return Findings(lead, tuple(claims), tuple(grids), _problems(sheet), _notes(sheet), tuple(embedded))
+    return Findings(lead, tuple(claims), tuple(grids), problems_of(sheet), notes_of(sheet), tuple(embedded))
 
 
 def _ends(sheet: Sheet, panel: str) -> dict[str, Estimate]:
@@ -458,7 +464,7 @@ def _ends(sheet: Sheet, panel: str) -> dict[str, Estimate]:
     return dict(sorted(known.items(), key=lambda item: sheet.sign * (item[1].mean or 0.0)))
 
 
-def _panel_claim(sheet: Sheet, panel: str) -> str:
+def panel_claim(sheet: Sheet, panel: str) -> str:
     ends = _ends(sheet, panel)
     if not ends:
         return f"{panel}: no finished run."
@@ -531,7 +537,7 @@ def _contrast(sheet: Sheet, one: str, other: str) -> str:
     )
 
 
-def _final_grid(sheet: Sheet, panel: str) -> Grid:
+def final_grid(sheet: Sheet, panel: str) -> Grid:
     against = {d.method: d for d in duels(sheet, panel)} if sheet.focus else {}
     headers = ["method", f"{sheet.label} at the end", *_beside_headers(sheet), "n"]
     if sheet.focus:
@@ -662,7 +668,9 @@ def _geometric(x: Iterable[float]) -> str:
 def _against(sheet: Sheet) -> Findings:
     claims = [_against_claim(sheet, panel) for panel in sheet.panels]
     grids = [_against_grid(sheet, panel) for panel in sheet.panels]
-    return Findings(_lead(sheet, "points and bands, "), tuple(claims), tuple(grids), _problems(sheet), _notes(sheet))
+    return Findings(
+        _lead(sheet, "points and bands, "), tuple(claims), tuple(grids), problems_of(sheet), notes_of(sheet)
+    )
 
 
 def _against_claim(sheet: Sheet, panel: str) -> str:
@@ -791,7 +799,7 @@ def _front(sheet: Sheet) -> Findings:
         f"{sheet.x_metric_label} over the range that both cover. One is better where the exact sign-flip test over "
         f"{sheet.unit} has p < {ALPHA:g} after Holm's adjustment for all pairs of a panel."
     )
-    return Findings(lead, tuple(claims), grids, _problems(sheet), _notes(sheet), grids)
+    return Findings(lead, tuple(claims), grids, problems_of(sheet), notes_of(sheet), grids)
 
 
 def _front_claim(sheet: Sheet, panel: str, duelled: Mapping[tuple[str, str], Duel]) -> str:
@@ -858,10 +866,10 @@ def _pairs_grid(
 
 def _summary(sheet: Sheet) -> Findings:
     """Of language models: a table a panel, and what holds over seeds."""
-    claims = [_panel_claim(sheet, panel) for panel in sheet.panels]
+    claims = [panel_claim(sheet, panel) for panel in sheet.panels]
     claims += [_contrast(sheet, *pair) for pair in sheet.contrasts]
-    grids = tuple(_final_grid(sheet, panel) for panel in sheet.panels)
-    return Findings(_lead(sheet, ""), tuple(claims), grids, _problems(sheet), _notes(sheet))
+    grids = tuple(final_grid(sheet, panel) for panel in sheet.panels)
+    return Findings(_lead(sheet, ""), tuple(claims), grids, problems_of(sheet), notes_of(sheet))
 
 
 def _table(sheet: Sheet) -> Findings:
@@ -887,7 +895,7 @@ def _table(sheet: Sheet) -> Findings:
         lead += f" !: above {listed([number(b) for b in bounds])} where that is promised."
     reasons = [f"({letter}) {reason}." for reason, letter in letters.items()]
     notes = (*reasons, *sheet.notes, *_source(sheet))
-    return Findings(lead, _bound_claims(sheet), tuple(grids), _problems(sheet), notes)
+    return Findings(lead, _bound_claims(sheet), tuple(grids), problems_of(sheet), notes)
 
 
 def _worst_text(sheet: Sheet, panel: str, method: str, letters: Mapping[str, str]) -> str:

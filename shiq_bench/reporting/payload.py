@@ -1,6 +1,6 @@
 """What a report holds: run records as blocks, rows, runs, curves and episodes, in JSON.
 
-The numbers are those of :func:`shiq_bench.reporting.tables.compare`. Whatever a reader may or may not open (runs,
+The numbers are those of :func:`shiq_bench.reporting.comparison.compare`. Whatever a reader may or may not open (runs,
 episodes, curves) is packed, gzip in base64, for the page to unpack. The same records give the same payload.
 """
 
@@ -18,10 +18,12 @@ from typing import Any
 
 from shiq_bench.api import Metric
 from shiq_bench.records import Evaluation, RunRecord, RunSpec
-from shiq_bench.reporting import tables
+from shiq_bench.reporting.blocks import Block, Cell, Column, Comparison, Place
+from shiq_bench.reporting.comparison import cell_of, compare, reference_of
+from shiq_bench.reporting.layout import metric_label, place_title
+from shiq_bench.reporting.layout import texts as texts_of
 from shiq_bench.reporting.pictures import COLOURS
 from shiq_bench.reporting.statistics import mean_ci_t
-from shiq_bench.reporting.tables import Block, Cell, Column, Comparison, Place
 
 #: Version of what the page's script reads.
 PAYLOAD_VERSION = 1
@@ -99,9 +101,9 @@ def payload(
     allow_mixed: bool = False,
     limits: Limits | None = None,
 ) -> Payload:
-    """Everything a page shows; arguments and errors as of :func:`shiq_bench.reporting.tables.compare`."""
+    """Everything a page shows; arguments and errors as of :func:`shiq_bench.reporting.comparison.compare`."""
     records = list(records)
-    comparison = tables.compare(records, metrics, allow_mixed=allow_mixed)
+    comparison = compare(records, metrics, allow_mixed=allow_mixed)
     made = _Maker(comparison, limits or Limits())
     for block in comparison.blocks:
         made.block(block)
@@ -136,8 +138,8 @@ class _Maker:
         shown = [m.name for m in block.metrics if m.headline or m.name in KL]
         records = [r for c in block.columns for r in c.runs]
         # Who measured the reference of each place, for its episodes.
-        measured = {p: tables.reference_of(records, p)[0] for p in block.places}
-        texts = (tables.texts(block), tables.texts(block, differences=True))
+        measured = {p: reference_of(records, p)[0] for p in block.places}
+        texts = (texts_of(block), texts_of(block, differences=True))
         every = []  # all numbers of each row, for the pictures
         for column in block.columns:
             numbers = partial(self._numbers, block, column.label, texts)
@@ -168,9 +170,9 @@ class _Maker:
                 "title": block.title,
                 "task": block.conditions["task"],
                 "captions": list(block.captions),
-                "places": [[*place, tables.place_title(block, place)] for place in block.places],
+                "places": [[*place, place_title(block, place)] for place in block.places],
                 "metrics": [
-                    {"name": m.name, "title": tables.metric_title(m), "better": m.better, "percent": m.percent,
+                    {"name": m.name, "title": metric_label(m), "better": m.better, "percent": m.percent,
                      "headline": m.headline, "rate": m.name in block.rates}
                     for m in block.metrics
                 ],
@@ -289,7 +291,7 @@ class _Maker:
             # Where some runs were not evaluated, a mean would be over others than beside it.
             if len(evaluations := by_step[step, split, mode]) == len(column.done):
                 for metric in block.metrics:
-                    if cell := tables.cell_of(evaluations, metric.name):
+                    if cell := cell_of(evaluations, metric.name):
                         found.setdefault((f"{split}, {mode}", metric.name), []).append((step, cell))
         for (place, name), points in found.items():
             yield self._curve(row, place, name, [(step, c.estimate) for step, c in points])

@@ -15,6 +15,7 @@ from math import inf, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shiq_bench.reporting.crosswise import PROFILES, improvements, profiles
 from shiq_bench.reporting.findings import Estimate, Findings, Grid, Sheet, View, findings, front, origin, series, start
 from shiq_bench.store import write_atomic
 
@@ -104,7 +105,7 @@ def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
         canvas = FigureCanvasAgg(figure)
         layout.text(figure, 0.12, _literal(sheet.title), fontsize=12, fontweight="bold")
         handles: dict[str, Any] = {}
-        draw_view = _front_axes if sheet.kind == "front" else _axes
+        draw_view = {"front": _front_axes, "across": _across_axes}.get(sheet.kind, _axes)
         for i, view in enumerate(sheet.views):
             handles |= draw_view(sheet, view, figure.add_axes(layout.box(i)))
         order = [m for m in (*sheet.methods, _REFERENCE) if m in handles]
@@ -274,6 +275,41 @@ def _front_axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
     drawn = [point.x.mean or 0.0 for p in view.panels for m in view.methods for point in front(sheet, p, m)]
     if axes.get_xlim()[0] < 0 <= min(drawn, default=0.0):
         axes.set_xlim(left=-0.04 * axes.get_xlim()[1])  # an interval may reach where no KL can be
+    return handles
+
+
+def _across_axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
+    """Draw profiles with their bands, or the probabilities of improvement; returns what the legend shows."""
+    axes.set_title(_literal(view.title))
+    styles, handles = looks(sheet), {}
+    if view.title == PROFILES:
+        axes.set_xlabel("normalised score")
+        axes.set_ylabel("share of runs above it")
+        axes.set_ylim(-0.02, 1.02)
+        for method, profile in profiles(sheet).items():
+            look, x = styles[method], profile.thresholds
+            if profile.low is not None and profile.high is not None:
+                axes.fill_between(
+                    x, profile.low, profile.high, color=look.colour, alpha=0.13, linewidth=0, zorder=2
+                )  # fmt: skip
+            handles[method] = axes.plot(
+                x, profile.share, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=look.width,
+                markevery=max(1, len(x) // 7), zorder=4,
+            )[0]  # fmt: skip
+        return handles
+    found = improvements(sheet)
+    axes.set_xlabel(_literal(f"P({sheet.focus} is better)"))
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_yticks([])
+    axes.set_ylim(0.6 - len(found), 0.7)
+    axes.axvline(0.5, color="#999999", linewidth=1.0, linestyle=":")
+    for i, (method, e) in enumerate(found.items()):
+        mean = e.mean or 0.0
+        low, high = (mean if v is None else v for v in (e.low, e.high))
+        look = styles[method]
+        axes.plot([low, high], [-i, -i], color=look.colour, linewidth=1.4, zorder=3)
+        axes.text(0.0, 0.12 - i, _literal(method), fontsize=TEXT)
+        axes.plot([mean], [-i], color=look.colour, marker=look.marker, linestyle="", zorder=4)
     return handles
 
 

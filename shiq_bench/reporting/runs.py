@@ -60,6 +60,37 @@ def load(path: Path | str) -> RunRecord:
         raise UserError(f"{path}: {error}") from None
 
 
+def load_several(
+    folders: Sequence[Path | str], *, run_ids: Sequence[str] | None = None
+) -> tuple[list[RunRecord], list[str]]:
+    """:func:`load_all` of several results folders as one; a run that is in two of them, and equal, counts once.
+
+    Raises:
+        UserError: as :func:`load_all`, where none of the folders has a run that was asked for, or one
+            run differs between two folders; the line names both files.
+    """
+    if len(folders) == 1:
+        return load_all(folders[0], run_ids=run_ids)
+    records: dict[str, tuple[Path, RunRecord]] = {}
+    problems: list[str] = []
+    for folder in dict.fromkeys(map(Path, folders)):
+        there = None if run_ids is None else [i for i in run_ids if (folder / i / RECORD).is_file()]
+        found, unread = load_all(folder, run_ids=there)
+        problems += unread
+        for record in found:
+            path = folder / record.run_id / RECORD
+            other, same = records.setdefault(record.run_id, (path, record))
+            if same.to_json() != record.to_json():
+                raise UserError(f"run {record.run_id} differs between {other} and {path}: leave one of the folders out")
+    if missing := [i for i in run_ids or () if i not in records and not any(i in p for p in problems)]:
+        raise UserError(f"no folder has run {missing[0]!r}{suggest(missing[0], _names(folders))}")
+    return [record for _, (_, record) in sorted(records.items())], problems
+
+
+def _names(folders: Sequence[Path | str]) -> list[str]:
+    return sorted({path.parent.name for folder in folders for path in Path(folder).glob(f"*/{RECORD}")})
+
+
 def load_all(results: Path | str, *, run_ids: Sequence[str] | None = None) -> tuple[list[RunRecord], list[str]]:
     """Every record of a results folder (or those asked for), by run id, and what could not be read.
 

@@ -256,7 +256,9 @@ def crossed_bootstrap(
 
     Every seed answers the same prompts, so rows and columns are resampled independently (the
     pigeonhole bootstrap, Owen 2007). Resampling prompts afresh within each seed would treat the
-    shared prompts as independent: it covered 65% where this covers 95%.
+    shared prompts as independent: it covers 65% where this covers 95%, six seeds by 40
+    prompts whose own spread is most of the error. Where it is the seeds' spread, a percentile
+    interval of six is too short: 87%. Report :func:`crossed_t`, which covers in both.
 
     Args:
         matrix: one value a seed and prompt, ``[S, P]``, complete.
@@ -268,9 +270,7 @@ def crossed_bootstrap(
         ValueError: the matrix is not two-dimensional or not finite.
     """
     _check_level(level)
-    x = np.asarray(matrix, dtype=np.float64)
-    if x.ndim != 2 or not np.isfinite(x).all():
-        raise ValueError(f"expected a complete seeds x prompts matrix; got shape {x.shape}")
+    x = _crossed(matrix)
     seeds, prompts = x.shape
     if seeds < 2 or prompts < 2:
         return Estimate(_mean(x.ravel()), None, None, None, x.size, seeds)
@@ -279,6 +279,56 @@ def crossed_bootstrap(
     means = ((rows @ x) * columns).sum(axis=1) / x.size  # [B]
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return Estimate(float(x.mean()), float(means.std(ddof=1)), float(low), float(high), x.size, seeds)
+
+
+def crossed_t(matrix: ArrayLike, level: float = 0.95) -> Estimate:
+    r"""Mean of a seeds x prompts matrix, with a t interval from its variance components.
+
+    With :math:`x_{sp} = \mu + a_s + b_p + e_{sp}`, mean squares :math:`A` between seeds, :math:`B` between prompts
+    and :math:`E` of what is left (two-way random effects, one value a cell; Searle, Casella and
+    McCulloch 1992, chapter 4), the mean has
+
+    .. math:: \widehat{Var}(\bar x) = \frac{\max(A + B - E, A, B)}{S P}, \quad
+              \nu = \frac{(A + B - E)^2}{A^2/(S-1) + B^2/(P-1) + E^2/((S-1)(P-1))}
+
+    degrees of freedom (Satterthwaite 1946), at least :math:`\min(S, P) - 1`. The variance is never
+    taken to be less than that of seeds alone or of prompts alone: A + B - E by itself covers as little as
+    86% where neither matters. Measured coverage of 95% intervals: 93.8% to 95.8% over 6, 10 and 20
+    seeds, whichever of the two spreads dominates (``python -m tests.reporting.simulations``); where
+    neither is there it is too wide, up to 99%.
+
+    Args:
+        matrix: one value a seed and prompt, ``[S, P]``, complete.
+
+    Returns:
+        Estimate with n = S * P and units = S; no interval below two seeds or two prompts.
+
+    Raises:
+        ValueError: the matrix is not two-dimensional or not finite.
+    """
+    _check_level(level)
+    x = _crossed(matrix)
+    seeds, prompts = x.shape
+    if seeds < 2 or prompts < 2:
+        return Estimate(_mean(x.ravel()), None, None, None, x.size, seeds)
+    mean, rows, columns = float(x.mean()), x.mean(axis=1), x.mean(axis=0)
+    a, b = float(prompts * rows.var(ddof=1)), float(seeds * columns.var(ddof=1))
+    rest = x - rows[:, None] - columns + mean
+    e = float(np.square(rest).sum()) / ((seeds - 1) * (prompts - 1))
+    # Rounding leaves 1e-32 where every value is alike; there the error is exactly 0.
+    variance = max(a + b - e, a, b) if np.ptp(x) else 0.0
+    spread = a**2 / (seeds - 1) + b**2 / (prompts - 1) + e**2 / ((seeds - 1) * (prompts - 1))
+    freedom = max((a + b - e) ** 2 / spread if spread else 0.0, min(seeds, prompts) - 1)
+    stderr = float(np.sqrt(variance / x.size))
+    half = float(stdtrit(freedom, 0.5 + level / 2)) * stderr
+    return Estimate(mean, stderr, mean - half, mean + half, x.size, seeds)
+
+
+def _crossed(matrix: ArrayLike) -> Floats:
+    x = np.asarray(matrix, dtype=np.float64)
+    if x.ndim != 2 or not np.isfinite(x).all():
+        raise ValueError(f"expected a complete seeds x prompts matrix; got shape {x.shape}")
+    return x
 
 
 def binomial_stderr(rate: float, n: int) -> float | None:
@@ -293,6 +343,18 @@ def detectable_difference(stderr: float, power: float = 0.8, level: float = 0.95
     """
     _check_level(level)
     return float((ndtri(0.5 + level / 2) + ndtri(power)) * np.sqrt(2) * stderr)
+
+
+def detectable(e: Estimate, power: float = 0.8, level: float = 0.95) -> float | None:
+    """Smallest true value that an estimate like this one would have told from 0 with this power.
+
+    (t_{1 - (1 - level)/2} + t_power) * stderr with units - 1 degrees of freedom (Bloom 1995): for a mean of
+    paired differences. None where there is no error, or an error of 0, which promises nothing.
+    """
+    _check_level(level)
+    if not e.stderr or e.units < 2:
+        return None
+    return float(stdtrit(e.units - 1, 0.5 + level / 2) + stdtrit(e.units - 1, power)) * e.stderr
 
 
 # --- the linearised ratio ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from shiq_bench.config import Resolved
 from shiq_bench.records import RunRecord, RunSpec, UserError, canonical_json
 from shiq_bench.reporting import runs
-from shiq_bench.reporting.tables import _conditions as conditions
+from shiq_bench.reporting.blocks import conditions
 from shiq_bench.store import check_writable
 from shiq_bench.study import about
 from shiq_bench.sweep.executors import Executor

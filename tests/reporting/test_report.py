@@ -19,7 +19,7 @@ import pytest
 
 from shiq_bench.cli import main
 from shiq_bench.records import RunRecord, UserError
-from shiq_bench.reporting import runs, tables
+from shiq_bench.reporting import layout, runs, tables
 from shiq_bench.reporting.payload import Limits, Payload, evenly, pack, payload, unpack
 from shiq_bench.reporting.report import SCRIPTS, embedded, page
 from shiq_bench.reporting.statistics import mean_ci_t
@@ -84,7 +84,7 @@ def test_the_leaderboard_is_the_table() -> None:
     records = some()
     made, (block,) = payload(records, METRICS), tables.compare(records, METRICS).blocks
     assert [r["label"] for r in made.core["rows"]] == [c.label for c in block.columns]
-    texts = tables.texts(block)
+    texts = layout.texts(block)
     for column in block.columns:
         row = row_of(made, column.label)
         for at, place in enumerate(block.places):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,27 @@ def test_nan_is_refused_and_the_old_record_stays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         runs.save(made, tmp_path)
     assert path.read_bytes() == before
+
+
+def test_several_folders_are_one(tmp_path: Path) -> None:
+    one, two = record(seed=0, prompts={"rl": 3}), record(seed=1, prompts={"rl": 3})
+    runs.save(one, tmp_path / "a")
+    runs.save(two, tmp_path / "b")
+    runs.save(one, tmp_path / "b")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    found, problems = runs.load_several(folders)
+    assert sorted(r.run_id for r in found) == sorted([one.run_id, two.run_id]) and not problems
+    assert [r.run_id for r in runs.load_several(folders, run_ids=[two.run_id])[0]] == [two.run_id]
+    with pytest.raises(UserError, match="no folder has run 'nothing'"):
+        runs.load_several(folders, run_ids=["nothing"])
+
+
+def test_one_run_with_two_contents_is_refused(tmp_path: Path) -> None:
+    made = record(prompts={"rl": 3})
+    runs.save(made, tmp_path / "a")
+    runs.save(dataclasses.replace(made, status="failed", error="boom"), tmp_path / "b")
+    with pytest.raises(UserError) as caught:
+        runs.load_several([tmp_path / "a", tmp_path / "b"])
+    line = str(caught.value)
+    assert "\n" not in line and made.run_id in line
+    assert str(tmp_path / "a" / made.run_id) in line and str(tmp_path / "b" / made.run_id) in line

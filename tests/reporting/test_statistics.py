@@ -14,6 +14,7 @@ from shiq_bench.reporting.statistics import (
     binomial_stderr,
     clustered_mean,
     crossed_bootstrap,
+    detectable,
     detectable_difference,
     holm,
     length_controlled,
@@ -202,40 +203,16 @@ def test_crossed_bootstrap_basics() -> None:
         crossed_bootstrap([[1.0, float("nan")], [0.0, 1.0]], np.random.default_rng(8))
 
 
-def test_t_interval_covers_at_six_seeds() -> None:
-    generator = np.random.default_rng(9)
-    hits = 0
-    for row in generator.normal(size=(4000, 6)):
-        got = mean_ci_t(row.tolist())
-        hits += got.low is not None and got.high is not None and got.low < 0 < got.high
-    # The error of a share of 95% over 4,000 replications is 0.34 points.
-    assert 0.93 < hits / 4000 < 0.97
-
-
-def test_crossed_bootstrap_covers_where_nested_resampling_does_not() -> None:
-    """Prompts shared by six seeds: the prompts' own spread is most of the error of the mean."""
-    generator = np.random.default_rng(10)
-    replications, seeds, prompts = 400, 6, 40
-    crossed = nested = 0
-    for _ in range(replications):
-        x = generator.normal(0, 0.05, (seeds, 1)) + generator.normal(0, 1, (1, prompts))
-        x = x + generator.normal(0, 0.5, (seeds, prompts))
-        got = crossed_bootstrap(x, generator, resamples=400)
-        crossed += got.low is not None and got.high is not None and got.low < 0 < got.high
-        rows = generator.integers(0, seeds, (400, seeds, 1))
-        means = x[rows, generator.integers(0, prompts, (400, seeds, prompts))].mean(axis=(1, 2))
-        low, high = np.quantile(means, [0.025, 0.975])
-        nested += bool(low < 0 < high)
-    # The error of a share of 95% over 400 replications is 1.1 points.
-    assert 0.915 < crossed / replications < 0.985
-    assert nested / replications < 0.75
-
-
 def test_minimum_detectable_effect() -> None:
     assert binomial_stderr(0.4, 200) == pytest.approx(0.0346, abs=1e-4)
     assert binomial_stderr(0.4, 40) == pytest.approx(0.0775, abs=1e-4)
     z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     assert detectable_difference(0.1) == pytest.approx(z * math.sqrt(2) * 0.1)
+    paired = mean_ci_t([0.1, 0.3, 0.2, 0.4])
+    assert paired.stderr is not None
+    t = stats.t(3).ppf(0.975) + stats.t(3).ppf(0.8)
+    assert detectable(paired) == pytest.approx(t * paired.stderr)
+    assert detectable(mean_ci_t([0.1])) is None and detectable(mean_ci_t([0.1, 0.1])) is None
 
 
 def test_length_control_recovers_the_rate_at_equal_length() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import random
+import shutil
+import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,16 @@ from rich.console import Console
 from shiq_bench.api import Metric
 from shiq_bench.records import Evaluation, RunRecord, UserError
 from shiq_bench.reporting import runs
-from shiq_bench.reporting.statistics import mean_ci_t, paired_examples
+from shiq_bench.reporting.arrangements import By, sections
+from shiq_bench.reporting.markup import latex_text
+from shiq_bench.reporting.statistics import detectable, holm, mean_ci_t, paired_examples, sign_flip_p
 from shiq_bench.reporting.tables import (
     Block,
     compare,
     comparison_frame,
     csv,
+    html,
+    latex,
     markdown,
     print_table,
     run_table,
@@ -29,6 +36,10 @@ from tests.reporting.synthetic import METRICS, record
 
 SMALL = {"rl": 8, "heldout": 5}
 GOLDEN = Path(__file__).parent / "golden"
+RENDERED: dict[str, Any] = {
+    "md": markdown, "csv": csv, "txt": terminal_text, "tex": latex, "html": html,
+    "method.md": partial(markdown, by="method"), "setting.md": partial(markdown, by="setting"),
+}  # fmt: skip
 
 
 def _several() -> list[RunRecord]:
@@ -54,7 +65,7 @@ def _one(records: list[RunRecord], **options: Any) -> Block:
     return blocks[0]
 
 
-@pytest.mark.parametrize(("name", "render"), [("md", markdown), ("csv", csv), ("txt", terminal_text)])
+@pytest.mark.parametrize(("name", "render"), RENDERED.items())
 @pytest.mark.parametrize("which", ["run", "several"])
 def test_golden_bytes(name: str, render: Any, which: str) -> None:
     records = golden_records(which)
@@ -310,3 +321,125 @@ def test_print_table_to_a_pipe_has_room_and_no_colour() -> None:
         out = io.StringIO()
         print_table([record(prompts=SMALL)], METRICS, format=name, console=Console(file=out, width=20))
         assert out.getvalue() == render(compare([record(prompts=SMALL)], METRICS))
+
+
+def _nasty() -> list[RunRecord]:
+    """Labels and messages full of characters that a renderer has to escape."""
+    name = "a&b%c$d#e_f{g}h~i^j\\k<l>m|n\"o--p``q''r?`s,,t[u]*v é ß α 中 ± \x1b[31m"
+    return [
+        record("shiq", s, prompts=SMALL, task_options={"category": name}, algo_options={"beta": 0.1, "note": name})
+        for s in range(2)
+    ] + [record("dpo", 0, status="failed", error=f"[x] * {name}", prompts=SMALL, task_options={"category": name})]
+
+
+@pytest.mark.parametrize("by", ["task", "method", "setting"])
+def test_latex_compiles_as_it_stands_with_booktabs_alone(by: By, tmp_path: Path) -> None:
+    found = ["pdflatex", "kpsewhich"]
+    if not all(map(shutil.which, found)) or subprocess.run(["kpsewhich", "booktabs.sty"], check=False).returncode:
+        pytest.skip("no pdflatex with booktabs here")
+    (tmp_path / "table.tex").write_text(latex(compare([*_several(), *_nasty()], METRICS), by), encoding="utf-8")
+    (tmp_path / "main.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "main.pdf").stat().st_size > 1000
+
+
+def test_every_special_character_of_latex_is_escaped() -> None:
+    assert latex_text("a_b & 100% #1 ${x}^2~ \\") == (
+        r"a\_b \& 100\% \#1 \$\{x\}\textasciicircum{}2\textasciitilde{} \textbackslash{}"
+    )
+    assert latex_text("--a ''b ``c ?` ,,") == "-{}-a '{}'b `{}`c ?{}` ,{},"
+    assert latex_text("é ß α 中 \x1b <|>") == r"\'{e} \ss{} $\alpha$ [U+4E2D] [U+001B] $<$$|$$>$"
+    # A row that begins with a bracket would be an argument of the line break before it.
+    assert all(line.startswith("{}") for line in latex(compare(_nasty(), METRICS)).splitlines() if line.endswith(r"\\"))
+
+
+def test_html_holds_no_markup_of_a_label() -> None:
+    bad = "<script>alert('x')</script> & \"q\" \x1b[31m"
+    text = html(compare([record(prompts=SMALL, task_options={"category": bad})], METRICS))
+    assert "<script" not in text and "\x1b" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;q&quot; [U+001B]" in text
+    assert "http" not in text and "src=" not in text
+
+
+def test_by_method_and_by_setting_show_the_same_numbers() -> None:
+    records = [*_several(), *(record("shiq", s, prompts=SMALL, algo_options={"beta": 0.3}) for s in range(6))]
+    comparison = compare(records, METRICS)
+    block = comparison.blocks[0]
+    methods = {s.title: s for s in sections(comparison, "method")}
+    assert list(methods) == ["dpo", "sft", "shiq beta=0.1", "shiq beta=0.3"]
+    panel = methods["shiq beta=0.3"].panels[0]
+    line = next(x for x in panel.lines if "rl, greedy: mean reward" in x.label)
+    key = ("rl", "greedy", "shiq beta=0.3", "reward")
+    assert line.texts[1].startswith(f"{block.cells[key].estimate.mean:.1f} ± ")
+    assert line.texts[3] == f"{block.to_reference[key].adjusted:.3f}"
+    costs = {line.label: line.texts for line in methods["dpo"].panels[1].lines}
+    assert costs["bfcl"][:2] == ("6", "1"), "six seeds done, one diverged"
+    setting = {s.title.split(" ")[0]: s for s in sections(comparison, "setting")}
+    assert [line.label for line in setting["shiq"].panels[0].lines] == ["reference", "beta=0.1", "beta=0.3"]
+    assert any("Not in the means: " in c for c in setting["sft"].captions)
+
+
+def test_p_is_exact_over_paired_seeds_and_adjusted_over_methods() -> None:
+    records = [_bare(a, s, v + 0.01 * s * k) for k, (a, v) in enumerate((("dpo", 0.2), ("sft", 0.3), ("shiq", 0.5)))
+               for s in range(6)]  # fmt: skip
+    block = _one(records)
+    keys = {label: ("rl", "greedy", label, "entry_accuracy") for label in ("dpo", "sft", "shiq")}
+    assert keys["shiq"] not in block.to_best
+    # All six differences have one sign, 2 / 2^6; the smaller of the two p times 2, and the other made monotone.
+    for label in ("dpo", "sft"):
+        assert (block.to_best[keys[label]].p, block.to_best[keys[label]].adjusted) == (2 / 64, 4 / 64)
+    frame = comparison_frame(records, METRICS).set_index("policy")
+    assert frame.loc["dpo", "p"] == 2 / 64 and frame.loc["dpo", "p_holm"] == 4 / 64 and frame.loc["dpo", "p_units"] == 6
+
+
+def test_differences_to_the_reference_are_tested_over_seeds() -> None:
+    block = _one(_several())
+    key = ("rl", "sampled", "shiq", "reward")
+    by_seed = []
+    for r in _several()[:6]:
+        found = {e.policy: e.examples for e in r.evaluations if (e.split, e.mode) == ("rl", "sampled")}
+        by_seed.append(paired_examples(found["trained"], found["reference"], "reward").mean)
+    assert block.to_reference[key].p == sign_flip_p([d for d in by_seed if d is not None])
+    # Two methods have several seeds; sft has one, which no test can be made of.
+    others = [block.to_reference[("rl", "sampled", m, "reward")] for m in ("dpo", "shiq")]
+    assert [t.adjusted for t in others] == holm([t.p for t in others])
+    assert block.to_reference[("rl", "sampled", "sft", "reward")].p is None
+    least = detectable(block.differences[key].estimate)
+    assert least is not None and f"mean reward {least:.2g} (rl, sampled)" in "\n".join(
+        _one([r for r in _several() if r.spec.algo == "shiq"]).captions
+    )
+
+
+def test_a_lead_that_one_seed_contradicts_is_not_bold_at_six() -> None:
+    """The t interval excludes 0, and the exact test of six seeds does not: p is 4 / 64 with one that is against it."""
+    leads = [0.5, 0.5, 0.5, 0.5, 0.5, -0.02]
+    assert (mean_ci_t(leads).low or 0) > 0 and (sign_flip_p(leads) or 0) > 0.05
+    records = [_bare("dpo", s, 0.2) for s in range(6)] + [_bare("shiq", s, 0.2 + x) for s, x in enumerate(leads)]
+    assert not _one(records).best
+
+
+def test_print_table_to_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "table.tex"
+    console = Console(file=io.StringIO())
+    print_table([record(prompts=SMALL)], METRICS, format="latex", out=out, console=console)
+    assert out.read_text(encoding="utf-8") == latex(compare([record(prompts=SMALL)], METRICS))
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="did you mean 'method'"):
+        print_table([record(prompts=SMALL)], by="methd", out=out)
+
+
+def test_an_option_of_one_method_may_be_called_like_a_setting() -> None:
+    """``samples`` is an option of some methods and a setting of every run."""
+    records = [
+        record("shiq", prompts=SMALL),
+        record("dpo", prompts=SMALL, samples=2),
+        record("sft", prompts=SMALL, algo_options={"samples": 4}),
+    ]
+    captions = _one(records).captions
+    assert any(c.startswith("Not the same everywhere: samples is 2 for dpo, ") and "sft" not in c for c in captions)

@@ -1,0 +1,299 @@
+"""Run records to numbers: the reference beside every trained policy, with intervals and n.
+
+:func:`compare` does the arithmetic once, whatever it is then laid out as.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from shiq_bench.api import Metric
+from shiq_bench.records import Evaluation, RunRecord, UserError, canonical_json, stable_hash
+from shiq_bench.reporting.blocks import (
+    ENGINE_METRICS,
+    LM_EVAL,
+    Block,
+    Cell,
+    Column,
+    Comparison,
+    Key,
+    Place,
+    Test,
+    conditions,
+    differing,
+    flat,
+    last,
+    plain,
+    sortable,
+)
+from shiq_bench.reporting.captions import captions_of
+from shiq_bench.reporting.significance import paired, ranked, sign_p, winner
+from shiq_bench.reporting.statistics import Estimate, holm, mean_ci_t, paired_examples, t_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare(
+    records: Iterable[RunRecord],
+    metrics: Sequence[Metric] | Mapping[str, Sequence[Metric]] = (),
+    *,
+    allow_mixed: bool = False,
+) -> Comparison:
+    """Group records into blocks and columns, and compute every cell.
+
+    Args:
+        records: in any order; the result does not depend on it.
+        metrics: the tasks' metrics (by task name where there are several tasks), which give order,
+            titles, units and direction; what they leave out follows by name.
+        allow_mixed: compare runs of different versions of the source, and say so underneath.
+
+    Raises:
+        UserError: no records, one run given twice, or different source hashes.
+    """
+    records = sorted(records, key=lambda r: (r.spec.task, r.spec.algo, r.spec.seed, r.run_id))
+    if not records:
+        raise UserError("no run records to make a table of")
+    twice = [run_id for run_id, count in Counter(r.run_id for r in records).items() if count > 1]
+    if twice:
+        raise UserError(f"run {min(twice)} is given twice; expected every run once")
+    hashes = Counter(r.source_hash or "unknown" for r in records)
+    if len(hashes) > 1 and not allow_mixed:
+        counts = ", ".join(f"{h} ({n} runs)" for h, n in sorted(hashes.items()))
+        raise UserError(f"runs of different versions of the source: {counts}; rerun them, or pass --allow-mixed")
+
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        # A judge's own scale: what another one says is no number of the same table.
+        judges = {"judges": record.judges_hash} if record.judges_hash else {}
+        groups.setdefault(canonical_json(conditions(record.spec) | judges), []).append(record)
+    keys = sorted(groups, key=lambda k: (groups[k][0].spec.task, k))
+    unequal = differing([conditions(groups[k][0].spec) for k in keys])
+    blocks = []
+    for key in keys:
+        task = groups[key][0].spec.task
+        known = metrics.get(task, ()) if isinstance(metrics, Mapping) else metrics
+        blocks.append(_block(groups[key], known, unequal))
+
+    captions = []
+    if len(hashes) > 1:
+        versions = ", ".join(sorted(hashes))
+        captions.append(f"MIXED SOURCES: these runs come from different versions of the code: {versions}.")
+    if any(r.git_dirty for r in records):
+        captions.append("Some runs were made from a checkout with uncommitted changes.")
+    return Comparison(tuple(blocks), tuple(captions))
+
+
+def comparison_frame(
+    records: Iterable[RunRecord],
+    metrics: Sequence[Metric] | Mapping[str, Sequence[Metric]] = (),
+    *,
+    allow_mixed: bool = False,
+) -> pd.DataFrame:
+    """:func:`compare` as a DataFrame; see :meth:`Comparison.frame`."""
+    return compare(records, metrics, allow_mixed=allow_mixed).frame()
+
+
+# --- arithmetic ----------------------------------------------------------------------------------
+
+
+def columns_of(records: Sequence[RunRecord]) -> list[Column]:
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        outcome = {k: v for k, v in record.spec.outcome().items() if k != "seed"}
+        groups.setdefault(stable_hash(outcome), []).append(record)
+    columns = []
+    for algo in sorted({r.spec.algo for r in records}):
+        alike = [g for g in groups.values() if g[0].spec.algo == algo]
+        names = sorted(differing([flat(g[0].spec) for g in alike]))
+        for group in sorted(alike, key=lambda g: [sortable(flat(g[0].spec).get(n)) for n in names]):
+            own = flat(group[0].spec)
+            label = " ".join([algo, *(f"{n}={plain(own[n])}" for n in names if n in own)])
+            done = tuple(r for r in group if r.status == "done")
+            columns.append(Column(label, tuple(group), done))
+    return columns
+
+
+def reference_of(records: Sequence[RunRecord], place: Place) -> tuple[Evaluation | None, int]:
+    """The reference's evaluation, from a finished run where there is one, and how many disagree with it."""
+    finished_first = sorted(records, key=lambda r: (r.status != "done", r.run_id))
+    found = [e for r in finished_first if (e := last(r, "reference", place)) is not None]
+    if not found:
+        return None, 0
+    return found[0], sum(canonical_json(e.metrics) != canonical_json(found[0].metrics) for e in found)
+
+
+def _checkpoint(evaluation: Evaluation | None, metric: str) -> Estimate | None:
+    """One checkpoint's number with its interval over prompts; None where it was not measured."""
+    if evaluation is None or metric not in evaluation.metrics:
+        return None
+    values = evaluation.metrics[metric]
+    # No single episode has what was pooled from other metrics: all of them stand behind it.
+    pooled = not any(metric in e for e in evaluation.examples)
+    prompts = {
+        e["prompt_id"] for e in evaluation.examples if pooled or (e.get(metric) is not None and e.get(f"{metric}/n", 1))
+    }
+    return t_interval(values.get("mean"), values.get("stderr"), values.get("n") or 0, len(prompts))
+
+
+def cell_of(evaluations: Sequence[Evaluation | None], metric: str) -> Cell | None:
+    """A column's number from one checkpoint of each of its finished runs; None where none measured it."""
+    return _cell([e for x in evaluations if (e := _checkpoint(x, metric)) is not None], len(evaluations))
+
+
+def _cell(estimates: Sequence[Estimate], seeds: int) -> Cell | None:
+    """One seed: its interval over prompts. Several: the t interval over the seeds' means."""
+    if not estimates:
+        return None
+    if seeds == 1:
+        only = estimates[0]
+        return Cell(only, (only.n,), "prompts" if only.half else "none")
+    known = [e for e in estimates if e.mean is not None]
+    across = mean_ci_t(e.mean for e in known)
+    return Cell(across, tuple(e.n for e in known), "seeds" if across.half else "none")
+
+
+def _block(
+    records: Sequence[RunRecord],
+    known: Sequence[Metric],
+    unequal: set[str],
+) -> Block:
+    columns = columns_of(records)
+    # In the order the runs evaluated them, splits kept together.
+    seen = dict.fromkeys((e.split, e.mode) for r in records for e in r.evaluations)
+    splits = list(dict.fromkeys(split for split, _ in seen))
+    places = tuple(sorted(seen, key=lambda p: splits.index(p[0])))
+    names = dict.fromkeys(name for r in records for e in r.evaluations for name in e.metrics)
+    of_lm_eval = {name for r in records for e in r.evaluations if e.mode == LM_EVAL for name in e.metrics}
+    metrics = known_metrics(names, [*known, *(_of_lm_eval(n) for n in sorted(of_lm_eval - {m.name for m in known}))])
+    # Chosen by the task before any run: the metrics that get a difference to the reference.
+    paired = [m.name for m in metrics if m.headline]
+
+    cells: dict[Key, Cell] = {}
+    differences: dict[Key, Cell] = {}
+    to_reference: dict[Key, Test] = {}
+    disagree = 0
+    for place in places:
+        reference, others = reference_of(records, place)
+        disagree = max(disagree, others)
+        for metric in metrics:
+            if shown := _checkpoint(reference, metric.name):
+                cells[(*place, "reference", metric.name)] = Cell(shown, (shown.n,), "prompts" if shown.half else "none")
+            by_unit: dict[str, list[float]] = {}
+            for column in columns:
+                evaluations = [last(r, "trained", place) for r in column.done]
+                if cell := cell_of(evaluations, metric.name):
+                    cells[(*place, column.label, metric.name)] = cell
+                if reference is None or metric.name not in paired:
+                    continue
+                pairs: list[Estimate] = []
+                for record, trained in zip(column.done, evaluations, strict=True):
+                    own = last(record, "reference", place) or reference
+                    if trained is not None:
+                        pairs.append(paired_examples(trained.examples, own.examples, metric.name))
+                if cell := _cell([p for p in pairs if p.mean is not None], len(column.done)):
+                    differences[(*place, column.label, metric.name)] = cell
+                    by_unit[column.label] = _of_units(column, place, metric.name, pairs)
+            to_reference |= {(*place, label, metric.name): test for label, test in _tests(by_unit).items()}
+
+    best, to_best = _compared(columns, places, metrics)
+    spec = records[0].spec
+    title = " · ".join([
+        spec.task,
+        f"model {spec.model}",
+        *(f"{k}={plain(v)}" for k, v in sorted(spec.task_options.items()) if v != ""),
+        *(f"{n}={plain(getattr(spec, n))}" for n in sorted(unequal - {"task", "task_options", "model"})),
+    ])  # fmt: skip
+    block = Block(
+        title=title,
+        conditions=conditions(spec),
+        columns=(Column("reference", (), ()), *columns),
+        places=places,
+        metrics=tuple(m for m in metrics if any(k[3] == m.name for k in cells)),
+        cells=cells,
+        differences=differences,
+        rates=frozenset(
+            n for n in names if any(f"{n}/n" in x for r in records for e in r.evaluations for x in e.examples)
+        ),
+        best=best,
+        to_reference=to_reference,
+        to_best=to_best,
+        drops=frozenset(k for k, c in differences.items() if k[1] == LM_EVAL and (c.estimate.high or 0.0) < 0),
+        captions=(),
+    )
+    return replace(block, captions=tuple(captions_of(block, records, disagree)))
+
+
+def known_metrics(names: Collection[str], known: Sequence[Metric]) -> list[Metric]:
+    """The task's metrics in its order, then the rest by name, the engine's own last."""
+    engine = {m.name for m in ENGINE_METRICS}
+    task = [m for m in known if m.name in names]
+    listed = {m.name for m in task}
+    rest = [n for n in names if n not in listed]
+    own = [Metric(n, "neither", n.replace("_", " ")) for n in sorted(rest) if n not in engine]
+    shared = [m for m in ENGINE_METRICS if m.name in rest]
+    first = [m for m in shared if m.headline]
+    return [*(first if not task else []), *task, *(first if task else []), *own, *(m for m in shared if m not in first)]
+
+
+def _of_lm_eval(name: str) -> Metric:
+    """What is known of a metric by lm-eval's name for it, ``metric,filter`` where answers are filtered."""
+    base, title = name.partition(",")[0], name.replace("_", " ").replace(",", ", ")
+    if base == "exact_match" or base.startswith("acc") or base.endswith("_acc"):
+        return Metric(name, "higher", title, percent=True, headline=True)
+    return Metric(name, "lower" if "perplexity" in base or base == "bits_per_byte" else "neither", title)
+
+
+def _of_units(column: Column, place: Place, metric: str, pairs: Sequence[Estimate]) -> list[float]:
+    """Trained minus reference of every unit: the seeds' differences, or those of a table's instances."""
+    if not any(r.spec.model == "table" for r in column.done):
+        return [p.mean for p in pairs if p.mean is not None]
+    out = []
+    for record in column.done:
+        own, trained = (last(record, policy, place) for policy in ("reference", "trained"))
+        begun, ended = ({e["prompt_id"]: e.get(metric) for e in ev.examples} if ev else {} for ev in (own, trained))
+        out += [b - a for k, a in begun.items() if a is not None and (b := ended.get(k)) is not None]
+    return out
+
+
+def _units(column: Column, place: Place, metric: str) -> dict[Any, float]:
+    """Unit that methods share -> the trained policy's number: seeds, or the instances of a table."""
+    found: dict[Any, float] = {}
+    for record in column.done:
+        evaluation = last(record, "trained", place)
+        if record.spec.model == "table" and evaluation is not None:
+            # One run holds every instance; a rerun of it with other settings is another column.
+            found |= {e["prompt_id"]: float(e[metric]) for e in evaluation.examples if e.get(metric) is not None}
+        elif (e := _checkpoint(evaluation, metric)) is not None and e.mean is not None:
+            found[record.spec.seed] = e.mean
+    return found
+
+
+def _compared(
+    columns: Sequence[Column], places: Sequence[Place], metrics: Sequence[Metric]
+) -> tuple[frozenset[Key], dict[Key, Test]]:
+    """Cells to mark (:func:`significance.winner`), and every method tested against the best of its row."""
+    best: set[Key] = set()
+    tests: dict[Key, Test] = {}
+    for place in places:
+        for metric in metrics:
+            sign = {"higher": 1.0, "lower": -1.0}.get(metric.better)
+            if sign is None:
+                continue
+            scores = {c.label: {u: sign * v for u, v in _units(c, place, metric.name).items()} for c in columns}
+            if (first := winner(scores)) is not None:
+                best.add((*place, first, metric.name))
+            order = ranked(scores)
+            pairs = {label: paired(scores, order[0], label) for label in order[1:]}
+            tests |= {(*place, label, metric.name): test for label, test in _tests(pairs).items()}
+    return frozenset(best), tests
+
+
+def _tests(differences: Mapping[str, Sequence[float]]) -> dict[str, Test]:
+    """Method -> sign-flip test of its paired differences, with Holm over the methods."""
+    raw = {label: sign_p(list(d)) for label, d in differences.items()}
+    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
+    return {label: Test(raw[label], adjusted[label], len(d)) for label, d in differences.items()}

@@ -1,0 +1,70 @@
+"""When a method is called the best: one rule, whose rate of false alarms is measured.
+
+``python -m tests.reporting.simulations`` prints every rate that is quoted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from shiq_bench.reporting.statistics import mean_ci_t, sign_flip_p
+
+#: Below this many shared seeds nobody is called best: the exact sign-flip test of five cannot fall below 0.0625.
+BOLD_SEEDS = 6
+
+#: Level of every test.
+ALPHA = 0.05
+
+#: The largest measured share of rows of equal methods that are marked (see :func:`winner`).
+FALSE_MARKS = "5%"
+
+#: Label of a method -> seed -> its number, higher is better.
+BySeed = Mapping[str, Mapping[int, float]]
+
+
+def paired(scores: BySeed, one: str, other: str) -> list[float]:
+    """One minus the other on every seed both have, by seed. ``[S]``"""
+    shared = sorted(scores[one].keys() & scores[other].keys())
+    return [scores[one][seed] - scores[other][seed] for seed in shared]
+
+
+def sign_p(differences: list[float]) -> float | None:
+    """Two-sided p of the sign-flip test over seeds, exact up to twenty of them; None below two.
+
+    Beyond, the patterns are drawn from one fixed generator: the same records give the same p.
+    """
+    return sign_flip_p(differences, np.random.default_rng(0)) if len(differences) > 1 else None
+
+
+def ranked(scores: BySeed) -> list[str]:
+    """Methods by their mean over seeds, best first; those without a number are left out."""
+    known = {label: by_seed for label, by_seed in scores.items() if by_seed}
+    return sorted(known, key=lambda k: (-sum(known[k].values()) / len(known[k]), k))
+
+
+def winner(scores: BySeed) -> str | None:
+    r"""The method that is better than every other beyond doubt, or None.
+
+    It has the highest mean, and its lead over the runner-up, over at least :data:`BOLD_SEEDS` shared
+    seeds, has a 95% t interval above 0 *and* an exact sign-flip p below 5%. Looking only at the best
+    of k does not inflate the rate: where the methods are alike, the best two are closer to each other
+    the more of them there are, and k = 2 is the least favourable case (Gutmann and Maymin 1987, "Is the
+    selected population the best?"). Measured over 20,000 rows of equal methods (standard error up to
+    0.15 points), the t interval alone marks 5.0%, 1.3% and 0.7% of rows with 2, 4 and 7 methods at six seeds and
+    5.3%, 1.0% and 0.5% at ten; with the sign-flip test, which costs nothing where the lead is clear, 2.6%, 0.6% and
+    0.4%, and 4.9%, 0.9% and 0.5%. It bounds one row (one metric on one split): a table of many has as many chances.
+
+    Neither test is exact where means are equal and distributions are not: one skewed method among
+    quiet ones is marked in 9.4% of rows (two methods, ten seeds; the t interval alone: 10.0%).
+    """
+    order = ranked(scores)
+    if len(order) < 2:
+        return None
+    lead = paired(scores, *order[:2])
+    low = mean_ci_t(lead).low
+    if len(lead) < BOLD_SEEDS or low is None or low <= 0:
+        return None
+    p = sign_p(lead)
+    return order[0] if p is not None and p < ALPHA else None
