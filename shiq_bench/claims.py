@@ -66,11 +66,21 @@ def log(results: Path | str, run_id: str, event: Event, note: str = "") -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def events(results: Path | str) -> dict[str, list[dict[str, Any]]]:
-    """Run id -> its lines of the log, in their order; a torn line is left out."""
+def logged(results: Path | str) -> int:
+    """How long the log is by now, in bytes: what comes behind is news, whatever the clocks of machines say."""
+    try:
+        return (Path(results) / FOLDER / LOG).stat().st_size
+    except OSError:
+        return 0
+
+
+def events(results: Path | str, since: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Run id -> its lines of the log in their order, those behind the first ``since`` bytes, but for torn ones."""
     out: dict[str, list[dict[str, Any]]] = {}
     try:
-        text = (Path(results) / FOLDER / LOG).read_text(encoding="utf-8", errors="replace")
+        with (Path(results) / FOLDER / LOG).open("rb") as file:
+            file.seek(since)
+            text = file.read().decode(errors="replace")
     except OSError:
         return out
     for line in text.splitlines():

@@ -240,7 +240,14 @@ def table(
         str,
         typer.Option(help="A table for every task, method (a row a task), or method's setting (a row a setting)."),
     ] = "task",
-    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing; the folder of --paper.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Write every table, and every study there are runs of, with a manifest.")
+    ] = False,
+    study: Annotated[
+        list[Path] | None,
+        typer.Option("--study", help="With --paper: a study beside the shipped ones; repeat for more."),
+    ] = None,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Mix records of different source versions.")
     ] = False,
@@ -255,6 +262,11 @@ def table(
 
     _plugins(plugin)
     folders = results or [Path("results")]
+    if paper:
+        _paper(runs, folders, out or folders[0], study or [], allow_mixed)
+        return
+    if study:
+        raise UserError("--study is for --paper: to draw one study type shiq-bench study")
     records, problems = store.load_several(folders, run_ids=runs or None)
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
@@ -266,6 +278,19 @@ def table(
         raise UserError(
             f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
         )
+    if problems:
+        raise typer.Exit(1)
+
+
+def _paper(runs: list[str] | None, folders: list[Path], out: Path, given: list[Path], allow_mixed: bool) -> None:
+    from shiq_bench.paper import MANIFEST, paper
+
+    if runs:
+        raise UserError("--paper is of whole folders: leave out the run ids")
+    made, problems = paper(folders, out, [str(path) for path in given], allow_mixed=allow_mixed)
+    for problem in problems:
+        typer.echo(f"skipped: {problem}", err=True)
+    typer.echo(f"{len(made)} files in {out}, and what each shows in {out / MANIFEST}")
     if problems:
         raise typer.Exit(1)
 

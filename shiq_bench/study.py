@@ -615,7 +615,7 @@ def run_missing(
             out[i] = replace(cell, record=_shortened(record), state="done")
             shown[i] = out[i].shown
             progress.end("" if record.status == "done" else f"{record.status}: {record.error}")
-    return out, [replace(c, problem=_unfinished(c)) if c.record and not c.problem else c for c in shown]
+    return out, [replace(c, problem=unfinished(c)) if c.record and not c.problem else c for c in shown]
 
 
 def _foreign(cell: Cell) -> bool:
@@ -629,7 +629,8 @@ def _foreign(cell: Cell) -> bool:
     return (record.source_hash, record.code_hash) != ours
 
 
-def _unfinished(cell: findings.Cell) -> str:
+def unfinished(cell: findings.Cell) -> str:
+    """Why a cell's record is not of a finished run; "" where it is."""
     assert cell.record is not None
     return "" if cell.record.status == "done" else f"{cell.record.status}: {cell.record.error}"
 

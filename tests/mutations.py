@@ -411,11 +411,18 @@ MUTATIONS = [
         f"{TRAINING}::test_labels_by_hand",
     ),
     Mutation(
+        "labels against a mean without weights",
+        "shiq_bench/training/data.py",
+        "mean = sum(t.weight * t.merit for t in group) / sum(t.weight for t in group)",
+        "mean = sum(t.merit for t in group) / len(group)",
+        f"{TRAINING}::test_labels_by_hand",
+    ),
+    Mutation(
         "mean return without weights",
         "shiq_bench/training/data.py",
         "total.get(t.prompt_id, 0.0) + t.weight * t.total_reward",
         "total.get(t.prompt_id, 0.0) + t.total_reward",
-        f"{TRAINING}::test_labels_by_hand",
+        f"{TRAINING}::test_centring_takes_the_prompts_mean_off_the_last_action",
     ),
     Mutation(
         "mismatched answers from the same prompt",

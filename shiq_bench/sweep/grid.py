@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shiq_bench.api import algorithms, suggest, tasks
-from shiq_bench.claims import FOLDER
+from shiq_bench.claims import FOLDER, logged
 from shiq_bench.config import Resolved, merged, resolve, settings
 from shiq_bench.demands import check_demands, collects_fresh
 from shiq_bench.records import SCHEMA_VERSION, RunSpec, UserError, canonical_json, stable_hash
@@ -191,7 +190,7 @@ class Plan:
 
     Attributes:
         folder: the working folder, which relative paths are meant from.
-        began: when this sweep was started, seconds of the clock; what failed before may be tried again.
+        since: how long the log was when this sweep was started; what failed before may be tried again.
         retry: try again what failed or diverged earlier.
         fresh: run again what other code has made.
         plugins: files to load first.
@@ -199,7 +198,7 @@ class Plan:
 
     results: str
     folder: str
-    began: float
+    since: int
     retry: bool
     fresh: bool
     plugins: tuple[str, ...]
@@ -207,7 +206,13 @@ class Plan:
 
 
 def write_plan(
-    results: Path, jobs: Sequence[Job], *, retry: bool = False, fresh: bool = False, plugins: Sequence[Path] = ()
+    results: Path,
+    jobs: Sequence[Job],
+    *,
+    since: int | None = None,
+    retry: bool = False,
+    fresh: bool = False,
+    plugins: Sequence[Path] = (),
 ) -> Path:
     """Store a plan under the hash of its jobs, and give its file.
 
@@ -215,7 +220,8 @@ def write_plan(
         UserError: the folder cannot be written.
     """
     header = {
-        "schema_version": SCHEMA_VERSION, "kind": "plan", "count": len(jobs), "began": time.time(),
+        "schema_version": SCHEMA_VERSION, "kind": "plan", "count": len(jobs),
+        "since": logged(results) if since is None else since,
         "retry": retry, "fresh": fresh, "plugins": [str(p.resolve()) for p in plugins], "results": str(results),
         "folder": str(Path.cwd()),
     }  # fmt: skip
@@ -239,7 +245,7 @@ def read_plan(path: Path) -> Plan:
         jobs = tuple(Job(**json.loads(line)) for line in lines)
         if head["kind"] != "plan" or len(jobs) != head["count"]:
             raise UserError(f"{path} is cut: {len(jobs)} of {head['count']} jobs")
-        given = {name: head[name] for name in ("results", "folder", "began", "retry", "fresh")}
+        given = {name: head[name] for name in ("results", "folder", "since", "retry", "fresh")}
         return Plan(**given, plugins=tuple(head["plugins"]), jobs=jobs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan of a sweep: {error}") from error

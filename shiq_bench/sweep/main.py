@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shiq_bench.claims import logged
 from shiq_bench.config import Resolved
 from shiq_bench.records import RunRecord, RunSpec, UserError, canonical_json
 from shiq_bench.reporting import runs
@@ -63,10 +64,12 @@ def sweep(
     found = {job.run_id: _record(results, job) for job in good}
     before = {job.run_id: _state(job, found[job.run_id], options) for job in good}
     todo = [job for job in good if not over(before[job.run_id])]
-    began = time.time()
-    with View(results, good, began, before, log) as view:
+    since = logged(results)
+    with View(results, good, since, before, log) as view:
         if todo:
-            plan = write_plan(results, good, retry=options.retry, fresh=options.fresh, plugins=options.plugins)
+            plan = write_plan(
+                results, good, since=since, retry=options.retry, fresh=options.fresh, plugins=options.plugins
+            )
             with executor:
                 executor.start(plan, len(todo))
                 while not view.refresh(workers := executor.alive()):

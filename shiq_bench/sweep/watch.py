@@ -111,10 +111,10 @@ def summary(lines: Sequence[Line]) -> str:
 class View:
     """What is seen of a sweep under way: a live table on a terminal, else a line for every run that ends."""
 
-    def __init__(self, results: Path, jobs: Sequence[Job], began: float, before: Mapping[str, State], console: Console):
+    def __init__(self, results: Path, jobs: Sequence[Job], since: int, before: Mapping[str, State], console: Console):
         from rich.live import Live
 
-        self.results, self.jobs, self.began, self.before, self.console = results, jobs, began, before, console
+        self.results, self.jobs, self.since, self.before, self.console = results, jobs, since, before, console
         self.lines: list[Line] = []
         self._over: set[str] = set()
         self._live = Live(console=console, transient=True, auto_refresh=False)
@@ -132,11 +132,10 @@ class View:
 
     def refresh(self, workers: int) -> bool:
         """Look again; True once every job is over."""
-        log = claims.events(self.results)
-        now = [[e for e in log.get(job.run_id, []) if e["time"] >= self.began] for job in self.jobs]
+        log = claims.events(self.results, self.since)
         self.lines = [
-            line(self.results, job.run_id, job.name, events, self.before.get(job.run_id, "waiting"))
-            for job, events in zip(self.jobs, now, strict=True)
+            line(self.results, job.run_id, job.name, log.get(job.run_id, []), self.before.get(job.run_id, "waiting"))
+            for job in self.jobs
         ]
         if self.console.is_terminal:
             shown = table(self.lines, rows=max(5, self.console.height - 6))

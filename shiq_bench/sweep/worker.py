@@ -43,7 +43,7 @@ def work(path: Path) -> None:
         load_plugin(Path(plugin))
     left = list(plan.jobs)
     while left:
-        log = claims.events(plan.results)
+        log = claims.events(plan.results, plan.since)
         taken = {job.run_id for job in left if busy(plan, job)}
         left = [job for job in left if job.run_id in taken or not over(plan, job, log.get(job.run_id, []))]
         if not any(_attempt(plan, job) for job in left if job.run_id not in taken) and left:
@@ -59,9 +59,11 @@ def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
     """Whether there is nothing left to do about a job.
 
     Done is done; what failed or diverged is over unless the plan is to try it again, once a sweep.
+
+    Args:
+        events: the job's lines of the log since the sweep was started.
     """
-    now = [e for e in events if e["time"] >= plan.began]
-    if now and now[-1]["event"] in ("done", "failed", "diverged"):
+    if events and events[-1]["event"] in ("done", "failed", "diverged"):
         return True
     record = _record(plan, job)
     if record is None or record.status == "started":
@@ -92,7 +94,7 @@ def _attempt(plan: Plan, job: Job) -> bool:
 
     with _output(plan, job) as report:
         try:
-            now = [e for e in claims.events(plan.results).get(job.run_id, []) if e["time"] >= plan.began]
+            now = _news(plan, job)
             if over(plan, job, now):
                 return True
             record = _record(plan, job)
@@ -106,14 +108,13 @@ def _attempt(plan: Plan, job: Job) -> bool:
             return False
         except UserError as error:
             report.console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
-            if _last(plan, job) != "failed":  # refused before there was a record
+            if not any(e["event"] == "failed" for e in _news(plan, job)[-1:]):  # refused before there was a record
                 claims.log(plan.results, job.run_id, "failed", str(error))
     return True
 
 
-def _last(plan: Plan, job: Job) -> str:
-    found = claims.events(plan.results).get(job.run_id, [])
-    return str(found[-1]["event"]) if found and found[-1]["time"] >= plan.began else ""
+def _news(plan: Plan, job: Job) -> list[dict[str, Any]]:
+    return claims.events(plan.results, plan.since).get(job.run_id, [])
 
 
 def _give_up(plan: Plan, record: RunRecord) -> None:

@@ -128,12 +128,13 @@ def test_a_run_that_takes_its_process_down_is_given_up(tmp_path: Path) -> None:
 
 def test_a_failure_of_an_earlier_sweep_is_not_one_of_this(tmp_path: Path) -> None:
     (job,) = jobs(tmp_path, "shiq")
+    claims.log(tmp_path, job.run_id, "failed", "before")
     plan = read_plan(write_plan(tmp_path, [job]))
-    early = [{"event": "failed", "time": plan.began - 1}]
-    late = [{"event": "failed", "time": plan.began + 1}]
-    assert not over(plan, job, early)
-    assert over(plan, job, late)
-    assert not over(plan, job, [*late, {"event": "start", "time": plan.began + 2}])
+    assert not over(plan, job, claims.events(tmp_path, plan.since).get(job.run_id, []))
+    claims.log(tmp_path, job.run_id, "failed", "now")
+    (now,) = claims.events(tmp_path, plan.since)[job.run_id]
+    assert now["note"] == "now" and over(plan, job, [now])
+    assert not over(plan, job, [now, {"event": "start"}])
 
 
 def test_a_lost_lease_ends_the_run_without_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

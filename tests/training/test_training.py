@@ -250,6 +250,8 @@ def test_sampled_pairs_follow_bradley_and_terry() -> None:
 def test_centring_takes_the_prompts_mean_off_the_last_action(trajectories: list[Trajectory]) -> None:
     means = centred(trajectories)
     assert means["p0"] == pytest.approx((0 + 1 + 2 + 0) / 4)
+    heavy = [Trajectory("p", (1, 2), (False, True), (0.0, r), weight=w) for r, w in ((4.0, 1), (2.0, 1), (1.0, 2))]
+    assert centred(heavy) == {"p": 2.0}
     for algo, moved in (("shiq", True), ("dpo", False)):
         algorithm = algorithms.get(algo)()
         groups = prepare(trajectories, None, algorithm, center_rewards=True)
