@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ import pytest
 
 from shiq_bench import store
 from shiq_bench.records import SCHEMA_VERSION, Trajectory, UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def _full(*_: Any, **__: Any) -> None:
@@ -114,23 +118,27 @@ def test_an_interrupted_build_leaves_nothing(cache: Path, kind: type[BaseExcepti
 
     with pytest.raises(kind):
         store.cached_folder("things", {"a": 1}, build)
-    assert os.listdir(cache / "things") == []
+    assert os.listdir(cache / "things") == [".lock"]
     calls: list[Path] = []
     store.cached_folder("things", {"a": 1}, _builder(calls))
     assert len(calls) == 1
 
 
-def test_the_slower_of_two_builders_takes_what_is_there(cache: Path) -> None:
-    def fast(folder: Path) -> None:
-        (folder / "data").write_text("fast")
-
-    def slow(folder: Path) -> None:
-        (folder / "data").write_text("slow")
-        store.cached_folder("things", {"a": 1}, fast)
-
-    folder = store.cached_folder("things", {"a": 1}, slow)
-    assert (folder / "data").read_text() == "fast"
-    assert os.listdir(cache / "things") == [folder.name]
+def test_of_two_builders_one_waits_says_so_and_takes_what_is_there(cache: Path) -> None:
+    """The other one is another process: a sweep computes a reference once, whoever needs it first."""
+    script = (
+        "import time; from shiq_bench import store\n"
+        "def build(folder):\n    print('building', flush=True); time.sleep(2); (folder / 'data').write_text('theirs')\n"
+        "store.cached_folder('some-things', {'a': 1}, build)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
+    assert other.stdout is not None and other.stdout.readline() == b"building\n"
+    told: list[tuple[str, str]] = []
+    with store.telling(lambda *what: told.append(what)):
+        folder = store.cached_folder("some-things", {"a": 1}, lambda _: pytest.fail("it was built twice"))
+    assert (folder / "data").read_text() == "theirs" and other.wait(60) == 0
+    assert [what for what, _ in told] == ["some things"] and told[0][1].startswith(f"process {other.pid} on ")
+    assert [name for name in os.listdir(cache / "some-things") if name != ".lock"] == [folder.name]
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
