@@ -18,6 +18,7 @@ from shiq_bench.sweep.grid import Job, grid, of_flags, of_study, whole_numbers
 from shiq_bench.sweep.main import Options, print_plan, sweep
 from shiq_bench.sweep.tune import Tuning, chosen, trials
 from shiq_bench.sweep.watch import over, status, table
+from shiq_bench.sweep.worker import stoppable
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def main(asked: Asked) -> None:
     Raises:
         UserError: what was typed makes no sense, or some runs failed.
     """
+    stoppable()
     options = Options(asked.retry, asked.fresh, asked.allow_mixed, asked.plugins)
     console, log = Console(), Console(stderr=True)
     _executor(asked)

@@ -151,6 +151,12 @@ def log_path(results: Path | str, run_id: str) -> Path:
     return Path(results) / claims.FOLDER / f"{run_id}.log"
 
 
+def stoppable() -> None:
+    """Be stopped in order by Ctrl-C and by SIGTERM, also where a shell started this in the background, deaf to them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
 def follow(parent: int) -> None:
     """End with the process that started this one, by a checkpoint and in order."""
 
@@ -170,7 +176,7 @@ def environment(threads: int, devices: str | None) -> Mapping[str, str]:
 
 def main() -> None:
     """``python -m shiq_bench.sweep.worker PLAN PARENT``"""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stoppable()
     follow(int(sys.argv[2]))
     try:
         work(Path(sys.argv[1]))

@@ -23,7 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from shiq_bench.api import Codec, Episode, Task, task, tasks
+from shiq_bench.api import Codec, Episode, Metric, Task, task, tasks
 from shiq_bench.config import resolve
 from shiq_bench.demands import check_demands
 from shiq_bench.evaluation.harness import EngineLM, check_tasks, run_lm_eval, shipped, task_names
@@ -337,6 +337,8 @@ def test_the_tasks_run_under_the_plain_command(folders: dict[str, Path], tmp_pat
 @dataclass(frozen=True)
 class Told(Task):
     """Says back a word; has pairs."""
+
+    metrics = (Metric("reward", "higher", "mean reward", headline=True),)
 
     def prompts(self, split: str) -> list[str]:
         return [str(n) for n in range(4)]

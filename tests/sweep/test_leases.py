@@ -70,6 +70,7 @@ def test_a_number_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
     leases.acquire(path).release()
     me = {**leases._me(), "born": "1"}
     path.write_text(json.dumps(me))
+    assert leases.holder(path) is None
     with leases.acquire(path) as lease:
         assert lease.inherited
 
@@ -102,13 +103,15 @@ def test_who_was_thought_dead_must_not_write_and_takes_nothing_back(
     path = tmp_path / "run.lease"
     slow = leases.acquire(path)
     os.utime(path, (time.time() - leases.TTL - 60,) * 2)
-    with leases.acquire(path) as next_one:
-        assert next_one.inherited
-        with pytest.raises(leases.Lost, match="another process has taken this over"):
-            slow.check()
-        slow.release()
-        assert path.exists()
-        next_one.check()
+    next_one = leases.acquire(path)
+    assert next_one.inherited
+    with pytest.raises(leases.Lost, match="another process has taken this over"):
+        slow.check()
+    slow.release()
+    assert path.exists()
+    next_one.check()
+    next_one.release()
+    assert not path.exists()
 
 
 def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from shiq_bench import claims, leases
+from shiq_bench.api import Algorithm, algorithms
+from shiq_bench.batch import Batch, LossOutput, Stats
 from shiq_bench.reporting import runs
 from shiq_bench.sweep.grid import Job, Plan, fitting, of_flags, read_plan, write_plan
 from shiq_bench.sweep.worker import CRASHES, log_path, over, work
@@ -104,23 +108,27 @@ def test_what_other_code_left_unfinished_is_begun_anew(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_a_run_that_takes_its_process_down_is_given_up(tmp_path: Path) -> None:
-    plugin = tmp_path / "plugin.py"
-    plugin.write_text(
-        "import os\nfrom dataclasses import dataclass\nfrom shiq_bench.api import Algorithm, algorithm\n"
-        "@algorithm('deadly')\n@dataclass(frozen=True)\nclass Deadly(Algorithm):\n"
-        "    def loss(self, stats, batch):\n        os.kill(os.getpid(), 9)\n"
-    )
-    from shiq_bench.api import load_plugin
+@dataclass(frozen=True)
+class Deadly(Algorithm):
+    """Takes its process down."""
 
-    load_plugin(plugin)
+    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("it lives")
+
+
+def test_a_run_that_takes_its_process_down_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(algorithms._classes, "deadly", Deadly)
+    monkeypatch.setattr(Deadly, "name", "deadly", raising=False)
     (job,) = jobs(tmp_path, "deadly")
-    plan = write_plan(tmp_path, [job], plugins=[plugin])
-    command = [sys.executable, "-m", "shiq_bench.sweep.worker", str(plan), str(os.getpid())]
-    codes = []
+    plan = write_plan(tmp_path, [job])
+    codes: list[int | None] = []
     while not codes or (codes[-1] and len(codes) < 10):
-        codes.append(subprocess.run(command, cwd=Path(__file__).parents[2], timeout=120).returncode)
-    assert codes == [-9] * (CRASHES + 1) + [0]
+        worker = multiprocessing.get_context("fork").Process(target=work, args=(plan,))
+        worker.start()
+        worker.join(100)
+        codes.append(worker.exitcode)
+    assert codes == [-signal.SIGKILL] * (CRASHES + 1) + [0]
     record = runs.load(runs.run_folder(tmp_path, job.run_id))
     assert record.status == "failed" and "took its process down" in (record.error or "")
     assert kinds(tmp_path, job.run_id)[-1] == "failed"
