@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.claims import events
+from shiq_bench.claims import events, logged
 
-TABLES = ["--algo", "shiq,dpo,copg", "--task", "bandit,tree", "--seeds", "0-3", "--set", "steps=300"]
+TABLES = ["--algo", "shiq,dpo,copg", "--task", "bandit,tree", "--seeds", "0-3", "--set", "steps=2000"]
 MODELS = [
     "--algo", "shiq,sft", "--task", "tree", "--seeds", "0,1", "--model", "tiny", "--set", "engine=hf",
     "--set", "steps=40", "--set", "save_every=5", "--set", "depth=2", "--set", "eval_samples=0",
@@ -87,8 +87,13 @@ def killed(flags: list[str], folder: Path, kills: int, longest: float, seed: int
         process = subprocess.Popen(
             command(torn, flags, workers), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        before = logged(torn)
+        while (
+            process.poll() is None and logged(torn) == before
+        ):  # what is killed before it starts anything proves little
+            time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(1, longest))
+            process.wait(draw.uniform(0, longest))
         if process.poll() is None:
             kill(process)
             done += 1
@@ -112,9 +117,12 @@ def killed(flags: list[str], folder: Path, kills: int, longest: float, seed: int
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=12.0, help="seconds until a kill, at most")
-    for name, flags in (("tables", TABLES), ("language models", MODELS)):
-        asked = parser.parse_args()
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds from a run's start to a kill, at most")
+    parser.add_argument("--of", choices=["tables", "models"], nargs="*", default=["tables", "models"])
+    asked = parser.parse_args()
+    for name, flags in {"tables": TABLES, "models": MODELS}.items():
+        if name not in asked.of:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             found = killed(flags, Path(folder), asked.kills, asked.longest)
