@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 from shiq_bench.claims import logged
 from shiq_bench.config import Resolved
 from shiq_bench.records import RunRecord, RunSpec, UserError, canonical_json
-from shiq_bench.reporting import runs
 from shiq_bench.reporting.blocks import conditions
 from shiq_bench.store import check_writable
 from shiq_bench.study import about
 from shiq_bench.sweep.executors import Executor
 from shiq_bench.sweep.grid import Job, fitting, write_plan
 from shiq_bench.sweep.watch import Line, State, View, over, summary
-from shiq_bench.sweep.worker import foreign, log_path
+from shiq_bench.sweep.worker import foreign, log_path, record_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +60,7 @@ def sweep(
     for job in bad:
         _print(log, f"left out: {job.name}: {job.problem}")
     check_writable(results)
-    found = {job.run_id: _record(results, job) for job in good}
+    found = {job.run_id: record_of(results, job) for job in good}
     before = {job.run_id: _state(job, found[job.run_id], options) for job in good}
     todo = [job for job in good if not over(before[job.run_id])]
     since = logged(results)
@@ -86,13 +85,6 @@ def sweep(
             if (path := log_path(results, line.run_id)).exists():
                 _print(console, f"  what it printed: {path}")
     return view.lines
-
-
-def _record(results: Path, job: Job) -> RunRecord | None:
-    try:
-        return runs.load(runs.run_folder(results, job.run_id))
-    except UserError:
-        return None
 
 
 def _error(record: RunRecord | None) -> str:
@@ -121,7 +113,7 @@ def _state(job: Job, record: RunRecord | None, options: Options) -> State:
 def print_plan(jobs: Iterable[Job], results: Path, console: Console) -> None:
     """What a sweep is made of, what of it is there, and what the rest costs at most."""
     good, bad = fitting(jobs)
-    found = {job.run_id: _record(results, job) for job in good}
+    found = {job.run_id: record_of(results, job) for job in good}
     states = {job.run_id: "missing" if (r := found[job.run_id]) is None else r.status for job in good}
     made = {job.run_id: job.resolved() for job in good}
     for job in good:

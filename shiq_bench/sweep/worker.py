@@ -65,7 +65,7 @@ def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
     """
     if events and events[-1]["event"] in ("done", "failed", "diverged"):
         return True
-    record = _record(plan, job)
+    record = record_of(plan.results, job)
     if record is None or record.status == "started":
         return False
     if foreign(job.resolved(), record):
@@ -73,10 +73,11 @@ def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
     return record.status == "done" or not plan.retry
 
 
-def _record(plan: Plan, job: Job) -> RunRecord | None:
+def record_of(results: Path | str, job: Job) -> RunRecord | None:
+    """A job's record; None where there is none, or none that can be read, which the run itself will say."""
     try:
-        return runs.load(runs.run_folder(plan.results, job.run_id))
-    except UserError:  # there is none, or it cannot be read, and then the run itself will say so
+        return runs.load(runs.run_folder(results, job.run_id))
+    except UserError:
         return None
 
 
@@ -97,7 +98,7 @@ def _attempt(plan: Plan, job: Job) -> bool:
             now = _news(plan, job)
             if over(plan, job, now):
                 return True
-            record = _record(plan, job)
+            record = record_of(plan.results, job)
             if record is not None and claims.crashes(now) >= CRASHES:
                 _give_up(plan, record)
                 return True
