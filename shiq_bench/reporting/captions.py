@@ -20,7 +20,7 @@ from shiq_bench.reporting.blocks import (
     plain,
     where,
 )
-from shiq_bench.reporting.significance import ALPHA, BOLD_SEEDS, FALSE_MARKS
+from shiq_bench.reporting.significance import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS
 from shiq_bench.reporting.statistics import binomial_stderr, detectable, detectable_difference
 
 
@@ -66,7 +66,8 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         yield (
             "Bold, *: best of the methods; its lead on the runner-up has a 95% interval above 0 and an exact "
             f"sign-flip p below {ALPHA:g}, over {BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods "
-            f"it marks at most {FALSE_MARKS} (measured); rows are not adjusted for one another."
+            f"it marks at most {FALSE_MARKS} (measured; {SKEWED_MARKS} where one is skewed); "
+            "rows are not adjusted for one another."
         )
     yield from _significance(block)
     if any(mode == LM_EVAL for _, mode in block.places):
