@@ -17,6 +17,8 @@ from shiq_bench.records import SCHEMA_VERSION, RunRecord, UserError, canonical_j
 from shiq_bench.reporting import pictures, runs, tables
 from shiq_bench.reporting.tables import BY, By
 from shiq_bench.store import write_atomic, write_json
+from shiq_bench.study_cells import Cell, expand, look_up
+from shiq_bench.study_file import Study, find, load, shipped
 
 MANIFEST = "manifest.json"
 INDEX = "index.md"
@@ -57,7 +59,7 @@ def paper(
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: start with shiq-bench sweep")
     made = _tables(records, out, allow_mixed)
-    for path in [*studies.shipped().values(), *(p for name in given for p in studies.find(name))]:
+    for path in [*shipped().values(), *(p for name in given for p in find(name))]:
         made += _study(path, folders, out, allow_mixed)
     _write_manifest(records, made, out)
     return made, problems
@@ -96,7 +98,7 @@ def _rendered(records: Sequence[RunRecord], metrics: Sequence[Metric], by: By, a
 
 
 def _study(path: Path, folders: Sequence[Path], out: Path, allow_mixed: bool) -> list[Made]:
-    study = studies.load(path)
+    study = load(path)
     cells = _found(study, folders)
     records = [cell.record for cell in cells if cell.record is not None]
     if not records:
@@ -107,16 +109,16 @@ def _study(path: Path, folders: Sequence[Path], out: Path, allow_mixed: bool) ->
     shown = [c.shown if c.record or c.left_out else replace(c.shown, problem="it was not run") for c in cells]
     shown = [replace(s, problem=studies.unfinished(s)) if s.record and not s.problem else s for s in shown]
     files = pictures.write(studies.sheet(study, cells, shown), out / "studies")
-    name = study.name if path == studies.shipped().get(study.name) else str(path)
+    name = study.name if path == shipped().get(study.name) else str(path)
     ids = tuple(sorted(r.run_id for r in records))
     return [Made(f"studies/{file.name}", ids, f"shiq-bench study {name}") for file in files]
 
 
-def _found(study: studies.Study, folders: Sequence[Path]) -> list[studies.Cell]:
+def _found(study: Study, folders: Sequence[Path]) -> list[Cell]:
     """The study's cells with the records of whichever folder has them."""
-    cells = studies.look_up(studies.expand(study, folders[0]))
+    cells = look_up(expand(study, folders[0]))
     for folder in folders[1:]:
-        more = studies.look_up(studies.expand(study, folder))
+        more = look_up(expand(study, folder))
         cells = [a if a.record is not None else b for a, b in zip(cells, more, strict=True)]
     return cells
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from shiq_bench import study as studies
 from shiq_bench.paper import INDEX, MANIFEST, paper
 from shiq_bench.records import UserError
 from shiq_bench.reporting import runs
 from shiq_bench.run import execute
+from shiq_bench.study_cells import expand
+from shiq_bench.study_file import load
 
 STUDY = (
     "{title: Small, kind: curves, metric: regret, focus: ShiQ, task: bandit, methods: {ShiQ: {algo: shiq}, "
@@ -30,7 +31,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of the study's two runs, and a study's file."""
     folder = tmp_path_factory.mktemp("paper")
     (folder / "small.yaml").write_text(STUDY)
-    (cell, _) = studies.expand(studies.load(folder / "small.yaml"), folder)
+    (cell, _) = expand(load(folder / "small.yaml"), folder)
     execute(cell.resolved, resume=False, fresh=False, report=lambda *_: None)
     return folder
 
@@ -88,7 +89,7 @@ def test_a_study_of_mixed_code_is_refused_unless_told(results: Path, tmp_path: P
     (record,) = runs.load_all(results)[0]
     runs.save(replace(record, source_hash="other"), tmp_path / "r")
     (tmp_path / "small.yaml").write_text(STUDY)
-    second = studies.expand(studies.load(tmp_path / "small.yaml"), tmp_path / "r")[1]
+    second = expand(load(tmp_path / "small.yaml"), tmp_path / "r")[1]
     execute(second.resolved, resume=False, fresh=False, report=lambda *_: None)
     with pytest.raises(UserError, match="different versions of the source"):
         paper([tmp_path / "r"], tmp_path / "out", [str(tmp_path / "small.yaml")])

@@ -21,7 +21,9 @@ from shiq_bench.api import algorithms
 from shiq_bench.config import Resolved
 from shiq_bench.records import UserError
 from shiq_bench.reporting import runs
-from shiq_bench.study import Cell, Study, expand, find, load, look_up, main, overridden, shipped
+from shiq_bench.study import main
+from shiq_bench.study_cells import Cell, expand, look_up, overridden
+from shiq_bench.study_file import Study, find, load, shipped
 
 TINY: dict[str, Any] = {
     "title": "A tiny study",

@@ -13,22 +13,10 @@ from shiq_bench.reporting.across import (
     performance_profile,
     probability_of_improvement,
 )
-from shiq_bench.reporting.findings import (
-    EMPTY,
-    Findings,
-    Grid,
-    Sheet,
-    final_grid,
-    interval,
-    listed,
-    measured,
-    notes_of,
-    number,
-    panel_claim,
-    problems_of,
-    start,
-)
+from shiq_bench.reporting.ends import final_grid, panel_claim
+from shiq_bench.reporting.sheet import EMPTY, Findings, Grid, Sheet, measured, start
 from shiq_bench.reporting.statistics import Estimate
+from shiq_bench.reporting.wording import interval, listed, notes_of, number, problems_of
 
 #: Titles of the two pairs of axes.
 PROFILES = "Performance profiles"

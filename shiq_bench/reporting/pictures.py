@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiq_bench.reporting.crosswise import PROFILES, improvements, profiles
-from shiq_bench.reporting.findings import Estimate, Findings, Grid, Sheet, View, findings, front, origin, series, start
+from shiq_bench.reporting.findings import findings
+from shiq_bench.reporting.fronts import front, origin
+from shiq_bench.reporting.sheet import Findings, Grid, Sheet, View, series, start
+from shiq_bench.reporting.statistics import Estimate
 from shiq_bench.store import write_atomic
 
 if TYPE_CHECKING:

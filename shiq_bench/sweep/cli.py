@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from shiq_bench import study as studies
 from shiq_bench.config import merged, parse_sets
 from shiq_bench.records import UserError
+from shiq_bench.study_cells import overridden
+from shiq_bench.study_file import find, load
 from shiq_bench.sweep.executors import Executor, Resources, make_executor
 from shiq_bench.sweep.grid import Job, grid, of_flags, of_study, whole_numbers
 from shiq_bench.sweep.main import Options, print_plan, sweep
@@ -110,10 +111,10 @@ def _jobs(asked: Asked) -> Iterable[Job]:
         for flag, value in (("--algo", asked.algos), ("--task", asked.tasks), ("--grid", asked.grid)):
             if value:
                 raise UserError(f"{flag} is for sweeps without a study: a study's file says what it is made of")
-        (path, *more) = studies.find(asked.study)
+        (path, *more) = find(asked.study)
         if more:
             raise UserError("a sweep is of one study: name it, and see shiq-bench study --list")
-        return of_study(studies.overridden(studies.load(path), given), asked.results)
+        return of_study(overridden(load(path), given), asked.results)
     return of_flags(*_flags(asked), grid(asked.grid))
 
 

@@ -15,7 +15,8 @@ from shiq_bench.config import Resolved, merged, resolve, settings
 from shiq_bench.demands import check_demands, collects_fresh
 from shiq_bench.records import SCHEMA_VERSION, RunSpec, UserError, canonical_json, stable_hash
 from shiq_bench.store import write_atomic
-from shiq_bench.study import Study, expand
+from shiq_bench.study_cells import expand
+from shiq_bench.study_file import Study
 
 
 @dataclass(frozen=True)

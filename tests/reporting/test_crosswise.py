@@ -17,7 +17,8 @@ from shiq_bench.reporting.crosswise import (
     normalised,
     profiles,
 )
-from shiq_bench.reporting.findings import Cell, Sheet, View, findings
+from shiq_bench.reporting.findings import findings
+from shiq_bench.reporting.sheet import Cell, Sheet, View
 from tests.reporting.test_pictures import N, record, sheet
 
 #: Regrets of N instances, where the reference has 2.

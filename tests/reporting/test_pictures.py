@@ -17,19 +17,12 @@ import pytest
 
 from shiq_bench.records import Evaluation, RunRecord, RunSpec
 from shiq_bench.reporting import pictures
-from shiq_bench.reporting.findings import (
-    Cell,
-    Findings,
-    Sheet,
-    View,
-    duels,
-    findings,
-    front,
-    gaps,
-    number,
-    updates_until,
-)
+from shiq_bench.reporting.findings import findings
+from shiq_bench.reporting.fronts import front, gaps
+from shiq_bench.reporting.sheet import Cell, Findings, Sheet, View, duels
+from shiq_bench.reporting.speed import updates_until
 from shiq_bench.reporting.statistics import summarise
+from shiq_bench.reporting.wording import number
 
 ROOT = Path(__file__).parents[2]
 N = 8
