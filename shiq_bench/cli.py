@@ -263,6 +263,8 @@ def table(
     _plugins(plugin)
     folders = results or [Path("results")]
     if paper:
+        if (format, by) != ("rich", "task"):
+            raise UserError("--paper writes every format, by task, method and setting: leave out --format and --by")
         _paper(runs, folders, out or folders[0], study or [], allow_mixed)
         return
     if study:

@@ -6,7 +6,9 @@ time; a study is drawn as soon as the folder has one of its runs, and what it la
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from shiq_bench.reporting import pictures, runs, tables
 from shiq_bench.reporting.tables import BY, By
 from shiq_bench.store import write_atomic, write_json
 from shiq_bench.study_cells import Cell, expand, look_up
-from shiq_bench.study_file import Study, find, load, shipped
+from shiq_bench.study_file import find, load, shipped
 
 MANIFEST = "manifest.json"
 INDEX = "index.md"
@@ -35,6 +37,7 @@ class Made:
     """
 
     path: str
+    data: bytes
     runs: tuple[str, ...]
     command: str = ""
 
@@ -42,7 +45,10 @@ class Made:
 def paper(
     folders: Sequence[Path], out: Path, given: Sequence[str] = (), *, allow_mixed: bool = False
 ) -> tuple[list[Made], list[str]]:
-    """Write everything, and the manifest last.
+    """Write everything, and the manifest last; what an earlier manifest lists and this one does not is deleted.
+
+    Records are read once and everything is drawn before anything is written, so that a refusal leaves
+    the folder as it was.
 
     Args:
         folders: of run records.
@@ -58,14 +64,18 @@ def paper(
     records, problems = runs.load_several(folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: start with shiq-bench sweep")
-    made = _tables(records, out, allow_mixed)
+    made = _tables(records, allow_mixed)
     for path in [*shipped().values(), *(p for name in given for p in find(name))]:
-        made += _study(path, folders, out, allow_mixed)
-    _write_manifest(records, made, out)
+        made += _study(path, records, folders[0], allow_mixed)
+    for file in made:
+        write_atomic(out / file.path, file.data)
+    _delete(_listed(out) - {file.path for file in made}, out)
+    command = " ".join(["shiq-bench table --paper", *(f"--study {name}" for name in given)])
+    _write_manifest(records, made, command, out)
     return made, problems
 
 
-def _tables(records: Sequence[RunRecord], out: Path, allow_mixed: bool) -> list[Made]:
+def _tables(records: Sequence[RunRecord], allow_mixed: bool) -> list[Made]:
     made = []
     known = set(tasks.names())
     by_task: dict[str, list[RunRecord]] = {}
@@ -80,9 +90,7 @@ def _tables(records: Sequence[RunRecord], out: Path, allow_mixed: bool) -> list[
                 texts = _rendered(some, metrics, by, allow_mixed)
             except UserError as error:
                 raise UserError(f"{task}: {error}") from None
-            for suffix, text in texts.items():
-                write_atomic(out / "tables" / f"{name}.{suffix}", text.encode())
-                made.append(Made(f"tables/{name}.{suffix}", ids))
+            made += [Made(f"tables/{name}.{suffix}", text.encode(), ids) for suffix, text in texts.items()]
     return made
 
 
@@ -97,43 +105,67 @@ def _rendered(records: Sequence[RunRecord], metrics: Sequence[Metric], by: By, a
     return {**out, "csv": tables.csv(comparison)} if by == "task" else out
 
 
-def _study(path: Path, folders: Sequence[Path], out: Path, allow_mixed: bool) -> list[Made]:
+def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed: bool) -> list[Made]:
     study = load(path)
-    cells = _found(study, folders)
-    records = [cell.record for cell in cells if cell.record is not None]
-    if not records:
+    there = {r.run_id: r for r in records}
+    cells = look_up(expand(study, results), lambda spec: there.get(spec.run_id))
+    found = [cell.record for cell in cells if cell.record is not None]
+    if not found:
         return []
-    versions = sorted({r.source_hash for r in records})
+    versions = sorted({r.source_hash for r in found})
     if len(versions) > 1 and not allow_mixed:
         raise UserError(f"{study.name}: its runs come from different code ({', '.join(versions)}): add --allow-mixed")
-    shown = [c.shown if c.record or c.left_out else replace(c.shown, problem="it was not run") for c in cells]
-    shown = [replace(s, problem=studies.unfinished(s)) if s.record and not s.problem else s for s in shown]
-    files = pictures.write(studies.sheet(study, cells, shown), out / "studies")
+    shown = [replace(cell.shown, problem=_problem(cell, there)) for cell in cells]
+    files = pictures.files_of(studies.sheet(study, cells, shown))
     name = study.name if path == shipped().get(study.name) else str(path)
-    ids = tuple(sorted(r.run_id for r in records))
-    return [Made(f"studies/{file.name}", ids, f"shiq-bench study {name}") for file in files]
+    ids, command = tuple(sorted(r.run_id for r in found)), f"shiq-bench study {name}"
+    return [Made(f"studies/{study.name}.{suffix}", data, ids, command) for suffix, data in files.items()]
 
 
-def _found(study: Study, folders: Sequence[Path]) -> list[Cell]:
-    """The study's cells with the records of whichever folder has them."""
-    cells = look_up(expand(study, folders[0]))
-    for folder in folders[1:]:
-        more = look_up(expand(study, folder))
-        cells = [a if a.record is not None else b for a, b in zip(cells, more, strict=True)]
-    return cells
+def _problem(cell: Cell, there: Mapping[str, RunRecord]) -> str:
+    """Why a cell has no number; "" where it has one, or is not to have one."""
+    if cell.record is not None:
+        return studies.unfinished(cell.shown)
+    if cell.left_out:
+        return ""
+    record = there.get(cell.resolved.spec.run_id)
+    return "it was not run" if record is None else f"{record.status}: {record.error or 'it was stopped'}"
 
 
-def _write_manifest(records: Iterable[RunRecord], made: Sequence[Made], out: Path) -> None:
+def _listed(out: Path) -> set[str]:
+    """The files of the manifest that is there; none where there is no readable one."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        return {str(name) for name in manifest["files"]} if manifest["kind"] == "paper" else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _delete(names: Iterable[str], out: Path) -> None:
+    """Delete files of an earlier paper, and nothing outside its two folders, whatever a manifest says."""
+    for name in names:
+        path = Path(name)
+        if len(path.parts) == 2 and path.parts[0] in ("tables", "studies") and path.name != "..":
+            with contextlib.suppress(FileNotFoundError):
+                (out / path).unlink()
+
+
+def _write_manifest(records: Iterable[RunRecord], made: Sequence[Made], command: str, out: Path) -> None:
     write_json(
         out / MANIFEST,
         {
             "schema_version": SCHEMA_VERSION,
             "kind": "paper",
             "runs": {r.run_id: _origin(r) for r in records},
-            "files": {m.path: {"sha256": _digest(out / m.path), "runs": list(m.runs)} for m in made},
+            "files": {m.path: {"sha256": hashlib.sha256(m.data).hexdigest(), "runs": list(m.runs)} for m in made},
         },
     )
-    lines = ["# Tables and pictures", "", f"Every file with its runs: [{MANIFEST}]({MANIFEST}).", ""]
+    lines = [
+        "# Tables and pictures",
+        "",
+        f"Written by `{command}`. Every file with its runs: [{MANIFEST}]({MANIFEST}).",
+        "",
+    ]
     lines += [f"- [{m.path}]({m.path})" + (f", drawn by `{m.command}`" if m.command else "") for m in made]
     write_atomic(out / INDEX, ("\n".join(lines) + "\n").encode())
 
@@ -148,7 +180,3 @@ def _origin(record: RunRecord) -> Mapping[str, object]:
         "git_commit": record.git_commit,
         "git_dirty": record.git_dirty,
     }
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

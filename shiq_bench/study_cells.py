@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -135,23 +135,26 @@ def _check_metrics(study: Study, cells: Sequence[Cell]) -> None:
             raise UserError(f"{study.name}: {study.metric} has no better and no worse: nothing can win by it")
 
 
-def look_up(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with what the results folder holds of them.
+def stored(spec: RunSpec) -> RunRecord | None:
+    """What the results folder of a run holds of it."""
+    try:
+        return runs.load(runs.run_folder(spec.results, spec.run_id))
+    except UserError:  # there is none, or it cannot be read, and then the run itself will say so
+        return None
+
+
+def look_up(cells: Sequence[Cell], record_of: Callable[[RunSpec], RunRecord | None] = stored) -> list[Cell]:
+    """The cells with what is there of them.
 
     A finished run is one that is done or diverged, which on tables it would do again. ``stale`` is
     one that other code has made: it counts as finished, and is not mixed with others unasked.
     """
     source = source_hash()
-    return [cell if cell.left_out else _looked_up(cell, source) for cell in cells]
+    return [cell if cell.left_out else _looked_up(cell, record_of(cell.resolved.spec), source) for cell in cells]
 
 
-def _looked_up(cell: Cell, source: str) -> Cell:
-    spec = cell.resolved.spec
-    try:
-        record = runs.load(runs.run_folder(spec.results, spec.run_id))
-    except UserError:  # there is none, or it cannot be read, and then the run itself will say so
-        return cell
-    if record.status not in ("done", "diverged"):
+def _looked_up(cell: Cell, record: RunRecord | None, source: str) -> Cell:
+    if record is None or record.status not in ("done", "diverged"):
         return cell
     ours = (source, code_hash(type(cell.resolved.algorithm), type(cell.resolved.task)))
     state: State = "done" if (record.source_hash, record.code_hash) == ours else "stale"

@@ -51,7 +51,9 @@ def test_every_file_is_in_the_manifest_with_its_runs(results: Path, tmp_path: Pa
     assert {"tables/bandit.tex", "tables/bandit.csv", "tables/bandit-by-setting.md", "studies/small.pdf"} <= set(
         manifest["files"]
     )
-    assert f"drawn by `shiq-bench study {results / 'small.yaml'}`" in (tmp_path / INDEX).read_text()
+    index = (tmp_path / INDEX).read_text()
+    assert f"drawn by `shiq-bench study {results / 'small.yaml'}`" in index
+    assert f"Written by `shiq-bench table --paper --study {results / 'small.yaml'}`" in index
 
 
 def test_what_a_study_lacks_is_said_in_it(results: Path, tmp_path: Path) -> None:
@@ -98,6 +100,60 @@ def test_a_study_of_mixed_code_is_refused_unless_told(results: Path, tmp_path: P
     assert "MIXED SOURCES" in (tmp_path / "out" / "studies" / "small.md").read_text()
 
 
+def test_a_run_that_failed_is_not_said_to_be_missing(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "r")
+    second = expand(load(results / "small.yaml"), tmp_path / "r")[1].resolved.spec
+    (record,) = runs.load_all(results)[0]
+    failed = replace(record, run_id=second.run_id, spec=second, status="failed", error="out of memory", evaluations=())
+    runs.save(failed, tmp_path / "r")
+    paper([tmp_path / "r"], tmp_path, [str(results / "small.yaml")])
+    assert "Not there: RWR on bandit: failed: out of memory." in (tmp_path / "studies" / "small.md").read_text()
+
+
+def test_a_refusal_leaves_the_folder_as_it_was(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "r")
+    paper([tmp_path / "r"], tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (record,) = runs.load_all(results)[0]
+    spec = replace(record.spec, task="zzz")
+    for source, seed in (("one", 0), ("two", 1)):
+        other = replace(spec, seed=seed)
+        runs.save(replace(record, spec=other, run_id=other.run_id, source_hash=source), tmp_path / "r")
+    with pytest.raises(UserError, match="zzz"):
+        paper([tmp_path / "r"], tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_what_no_record_backs_any_more_is_deleted(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "r")
+    (record,) = runs.load_all(results)[0]
+    other = replace(record.spec, task="zzz")
+    runs.save(replace(record, spec=other, run_id=other.run_id), tmp_path / "r")
+    out = tmp_path / "out"
+    paper([tmp_path / "r"], out)
+    assert (out / "tables" / "zzz.csv").exists()
+    (out / "tables" / "mine.csv").write_text("not of the manifest")
+    shutil.rmtree(tmp_path / "r" / other.run_id)
+    paper([tmp_path / "r"], out)
+    assert set(contents(out)) == {
+        *json.loads((out / MANIFEST).read_text())["files"],
+        MANIFEST,
+        INDEX,
+        "tables/mine.csv",
+    }
+
+
+def test_a_manifest_cannot_have_other_files_deleted(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "keep").write_text("")
+    out = tmp_path / "out"
+    out.mkdir()
+    listed = {name: {} for name in ("../keep", "keep", "tables/..", "/tmp/keep")}
+    (out / "keep").write_text("")
+    (out / MANIFEST).write_text(json.dumps({"kind": "paper", "files": listed}))
+    paper([results], out)
+    assert (tmp_path / "keep").exists() and (out / "keep").exists() and (out / "tables" / "bandit.md").exists()
+
+
 def test_as_it_is_typed(results: Path, tmp_path: Path) -> None:
     shutil.copytree(results, tmp_path / "r")
     (tmp_path / "r" / "cut").mkdir()
@@ -112,5 +168,6 @@ def test_as_it_is_typed(results: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "skipped" in done.stderr and "cut/record.json" in done.stderr
     assert (tmp_path / "r" / MANIFEST).exists() and "files in" in done.stdout
     assert "--study is for --paper" in typed("--study", "small.yaml").stderr
+    assert "leave out --format" in typed("--paper", "--format", "md").stderr
     assert "leave out the run ids" in typed("--paper", "some-run").stderr
     assert "no study at nowhere.yaml" in typed("--paper", "--study", "nowhere.yaml").stderr

@@ -74,21 +74,27 @@ def looks(sheet: Sheet) -> dict[str, Look]:
     return out
 
 
-def write(sheet: Sheet, out: Path) -> list[Path]:
-    """Everything about one study: ``<name>.png``, ``.pdf`` (where it is drawn), ``.md`` and ``.csv``.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+def files_of(sheet: Sheet) -> dict[str, bytes]:
+    """Everything about one study by its suffix: ``png`` and ``pdf`` (where it is drawn), ``md`` and ``csv``."""
     said = findings(sheet)
     files: dict[str, bytes] = {}
     if sheet.kind != "table":
         files |= draw(sheet, said)
     files["md"] = page(sheet, said).encode()
     files["csv"] = numbers(sheet).encode()
-    for suffix, data in files.items():
-        write_atomic(out / f"{sheet.name}.{suffix}", data)
-    return [out / f"{sheet.name}.{suffix}" for suffix in files]
+    return files
+
+
+def write(sheet: Sheet, out: Path) -> list[Path]:
+    """Write :func:`files_of` a study, under its name.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    files = {out / f"{sheet.name}.{suffix}": data for suffix, data in files_of(sheet).items()}
+    for path, data in files.items():
+        write_atomic(path, data)
+    return [*files]
 
 
 # --- the picture ---------------------------------------------------------------------------------

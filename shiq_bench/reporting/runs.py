@@ -6,12 +6,17 @@ The folder of a run also holds ``checkpoints/`` and ``policy/``; they belong to 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shiq_bench.api import suggest
-from shiq_bench.records import RunRecord, UserError
+from shiq_bench.records import SCHEMA_VERSION, RunRecord, UserError
 from shiq_bench.store import write_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 RECORD = "record.json"
 
@@ -39,81 +44,103 @@ def load(path: Path | str) -> RunRecord:
     """Read one record, given its file or its run's folder.
 
     Raises:
-        UserError: it is missing, cut, of a newer schema, or no run record; the line names the file.
+        UserError: it is missing, cut, of a newer schema, or no run record by its fields and their types; the line
+            names the file.
     """
     path = Path(path)
     if path.is_dir():
         path = path / RECORD
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text, parse_constant=_no_number)
     except FileNotFoundError:
         raise UserError(f"no run record at {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is cut or is no JSON: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: not a run record: it holds a {type(data).__name__}; expected an object")
     try:
+        if data.get("schema_version") == SCHEMA_VERSION:
+            _check_types(text, data)
         return RunRecord.from_json(data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"it holds {text}")
+
+
+@cache
+def _validator() -> TypeAdapter[RunRecord]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunRecord)
+
+
+def _check_types(text: str, data: Mapping[str, Any]) -> None:
+    """Nothing later has to ask what a field of a record is: by its annotations, here, or not at all."""
+    from pydantic import ValidationError
+
+    try:
+        _validator().validate_json(text, strict=True)
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False, include_context=False)
+        raise UserError(f"not a run record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for evaluation in (*data["evaluations"], *data.get("curve", ())):
+        numbers = {key for name in evaluation["metrics"] for key in (name, f"{name}/n")}
+        for example in evaluation["examples"]:
+            if not isinstance(example.get("prompt_id"), str):
+                raise UserError("not a run record: an example has no prompt_id, or one that is no text")
+            if bad := [k for k in numbers & example.keys() if not isinstance(example[k], int | float | None)]:
+                raise UserError(f"not a run record: {min(bad)} of an example is no number")
+
+
 def load_several(
     folders: Sequence[Path | str], *, run_ids: Sequence[str] | None = None
 ) -> tuple[list[RunRecord], list[str]]:
-    """:func:`load_all` of several results folders as one; a run that is in two of them, and equal, counts once.
+    """Every record of some results folders (or those asked for), by run id, and what could not be read.
+
+    A record that cannot be read is skipped and gets one line in the second list; it is up to the
+    caller to show those lines. Folders without a ``record.json`` are no runs. A run that is there
+    twice, and equal, counts once.
 
     Raises:
-        UserError: as :func:`load_all`, where none of the folders has a run that was asked for, or one
-            run differs between two folders; the line names both files.
+        UserError: no such folder, a run that was asked for is in none of them, or one run is there twice with
+            different content; the line names both files.
     """
-    if len(folders) == 1:
-        return load_all(folders[0], run_ids=run_ids)
+    found = [path for folder in dict.fromkeys(map(Path, folders)) for path in _found(folder)]
+    names = {path.parent.name for path in found}
+    for run_id in run_ids or ():
+        if run_id not in names:
+            where = f"{folders[0]} has no run" if len(folders) == 1 else "no folder has run"
+            raise UserError(f"{where} {run_id!r}{suggest(run_id, sorted(names)) if names else ': no runs are there'}")
     records: dict[str, tuple[Path, RunRecord]] = {}
-    problems: list[str] = []
-    for folder in dict.fromkeys(map(Path, folders)):
-        there = None if run_ids is None else [i for i in run_ids if (folder / i / RECORD).is_file()]
-        found, unread = load_all(folder, run_ids=there)
-        problems += unread
-        for record in found:
-            path = folder / record.run_id / RECORD
-            other, same = records.setdefault(record.run_id, (path, record))
-            if same.to_json() != record.to_json():
-                raise UserError(f"run {record.run_id} differs between {other} and {path}: leave one of the folders out")
-    if missing := [i for i in run_ids or () if i not in records and not any(i in p for p in problems)]:
-        raise UserError(f"no folder has run {missing[0]!r}{suggest(missing[0], _names(folders))}")
+    problems = []
+    for path in found:
+        if run_ids is not None and path.parent.name not in run_ids:
+            continue
+        try:
+            record = load(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        other, same = records.setdefault(record.run_id, (path, record))
+        if same is not record and same.to_json() != record.to_json():
+            raise UserError(f"run {record.run_id} differs between {other} and {path}: leave one of them out")
     return [record for _, (_, record) in sorted(records.items())], problems
 
 
-def _names(folders: Sequence[Path | str]) -> list[str]:
-    return sorted({path.parent.name for folder in folders for path in Path(folder).glob(f"*/{RECORD}")})
-
-
-def load_all(results: Path | str, *, run_ids: Sequence[str] | None = None) -> tuple[list[RunRecord], list[str]]:
-    """Every record of a results folder (or those asked for), by run id, and what could not be read.
-
-    A record that cannot be read is skipped and gets one line in the second list; it is up to the
-    caller to show those lines. Folders without a ``record.json`` are no runs.
-
-    Raises:
-        UserError: no such folder, or a run that was asked for is not in it.
-    """
-    results = Path(results)
+def _found(results: Path) -> list[Path]:
+    """The records of one folder, by run id."""
     if not results.is_dir():
         what = "is a file; expected a folder" if results.exists() else "does not exist: no results"
         raise UserError(f"{results} {what}; pass another with --results")
-    found = {path.parent.name: path for path in sorted(results.glob(f"*/{RECORD}"))}
-    for run_id in run_ids or ():
-        if run_id not in found:
-            hint = suggest(run_id, sorted(found)) if found else ": it holds no runs"
-            raise UserError(f"{results} has no run {run_id!r}{hint}")
-    wanted = found if run_ids is None else {run_id: found[run_id] for run_id in run_ids}
-    records, problems = [], []
-    for _, path in sorted(wanted.items()):
-        try:
-            records.append(load(path))
-        except UserError as error:
-            problems.append(str(error))
-    return records, problems
+    return sorted(results.glob(f"*/{RECORD}"))
+
+
+def load_all(results: Path | str, *, run_ids: Sequence[str] | None = None) -> tuple[list[RunRecord], list[str]]:
+    """:func:`load_several` of one folder."""
+    return load_several([results], run_ids=run_ids)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shiq_bench.records import SCHEMA_VERSION, UserError, canonical_json
-from shiq_bench.reporting import runs
+from shiq_bench.reporting import runs, tables
 from tests.reporting.synthetic import record
 
 SMALL = {"rl": 3, "heldout": 2}
@@ -63,6 +64,10 @@ def _without(name: str) -> Any:
     return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != name})
 
 
+def _without_prompts(text: str) -> str:
+    return text.replace('"prompt_id"', '"prompt"')
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -72,9 +77,16 @@ def _without(name: str) -> Any:
         (lambda _: "[1, 2]", "holds a list"),
         (lambda _: "{}", "no schema_version"),
         (_with(schema_version=SCHEMA_VERSION + 1), f"schema {SCHEMA_VERSION + 1} is newer than the {SCHEMA_VERSION}"),
-        (_with(status="perhaps"), "status is 'perhaps'"),
+        (_with(status="perhaps"), "status: Input should be"),
         (_with(unheard_of=1), "unheard_of"),
         (_without("spec"), "spec"),
+        (lambda text: text.replace('"seed": 1', '"seed": NaN'), "NaN"),
+        (lambda text: text.replace('"seed": 1', '"seed": "1"'), "spec.seed"),
+        (lambda text: text.replace('"error": null', '"error": "\\ud800"'), "hex escape"),
+        (lambda text: "[" * 100_000, "is cut or is no JSON"),
+        (_with(evaluations=[{}]), "evaluations.0"),
+        (_with(consumed=None), "consumed"),
+        (_without_prompts, "has no prompt_id"),
     ],
 )
 def test_a_bad_record_is_named_and_skipped(tmp_path: Path, spoil: Any, says: str) -> None:
@@ -138,3 +150,52 @@ def test_one_run_with_two_contents_is_refused(tmp_path: Path) -> None:
     line = str(caught.value)
     assert "\n" not in line and made.run_id in line
     assert str(tmp_path / "a" / made.run_id) in line and str(tmp_path / "b" / made.run_id) in line
+
+
+def test_so_it_is_within_one_folder(tmp_path: Path) -> None:
+    made = record(prompts={"rl": 3})
+    path = runs.save(made, tmp_path)
+    copy = tmp_path / "copy" / "record.json"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    assert [r.run_id for r in runs.load_all(tmp_path)[0]] == [made.run_id], "an equal copy counts once"
+    copy.write_text(json.dumps({**json.loads(path.read_text()), "error": "boom"}))
+    with pytest.raises(UserError, match="differs between"):
+        runs.load_all(tmp_path)
+
+
+def test_no_odd_value_ends_in_a_traceback(tmp_path: Path) -> None:
+    """Every value in turn replaced by what does not belong there: the record is read, or refused in one line."""
+    made = record(prompts={"rl": 2})
+    path = runs.save(made, tmp_path)
+    data = json.loads(path.read_text())
+    refused = 0
+    for place in list(_places(data)):
+        for odd in (None, "text", -1, [], {}, [1], {"a": None}, True):
+            spoilt = json.loads(path.read_text())
+            _put(spoilt, place, odd)
+            (tmp_path / "x").mkdir(exist_ok=True)
+            (tmp_path / "x" / "record.json").write_text(json.dumps(spoilt))
+            try:
+                found = runs.load(tmp_path / "x")
+            except UserError as error:
+                assert "\n" not in str(error)
+                refused += 1
+                continue
+            text = tables.csv(tables.compare([found]))
+            assert text
+    assert refused > 100
+
+
+def _places(data: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value, of lists only the first."""
+    items = data.items() if isinstance(data, dict) else enumerate(data[:1]) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*at, key)
+        yield from _places(value, (*at, key))
+
+
+def _put(data: Any, place: tuple[Any, ...], value: Any) -> None:
+    for key in place[:-1]:
+        data = data[key]
+    data[place[-1]] = value
