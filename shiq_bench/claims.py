@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 from shiq_bench.leases import Held, Lease, acquire, describe, locked
 from shiq_bench.records import UserError, canonical_json
@@ -55,15 +55,21 @@ def log(results: Path | str, run_id: str, event: Event, note: str = "") -> None:
     path = Path(results) / FOLDER / LOG
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent):
+        with locked(path.parent), path.open("ab+") as file:
             # A process that was killed while it wrote may have left half a line.
-            torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-            with path.open("ab") as file:
-                file.write(b"\n" * torn + canonical_json({**line, "note": note}).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            torn = _last_byte(file) not in (b"", b"\n")
+            file.write(b"\n" * torn + canonical_json({**line, "note": note}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def logged(results: Path | str) -> int:
@@ -86,13 +92,18 @@ def events(results: Path | str, since: int = 0) -> dict[str, list[dict[str, Any]
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             event = json.loads(line)
-            out.setdefault(event["run_id"], []).append(event)
+            known = event["event"] in get_args(Event) and isinstance(event["note"], str)
+            if known and isinstance(event["time"], int | float):  # else a newer version has written it
+                out.setdefault(event["run_id"], []).append(event)
     return out
 
 
 def crashes(found: list[Mapping[str, Any]] | list[dict[str, Any]]) -> int:
-    """How often in a row a run has taken its process down with it, by its lines of the log."""
-    count = 0
+    """How often in a row a run has taken its process down with it, by its lines of the log.
+
+    The last of them may have left a start and no end: it counts where nobody is at the run.
+    """
+    count = int(bool(found) and found[-1]["event"] == "start")
     for event in reversed(found):
         if event["event"] == "crashed":
             count += 1

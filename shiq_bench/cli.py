@@ -411,7 +411,7 @@ def sweep(
     ] = "",
     algo: Annotated[str, typer.Option(help="Algorithms, joined by commas.")] = "",
     task: Annotated[str, typer.Option(help="Tasks, joined by commas.")] = "",
-    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0-5 or 0,1,2.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0-5 or 0,1,2; 0 if not given.")] = "",
     grid: Annotated[
         list[str] | None, typer.Option("--grid", help="key=value,value: a setting that is varied; repeat for more.")
     ] = None,

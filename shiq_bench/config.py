@@ -84,7 +84,7 @@ def settings(cls: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.name not in _NAMES}
 
 
-def parse_sets(pairs: Sequence[str]) -> dict[str, str]:
+def parse_sets(pairs: Sequence[str], flag: str = "--set") -> dict[str, str]:
     """``["beta=0.3"]`` to a dict.
 
     Raises:
@@ -94,9 +94,9 @@ def parse_sets(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--set {pair}: expected key=value, such as --set beta=0.3")
+            raise UserError(f"{flag} {pair}: expected key=value, such as {flag} beta=0.3")
         if key.strip() in out:
-            raise UserError(f"--set {key.strip()} is given twice")
+            raise UserError(f"{flag} {key.strip()} is given twice")
         out[key.strip()] = value.strip()
     return out
 

@@ -1,10 +1,12 @@
 """Leases: which process works on what, among processes and machines that share a folder.
 
 A lease is a file that is created exclusively and touched every few seconds by who holds it. It is
-free again once its holder has let go of it, is known to be dead (on the same machine), or has not
-touched it for :data:`TTL` seconds (on another one, by the clock of the shared file system). Taking
-a dead holder's lease and giving one back happen under a lock of the kernel's, which dies with its
-process, so that of many who see a dead holder exactly one follows it.
+free again once its holder has let go of it, is known to be dead (on the same machine, where nothing
+else counts: one that was suspended is alive), or has not touched it for :data:`TTL` seconds (on another
+one, by the clock of the shared file system). Taking a dead holder's lease and giving one back happen
+under a lock of the kernel's, which dies with its process, so that of many who see a dead holder exactly
+one follows it. On a file system without such locks a lease is still taken by one alone, and a dead
+holder's is not taken over: whoever wants it is told to delete it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from shiq_bench.records import UserError
 
@@ -71,9 +73,14 @@ class Lease:
         Raises:
             Lost: this process does not hold the lease any more.
         """
-        if self.lost or not self._ours():
-            self.lost = True
+        if not self.held:
             raise Lost(f"{self.path.name}: another process has taken this over, for this one had stopped for too long")
+
+    @property
+    def held(self) -> bool:
+        """Whether this process still has it."""
+        self.lost = self.lost or not self._ours()
+        return not self.lost
 
     def release(self) -> None:
         """Let others have it; nothing happens where they already do."""
@@ -81,7 +88,7 @@ class Lease:
             return
         self._ended.set()
         self._thread.join()
-        with locked(self.path.parent):
+        with contextlib.suppress(OSError), locked(self.path.parent):  # the folder itself may be gone
             if self._ours():
                 self.path.unlink()
         os.close(self._descriptor)
@@ -96,7 +103,7 @@ class Lease:
         while not self._ended.wait(BEAT):
             with contextlib.suppress(OSError):
                 os.utime(self._descriptor)
-            self.lost = self.lost or not self._ours()
+            self.lost = self.lost or not self._ours()  # noted even where nobody asks before the next thief
 
 
 def acquire(path: Path) -> Lease:
@@ -104,17 +111,29 @@ def acquire(path: Path) -> Lease:
 
     Raises:
         Held: its holder is alive; the line says who that is.
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or has no locks and a dead holder's lease in it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent) as now:
+        with locked(path.parent) as lock:
             if inherited := path.exists():
-                if not _dead(path, now()):
+                if not _dead(path, lock.now()):
                     raise Held(f"{path.name} is at work already: {describe(path)}")
+                if not lock.real:
+                    raise UserError(
+                        f"{path} was left by a dead process, and this file system has no locks to take it over safely: "
+                        "delete it"
+                    )
                 path.unlink()
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-            os.write(descriptor, json.dumps(_me()).encode())
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            except FileExistsError:  # without locks somebody may have come between
+                raise Held(f"{path.name} is at work already: {describe(path)}") from None
+            try:
+                os.write(descriptor, json.dumps(_me()).encode())
+            except OSError:
+                path.unlink()
+                raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return Lease(path, descriptor, inherited)
@@ -142,10 +161,12 @@ def wait(path: Path, done: Callable[[], bool], on_wait: Callable[[str], None] = 
 def holder(path: Path) -> dict[str, Any] | None:
     """Who holds a lease that is not dead: ``host``, ``pid``, ``since`` (seconds of the clock); None: nobody."""
     try:
-        with locked(path.parent) as now:
-            return None if _dead(path, now()) else _content(path)
-    except OSError:
+        with locked(path.parent) as lock:
+            return None if _dead(path, lock.now()) else _content(path)
+    except FileNotFoundError:
         return None
+    except OSError:  # who may only read a folder cannot lock it, and has but this machine's clock
+        return None if _dead(path, time.time()) else _content(path)
 
 
 def describe(path: Path) -> str:
@@ -197,14 +218,26 @@ def _dead(path: Path, now: float) -> bool:
     except FileNotFoundError:
         return True
     who = _content(path)
-    if who.get("where") == _where() and who.get("born") != "unknown" and _born(int(who["pid"])) != who["born"]:
-        return True
+    if who.get("where") == _where() and who.get("born") != "unknown":
+        return _born(int(who["pid"])) != who["born"]
     return now - touched > TTL
 
 
+class Lock(NamedTuple):
+    """A folder's lock.
+
+    Attributes:
+        now: the file system's own clock, which all who share it agree on.
+        real: whether it keeps anybody out; not every file system has locks.
+    """
+
+    now: Callable[[], float]
+    real: bool
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Callable[[], float]]:
-    """Hold the folder's lock; gives the file system's own clock, which all who share it agree on."""
+def locked(folder: Path) -> Iterator[Lock]:
+    """Hold the folder's lock."""
     descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
 
     def now() -> float:
@@ -212,9 +245,11 @@ def locked(folder: Path) -> Iterator[Callable[[], float]]:
         return os.fstat(descriptor).st_mtime
 
     try:
-        # Where a file system has no locks, exclusive creation still keeps two from holding one lease.
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield now
+            real = True
+        except OSError:
+            real = False
+        yield Lock(now, real)
     finally:
         os.close(descriptor)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -77,9 +77,9 @@ class Run:
 
     def keep(self, **changes: Any) -> None:
         """Change the record and store it."""
-        self.record = replace(self.record, **changes)
         if self.lease is not None:
             self.lease.check()
+        self.record = replace(self.record, **changes)
         runs.save(self.record, self.spec.results)
 
     @contextlib.contextmanager
@@ -145,8 +145,17 @@ def start_generator(
     return generator
 
 
-def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) -> RunRecord:
+#: What to delete first: nothing, all that is there, or what other code has made.
+Fresh = bool | Literal["foreign"]
+
+
+def execute(
+    resolved: Resolved, *, resume: bool, fresh: Fresh, report: Report, needed: Callable[[], bool] = lambda: True
+) -> RunRecord:
     """Do one run, from nothing or from where it was interrupted, and store its record.
+
+    Args:
+        needed: asked once the run is claimed: whether there is still anything to do, or else the record is as it is.
 
     Raises:
         UserError: anything the user can mend, before a weight is loaded where possible.
@@ -156,10 +165,12 @@ def execute(resolved: Resolved, *, resume: bool, fresh: bool, report: Report) ->
     spec = resolved.spec
     report = claims.Watch(spec.results, spec.run_id, report)
     with store.telling(lambda what, who: report(f"waiting for {who}: {what}", 0, 0)):
-        return _execute(resolved, resume, fresh, report)
+        return _execute(resolved, resume, fresh, report, needed)
 
 
-def _execute(resolved: Resolved, resume: bool, fresh: bool, report: claims.Watch) -> RunRecord:
+def _execute(
+    resolved: Resolved, resume: bool, fresh: Fresh, report: claims.Watch, needed: Callable[[], bool]
+) -> RunRecord:
     spec = resolved.spec
     collects = collects_fresh(resolved)
     check_demands(resolved, collects)
@@ -174,9 +185,10 @@ def _execute(resolved: Resolved, resume: bool, fresh: bool, report: claims.Watch
         run.record = replace(run.record, weights_hash=source.weights_hash)
         run.given = given_data(run, source) if spec.data else []
     run.record = replace(run.record, judges_hash=resolved.task.fingerprint())
-    check_writable(run.folder, need_mb=100)
+    check_writable(Path(spec.results), need_mb=100)
     with claims.claim(spec.results, spec.run_id) as run.lease:
-        if done := _earlier(run, resume, fresh):
+        # Only now can nobody else change what is there, and it is looked at once more.
+        if done := _earlier(run, resume, fresh) if needed() else runs.load(run.folder):
             report(f"{done.run_id} is done already: this is its record", 0, 0)
             return done
         run.keep()
@@ -184,8 +196,9 @@ def _execute(resolved: Resolved, resume: bool, fresh: bool, report: claims.Watch
         try:
             _stages(run, resume, collects)
         finally:
-            ended: claims.Event = "interrupted" if run.record.status == "started" else run.record.status
-            claims.log(spec.results, spec.run_id, ended, run.record.error or "")
+            if run.lease.held:  # or else it is another's, who says how it ends
+                ended: claims.Event = "interrupted" if run.record.status == "started" else run.record.status
+                claims.log(spec.results, spec.run_id, ended, run.record.error or "")
     return run.record
 
 
@@ -223,19 +236,28 @@ def _stages(run: Run, resume: bool, fresh: bool) -> None:
             raise KeyboardInterrupt
 
 
-def _earlier(run: Run, resume: bool, fresh: bool) -> RunRecord | None:
+def _earlier(run: Run, resume: bool, fresh: Fresh) -> RunRecord | None:
     """What an earlier attempt left: the record if it is done, nothing if there is work to do."""
     path = run.folder / runs.RECORD
-    if fresh:
+    if fresh is True:
         shutil.rmtree(run.folder, ignore_errors=True)
         return None
     if not path.exists():
         return None
-    record = runs.load(path)
+    try:
+        record = runs.load(path)
+    except UserError as error:
+        raise UserError(f"{error}: delete {run.folder} to do this run again") from None
     ours = run.record
     same_code = (record.source_hash, record.code_hash) == (ours.source_hash, ours.code_hash)
-    same_code = same_code and record.judges_hash == ours.judges_hash
-    if not same_code or (ours.weights_hash and record.weights_hash != ours.weights_hash):
+    if not same_code and fresh == "foreign":
+        shutil.rmtree(run.folder, ignore_errors=True)
+        return None
+    if (
+        not same_code
+        or record.judges_hash != ours.judges_hash
+        or (ours.weights_hash and record.weights_hash != ours.weights_hash)
+    ):
         raise UserError(
             f"{record.run_id} is already there, made by other code, from other weights or with another judge: "
             "add --fresh to run it again, or --results for another folder"

@@ -74,9 +74,9 @@ def check_writable(folder: Path, need_mb: float = 1.0) -> None:
             if not parent.is_dir():
                 raise UserError(f"{parent} is a file; expected a folder for results: pass another with --results")
             break
-    probe = folder / f".probe-{os.getpid()}"
+    probe = folder / f".probe-{secrets.token_hex(6)}"
     write_atomic(probe, b"\0" * 65536)
-    probe.unlink()
+    probe.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free / 2**20
     if free < need_mb:
         raise UserError(
@@ -100,7 +100,7 @@ def telling(tell: Telling) -> Iterator[None]:
 
 
 def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder built for ``key``, building it once; an interrupted build leaves nothing behind.
+    """The folder built for ``key``, building it once; what an interrupted build leaves is swept up.
 
     Of several processes that need it at once, one builds it and the others wait.
     ``key`` must hold everything that determines the content, as JSON data.
@@ -123,6 +123,9 @@ def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], Non
     if lease is None:
         return folder
     with lease:
+        if lease.inherited:  # what a killed process had begun
+            for begun in folder.parent.glob(f".{folder.name}.*/"):
+                shutil.rmtree(begun, ignore_errors=True)
         if not done():
             _build(folder, key, build)
     return folder

@@ -14,11 +14,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, get_args
 
 from shiq_bench.records import UserError
-from shiq_bench.reporting import pictures, runs
+from shiq_bench.reporting import pictures
 from shiq_bench.reporting.sheet import Cell as Shown
 from shiq_bench.reporting.sheet import Sheet
 from shiq_bench.reporting.wording import listed
-from shiq_bench.store import code_hash, source_hash
 from shiq_bench.study_cells import Cell, State, expand, look_up, metrics_of, overridden, refuse_mixture, shortened
 from shiq_bench.study_file import Rule, Settings, Study, find, load, of_language_models, shipped, title_of
 
@@ -51,8 +50,8 @@ def run_missing(
             cell = cells[i]
             progress.begin(shown[i].name)
             try:
-                fresh = _foreign(cell)
-                record = execute(cell.resolved, resume=not fresh, fresh=fresh, report=progress.within)
+                # What other code left unfinished is of no use, and finished runs of its are asked about before.
+                record = execute(cell.resolved, resume=True, fresh="foreign", report=progress.within)
             except UserError as error:
                 problem = " ".join(str(error).split())
                 out[i], shown[i] = replace(cell, record=None), replace(shown[i], record=None, problem=problem)
@@ -62,17 +61,6 @@ def run_missing(
             shown[i] = out[i].shown
             progress.end("" if record.status == "done" else f"{record.status}: {record.error}")
     return out, [replace(c, problem=unfinished(c)) if c.record and not c.problem else c for c in shown]
-
-
-def _foreign(cell: Cell) -> bool:
-    """Whether something other code has made is in the way; what it left unfinished is of no use."""
-    spec = cell.resolved.spec
-    try:
-        record = runs.load(runs.run_folder(spec.results, spec.run_id))
-    except UserError:
-        return False
-    ours = (source_hash(), code_hash(type(cell.resolved.algorithm), type(cell.resolved.task)))
-    return (record.source_hash, record.code_hash) != ours
 
 
 def unfinished(cell: Shown) -> str:

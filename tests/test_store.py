@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from shiq_bench import store
+from shiq_bench import leases, store
 from shiq_bench.records import SCHEMA_VERSION, Trajectory, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +52,26 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path, m
         with pytest.raises(KeyboardInterrupt):
             store.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_others_can_read_what_is_written(tmp_path: Path) -> None:
+    store.write_atomic(tmp_path / "shared", b"")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_what_a_killed_build_left_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path))
+    made = store.cached_folder("things", {"a": 1}, lambda folder: None)
+    shutil.rmtree(made)
+    begun = made.with_name(f".{made.name}.abc")
+    begun.mkdir()
+    other = made.with_name(".another.abc")
+    other.mkdir()
+    made.with_name(f".{made.name}.lease").write_text(json.dumps({**leases._me(), "born": "1"}))
+    assert store.cached_folder("things", {"a": 1}, lambda folder: None) == made
+    assert not begun.exists() and other.exists()
 
 
 def test_json_is_deterministic_and_refuses_nan(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shiq_bench.sweep.executors import Executor, Resources, make_executor
 from shiq_bench.sweep.grid import Job, grid, of_flags, of_study, whole_numbers
 from shiq_bench.sweep.main import Options, print_plan, sweep
 from shiq_bench.sweep.tune import Tuning, chosen, trials
-from shiq_bench.sweep.watch import over, status, table
+from shiq_bench.sweep.watch import Line, status, table
 from shiq_bench.sweep.worker import stoppable
 
 
@@ -56,17 +57,25 @@ def main(asked: Asked) -> None:
         UserError: what was typed makes no sense, or some runs failed.
     """
     stoppable()
+    for key in parse_sets(asked.sets):
+        if key.removeprefix("run.") in ("seed", "seeds"):
+            raise UserError(f"--set {key}: seeds are given by --seeds, such as --seeds 0-5, or by the study")
     options = Options(asked.retry, asked.fresh, asked.allow_mixed, asked.plugins)
     console, log = Console(), Console(stderr=True)
     _executor(asked)
     jobs = list(_trials(asked)) if asked.tune else list(_jobs(asked))
     if asked.dry_run:
-        print_plan(jobs, asked.results, console)
+        print_plan(jobs, asked.results, options, console)
+        if asked.tune:
+            algos, tasks, seeds, _ = _flags(asked)
+            said = f"then {len(algos)} x {len(tasks)} with what is chosen, on {len(seeds)} seeds"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
         return
+    lines: list[Line] = []
     if asked.tune:
-        sweep(jobs, asked.results, _executor(asked), options, console, log)
+        lines += sweep(jobs, asked.results, _executor(asked), options, console, log)
         jobs = list(_chosen(asked, jobs, console))
-    lines = sweep(jobs, asked.results, _executor(asked), options, console, log)
+    lines += sweep(jobs, asked.results, _executor(asked), options, console, log)
     if asked.study:
         name = asked.study if not asked.sets and not asked.model else f"{asked.study} with the same settings"
         console.print(f"draw it: shiq-bench study {name} --results {asked.results}", highlight=False, soft_wrap=True)
@@ -78,20 +87,24 @@ def main(asked: Asked) -> None:
 def _executor(asked: Asked) -> Executor:
     return make_executor(
         asked.executor, Resources(asked.workers, asked.cores, asked.gpus), asked.results / ".runs" / "slurm",
-        address=asked.address, options=parse_sets(asked.slurm),
+        address=asked.address, options=parse_sets(asked.slurm, "--slurm"),
     )  # fmt: skip
 
 
 def _trials(asked: Asked) -> Iterable[Job]:
     if asked.study or asked.grid:
         raise UserError("--tune chooses what a study or --grid would vary: give --algo and --task beside it alone")
-    return trials(Tuning(grid(asked.tune), asked.budget), *_flags(asked))
+    return trials(Tuning(grid(asked.tune, "--tune"), asked.budget), *_flags(asked))
 
 
 def _chosen(asked: Asked, jobs: Sequence[Job], console: Console) -> Iterable[Job]:
     """The runs to report, each method with the settings that did best on validation data."""
     algos, tasks, seeds, given = _flags(asked)
-    best = chosen(Tuning(grid(asked.tune), asked.budget), algos, tasks, jobs, asked.results)
+    best = chosen(Tuning(grid(asked.tune, "--tune"), asked.budget), algos, tasks, jobs, asked.results)
+    for algo, task in sorted(set(product(algos, tasks)) - best.keys()):
+        console.print(f"no trial of {algo} on {task} has ended well: it is left out", highlight=False, markup=False)
+    if not best:
+        raise UserError("no trial of any method has ended well: see the lines above")
     for (algo, task), settings in best.items():
         said = ", ".join(f"{k}={v}" for k, v in settings.items()) or "nothing to tune"
         console.print(f"chosen for {algo} on {task}: {said}", highlight=False, markup=False, soft_wrap=True)
@@ -102,13 +115,14 @@ def _flags(asked: Asked) -> tuple[list[str], list[str], list[int], dict[str, Any
     """Methods, tasks, seeds and settings of a sweep without a study."""
     algos, tasks = names("--algo", asked.algos), names("--task", asked.tasks)
     given = merged({} if asked.model is None else {"model": asked.model}, parse_sets(asked.sets))
-    return algos, tasks, whole_numbers(asked.seeds), merged(given, {"results": str(asked.results)})
+    return algos, tasks, whole_numbers(asked.seeds or "0"), merged(given, {"results": str(asked.results)})
 
 
 def _jobs(asked: Asked) -> Iterable[Job]:
     if asked.study:
         given = merged({} if asked.model is None else {"model": asked.model}, parse_sets(asked.sets))
-        for flag, value in (("--algo", asked.algos), ("--task", asked.tasks), ("--grid", asked.grid)):
+        given_too = {"--algo": asked.algos, "--task": asked.tasks, "--grid": asked.grid, "--seeds": asked.seeds}
+        for flag, value in given_too.items():
             if value:
                 raise UserError(f"{flag} is for sweeps without a study: a study's file says what it is made of")
         (path, *more) = find(asked.study)
@@ -142,16 +156,20 @@ def show_status(results: Path, watch: bool) -> None:
         UserError: no such folder, or nothing was ever run there.
     """
     console = Console()
-    lines = status(results)
-    if not lines:
+    lines, problems = status(results)
+    if not lines and not problems:
         raise UserError(f"nothing was run in {results} yet: start with shiq-bench run or shiq-bench sweep")
-    if not watch:
-        console.print(table(lines, rows=len(lines)))
-        return
-    from rich.live import Live
+    if watch:
+        from rich.live import Live
 
-    with Live(table(lines), console=console, auto_refresh=False) as live:
-        while not all(over(line.state) for line in lines):
-            time.sleep(2)
-            lines = status(results)
-            live.update(table(lines, rows=max(5, console.height - 4)), refresh=True)
+        with Live(table(lines), console=console, auto_refresh=False) as live:
+            while any(line.state in ("running", "waiting") for line in lines):
+                time.sleep(2)
+                lines, problems = status(results)
+                live.update(table(lines, rows=max(5, console.height - 4)), refresh=True)
+    else:
+        console.print(table(lines, rows=len(lines)))
+    if problems:
+        for problem in problems:
+            console.print(f"skipped: {problem}", highlight=False, markup=False, soft_wrap=True)
+        raise UserError(f"{len(problems)} records cannot be read: delete their folders to run them again")

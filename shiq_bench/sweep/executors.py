@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from shiq_bench.api import suggest
+from shiq_bench.claims import logged
 from shiq_bench.records import UserError
 from shiq_bench.sweep.worker import environment, work
 
 #: Seconds that workers have for a checkpoint once they are asked to stop.
 GRACE = 120.0
+#: Workers that die one after the other without having begun or ended a run, until that is an error.
+DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,11 @@ class Resources:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.cores < 0 or (self.gpus or 0) < 0:
+        gpus = self.gpus or 0.0
+        if self.workers < 0 or self.cores < 0 or not gpus >= 0:
             raise UserError("expected --workers, --cores and --gpus of 0 or more")
+        if gpus > 1 and gpus != int(gpus):
+            raise UserError(f"--gpus {gpus:g}: expected whole GPUs, or a share of one")
 
 
 class Executor(ABC):
@@ -50,6 +56,19 @@ class Executor(ABC):
 
     ``with executor:`` stops them at the end, whatever it is.
     """
+
+    _deaths: list[int]
+
+    def died(self, plan: Path) -> None:
+        """Count a death; a new worker may be started afterwards.
+
+        Raises:
+            UserError: so many have died one after the other before any of them began or ended a run.
+        """
+        self._deaths.append(logged(plan.parent.parent))
+        if len(self._deaths) >= DEATHS and len(set(self._deaths[-DEATHS:])) == 1:
+            log = plan.with_suffix(".log")
+            raise UserError(f"{DEATHS} workers died one after the other before they began a run: see {log}")
 
     def __enter__(self) -> Executor:
         return self
@@ -83,13 +102,14 @@ class Local(Executor):
     """Processes of this machine, its cores and GPUs shared out among them."""
 
     resources: Resources
+    _deaths: list[int] = field(default_factory=list)
     _plan: Path = Path()
     _workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _places: list[Mapping[str, str]] = field(default_factory=list)
 
     def start(self, plan: Path, count: int) -> None:
         self._plan = plan
-        self._places = places(self.resources, count, os.cpu_count() or 1, visible_gpus())
+        self._places = places(self.resources, count, len(os.sched_getaffinity(0)), visible_gpus())
         self._workers = [self._started(place) for place in self._places]
 
     def _started(self, place: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -107,6 +127,7 @@ class Local(Executor):
             if code == 2:
                 raise UserError(_last_line(self._plan.with_suffix(".log")))
             if code not in (None, 0, 130):
+                self.died(self._plan)
                 self._workers[i] = self._started(self._places[i])
         return sum(worker.poll() is None for worker in self._workers)
 
@@ -114,9 +135,10 @@ class Local(Executor):
         for worker in self._workers:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGINT)
+        until = time.monotonic() + GRACE
         for worker in self._workers:
             try:
-                worker.wait(GRACE)
+                worker.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
@@ -145,11 +167,12 @@ class Ray(Executor):
         cores = self.resources.cores or 1
         gpus = self.resources.gpus if self.resources.gpus is not None else float(have.get("GPU", 0) >= 1)
         fit = int(min(have.get("CPU", 0) / cores, have.get("GPU", 0) / gpus if gpus else float("inf")))
-        if not fit:
+        if fit < max(1, self.resources.workers):
             there = f"{have.get('CPU', 0):g} cores and {have.get('GPU', 0):g} GPUs"
-            raise UserError(f"Ray has {there}, and a worker asks for {cores} and {gpus:g}: lower --cores or --gpus")
+            asked = f"{max(1, self.resources.workers)} workers ask for {cores} and {gpus:g} each"
+            raise UserError(f"Ray has {there}, and {asked}: lower --workers, --cores or --gpus")
         variables = {k: v for k, v in os.environ.items() if k.startswith(("SHIQ_BENCH_", "HF_", "VLLM_"))}
-        task = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=-1, max_calls=1)(_on_ray).options(
+        task = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=-1, max_calls=1)(worked).options(
             runtime_env={"env_vars": {**variables, **environment(cores, None)}}
         )
         self._tasks = [task.remote(str(plan.resolve())) for _ in range(min(self.resources.workers or fit, count))]
@@ -188,7 +211,14 @@ class Slurm(Executor):
     folder: Path
     options: Mapping[str, Any] = field(default_factory=dict)
     cluster: str = "slurm"
+    _plan: Path = Path()
+    _executor: Any = None
     _jobs: list[Any] = field(default_factory=list)
+    _deaths: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if 0 < (self.resources.gpus or 0) < 1:
+            raise UserError("--gpus: Slurm gives whole GPUs; expected 1 or more")
 
     def start(self, plan: Path, count: int) -> None:
         try:
@@ -197,22 +227,28 @@ class Slurm(Executor):
             raise UserError("no submitit is installed: type pip install -c constraints/cpu.txt -e '.[slurm]'") from None
         if not self.resources.workers:
             raise UserError("--workers is missing: say how many jobs Slurm is to be given")
+        self._plan = plan.resolve()
+        defaults = {"name": "shiq-bench", "cpus_per_task": self.resources.cores or 1, "timeout_min": 24 * 60}
+        gpus = {"gpus_per_node": int(self.resources.gpus)} if self.resources.gpus else {}
         try:
-            executor = submitit.AutoExecutor(folder=self.folder / "%j", cluster=self.cluster)
-            gpus = {"gpus_per_node": int(self.resources.gpus)} if self.resources.gpus else {}
-            executor.update_parameters(
-                name="shiq-bench", cpus_per_task=self.resources.cores or 1, timeout_min=24 * 60, **gpus, **self.options
-            )
-            with executor.batch():
-                self._jobs = [
-                    executor.submit(Requeued(), str(plan.resolve())) for _ in range(min(self.resources.workers, count))
-                ]
-        except (RuntimeError, NameError, TypeError, ValueError, OSError) as error:
+            self._executor = submitit.AutoExecutor(folder=self.folder / "%j", cluster=self.cluster)
+            self._executor.update_parameters(**{**defaults, **gpus, **self.options})
+            with self._executor.batch():
+                self._jobs = [self._submitted() for _ in range(min(self.resources.workers, count))]
+        except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError) as error:
             raise UserError(f"Slurm takes no jobs: {' '.join(str(error).split())}") from error
 
+    def _submitted(self) -> Any:
+        return self._executor.submit(Requeued(), str(self._plan))
+
     def alive(self) -> int:
-        for job in self._jobs:
-            if job.done() and (problem := _problem(job)):
+        for i, job in enumerate(self._jobs):
+            if not job.done():
+                continue
+            if job.exception() is not None:  # killed, or its machine lost
+                self.died(self._plan)
+                self._jobs[i] = self._submitted()
+            elif problem := job.result():
                 raise UserError(problem)
         return sum(not job.done() for job in self._jobs)
 
@@ -228,8 +264,8 @@ class Slurm(Executor):
 class Requeued:
     """A worker that Slurm can stop at any moment: what it left is gone on with by the next."""
 
-    def __call__(self, plan: str) -> None:
-        work(Path(plan))
+    def __call__(self, plan: str) -> str:
+        return worked(plan)
 
     def checkpoint(self, plan: str) -> Any:
         """Asked by submitit when the job is preempted or out of time."""
@@ -257,18 +293,15 @@ def _joined(address: str) -> None:
                 raise UserError(f"no Ray at {address}: {' '.join(str(error).split())[:300]}") from error
 
 
-def _on_ray(plan: str) -> str:
-    """A worker as a task of Ray; gives the error that ended it, for Ray would try again."""
+def worked(plan: str) -> str:
+    """A worker as a task of Ray or Slurm; gives the error that ended it, "" for none: whoever raises is tried again."""
     try:
         work(Path(plan))
     except UserError as error:
         return str(error)
+    except Exception as error:  # a fault of this program's, which another try would meet too
+        return f"{type(error).__name__}: {error}"
     return ""
-
-
-def _problem(job: Any) -> str:
-    error = job.exception()
-    return "" if error is None else " ".join(str(error).split())[-400:]
 
 
 def _reachable(address: str) -> None:
@@ -310,18 +343,20 @@ def places(resources: Resources, count: int, cores: int, gpus: Sequence[str]) ->
     each = resources.gpus if resources.gpus is not None else float(bool(gpus))
     if each > len(gpus):
         raise UserError(f"--gpus {each:g} a worker, and this machine has {len(gpus)}")
-    fit = int(len(gpus) / each) if each else max(1, cores // (resources.cores or 1))
+    if resources.cores * (resources.workers or 1) > cores:
+        asked = f"{resources.workers or 1} workers of --cores {resources.cores}"
+        raise UserError(f"{asked}, and this machine has {cores}: lower --workers or --cores")
+    whole = max(1, int(each))
+    on_one = int(1 / each + 1e-9) if 0 < each < 1 else 1  # a worker does not lie on two halves
+    fit = len(gpus) // whole * on_one if each else max(1, cores // (resources.cores or 1))
     workers = max(1, min(resources.workers or fit, count))
     if each and workers > fit:
         raise UserError(f"{workers} workers of --gpus {each:g}, and this machine has {len(gpus)}: {fit} fit")
     threads = resources.cores or max(1, cores // workers)
     out = []
     for i in range(workers):
-        if each >= 1:
-            whole = int(each)
-            devices: str | None = ",".join(gpus[i * whole : (i + 1) * whole])
-        else:
-            devices = gpus[int(i * each)] if each else "" if gpus else None
+        first = i // on_one * whole
+        devices = ",".join(gpus[first : first + whole]) if each else "" if gpus else None
         out.append(environment(threads, devices))
     return out
 
@@ -354,6 +389,9 @@ def make_executor(
     if name == "ray":
         return Ray(resources, address)
     if name == "slurm":
-        given = dict(options or {})
+        import yaml
+
+        # submitit wants numbers as numbers, and here all is text.
+        given = {key: yaml.safe_load(str(value)) for key, value in (options or {}).items()}
         return Slurm(resources, folder, given, str(given.pop("cluster", "slurm")))
     return Local(resources)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,12 @@ from shiq_bench.records import SCHEMA_VERSION, RunSpec, UserError, canonical_jso
 from shiq_bench.store import write_atomic
 from shiq_bench.study_cells import expand
 from shiq_bench.study_file import Study
+
+#: More seeds than this are a slip of the hand.
+MOST_SEEDS = 10_000
+
+#: Settings of a run that are no part of what it is.
+_SAME_RUN = {f.name for f in fields(RunSpec) if not f.metadata.get("outcome", True)}
 
 
 @dataclass(frozen=True)
@@ -58,28 +66,35 @@ def whole_numbers(text: str) -> list[int]:
     out: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        number = str.isdecimal
+        if not number(first) or (dash and not number(last)) or (dash and int(last) < int(first)):
             raise UserError(f"--seeds {text}: expected whole numbers such as 0-5 or 0,1,2")
+        if int(last or first) - int(first) >= MOST_SEEDS:
+            raise UserError(f"--seeds {text}: expected {MOST_SEEDS} seeds at most")
         out += range(int(first), int(last or first) + 1)
     if len(set(out)) < len(out):
         raise UserError(f"--seeds {text}: a seed is given twice")
     return out
 
 
-def grid(pairs: Sequence[str]) -> dict[str, list[str]]:
+def grid(pairs: Sequence[str], flag: str = "--grid") -> dict[str, list[str]]:
     """``["beta=0.1,0.3"]`` to ``{"beta": ["0.1", "0.3"]}``.
 
     Raises:
-        UserError: no ``=``, no value, or a value or a key twice.
+        UserError: no ``=``, no value, a value or a key twice, or what makes no other run.
     """
     out: dict[str, list[str]] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         values = [v.strip() for v in text.split(",")]
         if not equals or not key.strip() or not all(values):
-            raise UserError(f"--grid {pair}: expected a setting and its values, such as --grid beta=0.1,0.3")
+            raise UserError(f"{flag} {pair}: expected a setting and its values, such as {flag} beta=0.1,0.3")
         if key.strip() in out or len(set(values)) < len(values):
-            raise UserError(f"--grid {pair}: a setting or a value is given twice")
+            raise UserError(f"{flag} {pair}: a setting or a value is given twice")
+        if (name := key.strip().removeprefix("run.")) in ("seed", "seeds"):
+            raise UserError(f"{flag} {pair}: seeds are given by --seeds, such as --seeds 0-5")
+        if name in _SAME_RUN:
+            raise UserError(f"{flag} {pair}: {name} changes nothing about a run: set it by --set {name}=VALUE")
         out[key.strip()] = values
     return out
 
@@ -215,7 +230,7 @@ def write_plan(
     fresh: bool = False,
     plugins: Sequence[Path] = (),
 ) -> Path:
-    """Store a plan under the hash of its jobs, and give its file.
+    """Store a plan under its hash, and give its file: two sweeps of the same jobs have a plan each.
 
     Raises:
         UserError: the folder cannot be written.
@@ -227,9 +242,14 @@ def write_plan(
         "folder": str(Path.cwd()),
     }  # fmt: skip
     lines = [canonical_json(header), *(canonical_json(asdict(job)) for job in jobs)]
-    path = results / FOLDER / f"plan-{stable_hash([job.run_id for job in jobs])[:12]}.jsonl"
+    path = results / FOLDER / f"plan-{stable_hash([lines, time.time(), os.getpid()])[:12]}.jsonl"
     write_atomic(path, ("\n".join(lines) + "\n").encode())
     return path
+
+
+def lease_of(plan: Path) -> Path:
+    """Held by the sweep while it is under way."""
+    return plan.with_suffix(".lease")
 
 
 def read_plan(path: Path) -> Plan:

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shiq_bench import leases
 from shiq_bench.claims import logged
 from shiq_bench.config import Resolved
+from shiq_bench.demands import collects_fresh, fresh_samples
 from shiq_bench.records import RunRecord, RunSpec, UserError, canonical_json
 from shiq_bench.reporting.blocks import conditions
 from shiq_bench.store import check_writable
 from shiq_bench.study import about
 from shiq_bench.sweep.executors import Executor
-from shiq_bench.sweep.grid import Job, fitting, write_plan
+from shiq_bench.sweep.grid import Job, fitting, lease_of, write_plan
 from shiq_bench.sweep.watch import Line, State, View, over, summary
-from shiq_bench.sweep.worker import foreign, log_path, record_of
+from shiq_bench.sweep.worker import foreign, log_path, record_of, settled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,20 +58,22 @@ def sweep(
         UserError: nothing can be run, some runs were made by other code, or no worker can be started.
         KeyboardInterrupt: asked to stop; what is finished stays so, and the rest can be gone on with.
     """
-    good, bad = fitting(jobs)
+    good, bad = fitting(jobs := list(jobs))
     for job in bad:
         _print(log, f"left out: {job.name}: {job.problem}")
+    if equal := len(jobs) - len(good) - len(bad):
+        _print(log, f"{equal} more are equal to one of these {len(good)}, and are not run twice")
     check_writable(results)
+    since = logged(results)  # before the records are read: what another sweep finishes meanwhile is news
     found = {job.run_id: record_of(results, job) for job in good}
     before = {job.run_id: _state(job, found[job.run_id], options) for job in good}
     todo = [job for job in good if not over(before[job.run_id])]
-    since = logged(results)
     with View(results, good, since, before, log) as view:
         if todo:
             plan = write_plan(
                 results, good, since=since, retry=options.retry, fresh=options.fresh, plugins=options.plugins
             )
-            with executor:
+            with leases.acquire(lease_of(plan)), executor:
                 executor.start(plan, len(todo))
                 while not view.refresh(workers := executor.alive()):
                     if not workers and not view.refresh(0):
@@ -97,24 +101,21 @@ def _state(job: Job, record: RunRecord | None, options: Options) -> State:
     Raises:
         UserError: other code has finished it, and nobody said what to do about that.
     """
-    if record is None or record.status == "started":
+    if record is None or record.status == "started" or not settled(job, record, options.retry, options.fresh):
         return "waiting"
-    if foreign(job.resolved(), record):
-        if options.fresh:
-            return "waiting"
-        if not options.allow_mixed:
-            raise UserError(
-                f"{job.run_id} ({job.name}) was made by other code: add --fresh to run it again, --allow-mixed to "
-                "leave it as it is, or --results for another folder"
-            )
-    return "waiting" if record.status != "done" and options.retry else record.status
+    if not options.allow_mixed and foreign(job.resolved(), record):
+        raise UserError(
+            f"{job.run_id} ({job.name}) was made by other code: add --fresh to run it again, --allow-mixed to "
+            "leave it as it is, or --results for another folder"
+        )
+    return record.status
 
 
-def print_plan(jobs: Iterable[Job], results: Path, console: Console) -> None:
+def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Console) -> None:
     """What a sweep is made of, what of it is there, and what the rest costs at most."""
     good, bad = fitting(jobs)
     found = {job.run_id: record_of(results, job) for job in good}
-    states = {job.run_id: "missing" if (r := found[job.run_id]) is None else r.status for job in good}
+    states = {job.run_id: _there(job, found[job.run_id]) for job in good}
     made = {job.run_id: job.resolved() for job in good}
     for job in good:
         trained, drawn = cost(made[job.run_id])
@@ -124,7 +125,7 @@ def print_plan(jobs: Iterable[Job], results: Path, console: Console) -> None:
         _print(console, f"left out: {job.name}: {job.problem}")
     counts = Counter(states.values())
     said = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-    left = [job for job in good if states[job.run_id] in ("missing", "started")]
+    left = [job for job in good if not settled(job, found[job.run_id], options.retry, options.fresh)]
     trained, drawn = (sum(cost(made[job.run_id])[i] for job in left) for i in (0, 1))
     _print(console, f"{len(good)} runs: {said}" + (f"; {len(bad)} left out" if bad else ""))
     if trained:
@@ -133,6 +134,12 @@ def print_plan(jobs: Iterable[Job], results: Path, console: Console) -> None:
     seconds = [sum(r.timings.values()) for r in found.values() if r is not None and r.status == "done"]
     if seconds and left:
         _print(console, f"about {about(sum(seconds) / len(seconds) * len(left))} on one worker, by what is there")
+
+
+def _there(job: Job, record: RunRecord | None) -> str:
+    if record is None:
+        return "missing"
+    return f"{record.status}, by other code" if foreign(job.resolved(), record) else record.status
 
 
 def _print_shared(
@@ -151,15 +158,16 @@ def _print_shared(
 def cost(made: Resolved) -> tuple[int, int]:
     """Tokens that a run trains on, and tokens that its policy draws for evaluation, both at most; tables have none.
 
-    Its own samples, where it learns from those, are among the former. Prompts are not counted, and
-    lm-eval's documents neither.
+    Its own samples, where it learns from those, are among the former. An episode is counted as if it
+    filled the longest dialogue, which with several turns or a demonstration it may; lm-eval's documents are not.
     """
     spec = made.spec
     if spec.model == "table":
         return 0, 0
-    trained = spec.steps * spec.groups_per_step * (spec.samples + spec.gold) * spec.max_tokens
+    episodes = fresh_samples(made) if collects_fresh(made) else spec.samples + spec.gold
+    trained = spec.steps * spec.groups_per_step * episodes * spec.max_length
     prompts = sum(len(made.task.prompts(split)[: spec.eval_limit or None]) for split in spec.splits)
-    return trained, prompts * (1 + spec.eval_samples) * spec.max_tokens
+    return trained, prompts * (1 + spec.eval_samples) * spec.max_length
 
 
 def _print(console: Console, text: str) -> None:

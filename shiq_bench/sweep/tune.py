@@ -39,11 +39,7 @@ class Tuning:
     budget: int
 
     def candidates(self, algo: str, task: str) -> list[dict[str, str]]:
-        """The combinations to try: of those settings that the method has, in one order, drawn with one seed.
-
-        Raises:
-            UserError: a setting that neither method, task nor run knows, whatever the method.
-        """
+        """The combinations to try: of those settings that the method has, in one order, drawn with one seed."""
         mine = {key: values for key, values in self.varied.items() if knows(algo, task, key)}
         every = [dict(zip(mine, values, strict=True)) for values in product(*mine.values())]
         if len(every) <= self.budget:
@@ -63,8 +59,12 @@ def trials(
     check_known(tuning.varied, algos, task_names)
     for algo, task in product(algos, task_names):
         for chosen in tuning.candidates(algo, task):
-            fixed = merged(values, chosen)
-            table = resolve(algo, task, fixed).spec.model == "table"
+            try:
+                table = resolve(algo, task, merged(values, chosen)).spec.model == "table"
+            except UserError as error:
+                name = " ".join([f"{algo} on {task}", *(f"{k}={v}" for k, v in chosen.items())])
+                yield Job(name, algo, task, merged(values, chosen), problem=str(error))
+                continue
             where = {} if table else {"eval_splits": VALIDATION}
             at = range(max(seeds) + 1, max(seeds) + 1 + len(seeds)) if table else seeds[:1]
             yield from of_flags([algo], [task], list(at), merged(values, where), {k: [v] for k, v in chosen.items()})
@@ -75,8 +75,7 @@ def chosen(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """(method, task) -> the candidate with the best validation score; the choice and every score are kept.
 
-    Raises:
-        UserError: no trial of a method has ended.
+    A method of which no trial has ended well is not there.
     """
     out: dict[tuple[str, str], dict[str, Any]] = {}
     report = []
@@ -90,10 +89,9 @@ def chosen(
             report.append({**entry, "metric": metric.name, "score": sum(found) / len(found) if found else None})
             if found:
                 scores.append((sum(found) / len(found), candidate))
-        if not scores:
-            raise UserError(f"no trial of {algo} on {task} has ended well: there is nothing to choose from")
         sign = -1 if metric.better == "lower" else 1
-        out[algo, task] = dict(max(scores, key=lambda s: sign * s[0])[1])  # the first of equals
+        if scores:
+            out[algo, task] = dict(max(scores, key=lambda s: sign * s[0])[1])  # the first of equals
     write_json(results / ".runs" / f"tuned-{stable_hash(report)[:12]}.json", report)
     return out
 
@@ -113,7 +111,12 @@ def _score(results: Path, job: Job, metric: Metric) -> float | None:
 
 
 def validation(record: RunRecord, metric: Metric) -> float | None:
-    """The trained policy's mean of a metric at its end: of sampled answers where there are any."""
+    """The trained policy's mean of a metric at its end: of sampled answers where there are any.
+
+    None where it was not measured, or some instance diverged, whose absence would flatter the rest.
+    """
     found = [e for e in record.evaluations if e.policy == "trained" and metric.name in e.metrics]
     best = max(found, key=lambda e: (e.step, e.mode == "sampled"), default=None)
-    return None if best is None else best.metrics[metric.name]["mean"]
+    if best is None or any(e.get("diverged") for e in best.examples):
+        return None
+    return best.metrics[metric.name]["mean"]

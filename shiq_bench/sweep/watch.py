@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from shiq_bench import claims, leases
 from shiq_bench.records import UserError
+from shiq_bench.reporting import runs
 from shiq_bench.study import about
-from shiq_bench.sweep.grid import Job
+from shiq_bench.sweep.grid import Job, lease_of, read_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,7 @@ def line(results: Path, run_id: str, name: str, events: Sequence[Mapping[str, An
     began = next((e["time"] for e in reversed(events) if e["event"] == "start"), None)
     if last is not None and last["event"] in ("start", "crashed"):
         if leases.holder(claims.lease_path(results, run_id)) is None:
-            return Line(run_id, name, "interrupted", "its process is gone")
+            return _left_behind(results, run_id, name)
         found = claims.progress(results, run_id)
         if found is not None and began is not None and found.at >= began:
             where = f"{found.stage} {found.done}/{found.total}" if found.total else found.stage
@@ -71,6 +72,17 @@ def line(results: Path, run_id: str, name: str, events: Sequence[Mapping[str, An
         return Line(run_id, name, "running", "starting", seconds=0.0 if began is None else time.time() - began)
     took = 0.0 if last is None or began is None else last["time"] - began
     return Line(run_id, name, state, "" if last is None else last["note"], seconds=took)
+
+
+def _left_behind(results: Path, run_id: str, name: str) -> Line:
+    """A run whose process is gone: its record knows more than the log, where it was killed between the two."""
+    try:
+        record = runs.load(runs.run_folder(results, run_id))
+    except UserError:
+        return Line(run_id, name, "interrupted", "its process is gone")
+    if record.status == "started":
+        return Line(run_id, name, "interrupted", "its process is gone")
+    return Line(run_id, name, record.status, record.error or "")
 
 
 _STATES: dict[str, State] = {
@@ -168,35 +180,39 @@ def over(state: State) -> bool:
     return state in ("done", "failed", "diverged")
 
 
-def status(results: Path) -> list[Line]:
-    """How everything stands that was ever started in a results folder, whoever started it.
+def status(results: Path) -> tuple[list[Line], list[str]]:
+    """How everything stands that is in a results folder or is being run there, and a line a record that is unreadable.
+
+    What sweeps have planned and not begun is waiting while one of them is under way, and else not there.
 
     Raises:
         UserError: no such folder.
     """
-    if not results.is_dir():
-        raise UserError(f"{results} does not exist: no results; pass another with --results")
-    names = _names(results)
-    lines = [
-        line(results, run_id, names.get(run_id, run_id), events, "waiting")
-        for run_id, events in claims.events(results).items()
-    ]
-    known = {entry.run_id for entry in lines}
-    planned = [Line(run_id, name, "waiting") for run_id, name in names.items() if run_id not in known]
-    there = [
-        replace(entry, state="done") if (results / entry.run_id / "record.json").exists() else entry
-        for entry in planned
-    ]
-    return sorted([*lines, *there], key=lambda entry: (ORDER.index(entry.state), entry.name))
+    records, problems = runs.load_all(results)
+    names, planned = _planned(results)
+    log = claims.events(results)
+    lines = {
+        run_id: line(results, run_id, names.get(run_id, run_id), log[run_id], "waiting") for run_id in log
+    }  # fmt: skip
+    for record in records:
+        if record.run_id not in lines and record.status != "started":
+            name = names.get(record.run_id, record.run_id)
+            lines[record.run_id] = Line(record.run_id, name, record.status, record.error or "")
+    for run_id in planned:
+        lines.setdefault(run_id, Line(run_id, names[run_id], "waiting"))
+    return sorted(lines.values(), key=lambda entry: (ORDER.index(entry.state), entry.name)), problems
 
 
-def _names(results: Path) -> dict[str, str]:
-    from shiq_bench.sweep.grid import read_plan
-
-    out: dict[str, str] = {}
+def _planned(results: Path) -> tuple[dict[str, str], list[str]]:
+    """Run id -> its name in a plan, and the ids that sweeps under way are still to run or have run."""
+    names: dict[str, str] = {}
+    planned: list[str] = []
     for path in sorted((results / claims.FOLDER).glob("plan-*.jsonl")):
         try:
-            out |= {job.run_id: job.name for job in read_plan(path).jobs}
+            jobs = read_plan(path).jobs
         except UserError:
             continue
-    return out
+        names |= {job.run_id: job.name for job in jobs}
+        if leases.holder(lease_of(path)) is not None:
+            planned += [job.run_id for job in jobs]
+    return names, planned

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,10 @@ def work(path: Path) -> None:
         KeyboardInterrupt: asked to stop; the run under way can be gone on with.
     """
     plan = read_plan(path)
-    os.chdir(plan.folder)
+    try:
+        os.chdir(plan.folder)
+    except OSError as error:
+        raise UserError(f"the sweep was started in {plan.folder}: {error.strerror}") from None
     for plugin in plan.plugins:
         load_plugin(Path(plugin))
     left = list(plan.jobs)
@@ -65,12 +69,16 @@ def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
     """
     if events and events[-1]["event"] in ("done", "failed", "diverged"):
         return True
-    record = record_of(plan.results, job)
+    return settled(job, record_of(plan.results, job), plan.retry, plan.fresh)
+
+
+def settled(job: Job, record: RunRecord | None, retry: bool, fresh: bool) -> bool:
+    """Whether a job's record stays as it is in a sweep that was told so much."""
     if record is None or record.status == "started":
         return False
     if foreign(job.resolved(), record):
-        return not plan.fresh
-    return record.status == "done" or not plan.retry
+        return not fresh
+    return record.status == "done" or not retry
 
 
 def record_of(results: Path | str, job: Job) -> RunRecord | None:
@@ -95,22 +103,25 @@ def _attempt(plan: Plan, job: Job) -> bool:
 
     with _output(plan, job) as report:
         try:
-            now = _news(plan, job)
-            if over(plan, job, now):
-                return True
             record = record_of(plan.results, job)
-            if record is not None and claims.crashes(now) >= CRASHES:
+            if record is not None and claims.crashes(_news(plan, job)) >= CRASHES:
                 _give_up(plan, record)
                 return True
-            # Nothing is lost: what other code left unfinished is of no use, and finished runs of its are asked about.
-            fresh = record is not None and foreign(job.resolved(), record)
-            execute(job.resolved(), resume=not fresh, fresh=fresh, report=report)
-        except leases.Held:
+            # What other code left unfinished is of no use, and its finished runs were asked about.
+            execute(
+                job.resolved(), resume=True, fresh="foreign", report=report,
+                needed=lambda: not over(plan, job, _news(plan, job)),
+            )  # fmt: skip
+        except (leases.Held, leases.Lost):
             return False
-        except UserError as error:
-            report.console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        except Exception as error:  # also a plugin's own: another worker would meet it too
+            known = isinstance(error, UserError)
+            text = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+            report.console.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
+            if not known:
+                traceback.print_exc(file=report.console.file)
             if not any(e["event"] == "failed" for e in _news(plan, job)[-1:]):  # refused before there was a record
-                claims.log(plan.results, job.run_id, "failed", str(error))
+                claims.log(plan.results, job.run_id, "failed", text)
     return True
 
 

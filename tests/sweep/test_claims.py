@@ -41,8 +41,8 @@ def test_half_a_line_of_a_killed_process_costs_that_line_alone(tmp_path: Path) -
     ("events", "count"),
     [
         ([], 0),
-        (["start"], 0),
-        (["start", "crashed", "start"], 1),
+        (["start"], 1),
+        (["start", "crashed", "start"], 2),
         (["start", "crashed", "start", "crashed"], 2),
         (["start", "crashed", "start", "interrupted", "start", "crashed"], 1),
         (["start", "crashed", "start", "done"], 0),
@@ -85,3 +85,12 @@ def test_progress_is_passed_on_and_noted(tmp_path: Path, monkeypatch: pytest.Mon
     # Two of the six units that are left took what has passed since the stage began.
     assert found.left == pytest.approx((found.at - found.began) * 2)
     assert claims.progress(tmp_path, "b") is None
+
+
+def test_lines_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
+    claims.log(tmp_path, "a", "start")
+    path = tmp_path / claims.FOLDER / claims.LOG
+    with path.open("a") as file:
+        for line in ({"event": "paused", "time": 1.0, "note": ""}, {"event": "done"}, {"event": "done", "time": "now"}):
+            file.write(json.dumps({"run_id": "a", **line}) + "\n")
+    assert [e["event"] for e in claims.events(tmp_path)["a"]] == ["start"]

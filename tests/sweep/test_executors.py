@@ -51,6 +51,9 @@ def check_done(results: Path, todo: list[Job]) -> None:
         (Resources(), 9, 8, ["0", "1"], [("4", "0"), ("4", "1")]),
         (Resources(gpus=2), 9, 8, ["0", "1", "2", "3"], [("4", "0,1"), ("4", "2,3")]),
         (Resources(gpus=0.5), 9, 8, ["5", "7"], [("2", "5"), ("2", "5"), ("2", "7"), ("2", "7")]),
+        (Resources(gpus=0.4), 9, 8, ["5", "7"], [("2", "5"), ("2", "5"), ("2", "7"), ("2", "7")]),
+        (Resources(gpus=0.6), 9, 8, ["5", "7"], [("4", "5"), ("4", "7")]),
+        (Resources(gpus=1 / 3), 9, 6, ["5", "7"], [("1", "5")] * 3 + [("1", "7")] * 3),
         (Resources(gpus=0, workers=2), 9, 8, ["0"], [("4", ""), ("4", "")]),
     ],
 )
@@ -63,11 +66,23 @@ def test_cores_and_gpus_are_shared_out(
 
 @pytest.mark.parametrize(
     ("resources", "gpus", "said"),
-    [(Resources(gpus=2), ["0"], "this machine has 1"), (Resources(gpus=1, workers=3), ["0", "1"], "2 fit")],
+    [
+        (Resources(gpus=2), ["0"], "this machine has 1"),
+        (Resources(gpus=1, workers=3), ["0", "1"], "2 fit"),
+        (Resources(gpus=0.6, workers=3), ["0", "1"], "2 fit"),
+        (Resources(cores=9), [], "1 workers of --cores 9, and this machine has 8"),
+        (Resources(cores=5, workers=2), [], "2 workers of --cores 5, and this machine has 8"),
+    ],
 )
-def test_more_gpus_than_there_are(resources: Resources, gpus: list[str], said: str) -> None:
+def test_more_than_there_is(resources: Resources, gpus: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         places(resources, 9, 8, gpus)
+
+
+@pytest.mark.parametrize("gpus", [-1.0, float("nan"), 1.5])
+def test_gpus_that_are_no_number_of_them(gpus: float) -> None:
+    with pytest.raises(UserError, match="--gpus"):
+        Resources(gpus=gpus)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +115,16 @@ def test_a_worker_that_cannot_work_ends_the_sweep(tmp_path: Path) -> None:
     with Local(Resources(workers=1)) as executor, pytest.raises(UserError, match="is no plan of a sweep"):
         executor.start(plan, 1)
         finished(executor)
+
+
+def test_workers_that_die_before_they_begin_are_not_followed_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(9)")
+    with Local(Resources(workers=1)) as executor, pytest.raises(UserError, match="3 workers died one after the other"):
+        executor.start(write_plan(tmp_path, jobs(tmp_path)), 1)
+        finished(executor, within=60)
 
 
 def test_workers_are_stopped_with_the_executor(tmp_path: Path) -> None:
@@ -199,9 +224,38 @@ def test_jobs_of_submitit(tmp_path: Path) -> None:
     check_done(tmp_path, todo)
 
 
+def test_a_job_of_submitit_that_is_killed_is_followed_by_another(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    todo = jobs(tmp_path, steps=1500, count=2)
+    given = {"timeout_min": "60", "cluster": "local"}
+    executor = make_executor("slurm", Resources(workers=1), tmp_path / "slurm", options=given)
+    with executor:
+        executor.start(write_plan(tmp_path, todo), len(todo))
+        os.kill(wait_for_holder(tmp_path, todo), signal.SIGKILL)
+        finished(executor)
+    check_done(tmp_path, todo)
+    assert "crashed" in [e["event"] for lines in claims.events(tmp_path).values() for e in lines]
+
+
+def test_an_error_of_a_job_of_submitit_ends_the_sweep(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    plan = write_plan(tmp_path, jobs(tmp_path))
+    plan.write_text("no plan")
+    with Slurm(Resources(workers=1), tmp_path / "slurm", cluster="local") as executor:
+        executor.start(plan, 1)
+        with pytest.raises(UserError, match="is no plan of a sweep"):
+            finished(executor)
+
+
 def test_slurm_says_what_it_lacks(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match="--workers is missing"):
         Slurm(Resources(), tmp_path).start(tmp_path / "plan", 1)
     with pytest.raises(UserError, match="Slurm takes no jobs"):
         Slurm(Resources(workers=1), tmp_path).start(tmp_path / "plan", 1)
+    with pytest.raises(UserError, match="Slurm gives whole GPUs"):
+        Slurm(Resources(workers=1, gpus=0.5), tmp_path)
+    with pytest.raises(UserError, match="Slurm takes no jobs"):
+        make_executor("slurm", Resources(workers=1), tmp_path, options={"cluster": "local", "nodes": "many"}).start(
+            tmp_path / "plan", 1
+        )

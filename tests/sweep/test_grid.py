@@ -17,7 +17,7 @@ def test_seeds(text: str, seeds: list[int]) -> None:
     assert whole_numbers(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1-", "-1", "0,0", "0-2,1"])
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1-", "-1", "0,0", "0-2,1", "²", "0-9999999999"])
 def test_no_seeds(text: str) -> None:
     with pytest.raises(UserError, match="--seeds"):
         whole_numbers(text)
@@ -28,6 +28,20 @@ def test_a_grid() -> None:
     for wrong in (["beta"], ["beta="], ["=1"], ["beta=1,1"], ["beta=1", "beta=2"], ["beta=1,,2"]):
         with pytest.raises(UserError, match="--grid"):
             grid(wrong)
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("seed=1,2", "seeds are given by --seeds"),
+        ("run.seeds=1,2", "seeds are given by --seeds"),
+        ("save_every=1,2", "save_every changes nothing about a run"),
+        ("results=a,b", "results changes nothing about a run"),
+    ],
+)
+def test_what_makes_no_other_run_is_not_varied(pair: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"--tune {pair}: {said}"):
+        grid([pair], "--tune")
 
 
 def test_a_table_trains_adjoining_seeds_in_one_run_and_a_language_model_each_in_its_own(tmp_path: Path) -> None:
@@ -99,7 +113,8 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = write_plan(tmp_path, jobs, retry=True)
     plan = read_plan(path)
     assert list(plan.jobs) == jobs and plan.retry and not plan.fresh and plan.folder == str(Path.cwd())
-    assert write_plan(tmp_path, jobs) == path, "the same jobs are the same plan"
+    assert write_plan(tmp_path, jobs) != path, "a second sweep of the same jobs leaves the first its own"
+    assert read_plan(path) == plan
 
 
 def test_a_plan_that_is_cut_or_newer_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -95,6 +98,75 @@ def test_a_lease_that_was_just_created_is_held_though_it_says_nothing_yet(tmp_pa
         leases.acquire(path)
 
 
+def move_away(path: Path) -> None:
+    """Let the holder be one of another machine, in the same file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "where": "another boot"}))
+
+
+def test_one_that_was_suspended_here_is_alive(tmp_path: Path) -> None:
+    """A laptop that wakes up: no lease has been touched, and nobody's run is anybody else's."""
+    path = tmp_path / "run.lease"
+    with leases.acquire(path) as lease:
+        os.utime(path, (time.time() - 10 * leases.TTL,) * 2)
+        assert leases.holder(path) is not None
+        with pytest.raises(leases.Held):
+            leases.acquire(path)
+        lease.check()
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_without_locks_a_dead_holder_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two who saw it dead, the second would delete the lease of the first."""
+    without_locks(monkeypatch)
+    path = tmp_path / "run.lease"
+    with leases.acquire(path), pytest.raises(leases.Held):
+        leases.acquire(path)
+    path.write_text(json.dumps({**leases._me(), "born": "1"}))
+    with pytest.raises(UserError, match=r"no locks .* delete it"):
+        leases.acquire(path)
+    assert path.exists()
+
+
+def test_who_may_only_read_sees_who_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.lease"
+    with leases.acquire(path):
+        opened = os.open
+
+        def read_only(name: object, flags: int, *more: object) -> int:
+            if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return opened(name, flags, *more)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", read_only)
+            assert (leases.holder(path) or {}).get("pid") == os.getpid()
+
+
+def test_a_full_disk_leaves_no_lease_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "run.lease"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(UserError, match="No space left"):
+            leases.acquire(path)
+    assert not path.exists()
+
+
+def test_a_folder_that_is_gone_is_let_go_of(tmp_path: Path) -> None:
+    lease = leases.acquire(tmp_path / "r" / "run.lease")
+    shutil.rmtree(tmp_path / "r")
+    lease.release()
+    assert not lease.held
+
+
 def test_who_was_thought_dead_must_not_write_and_takes_nothing_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +174,7 @@ def test_who_was_thought_dead_must_not_write_and_takes_nothing_back(
     monkeypatch.setattr(leases, "BEAT", 1000.0)
     path = tmp_path / "run.lease"
     slow = leases.acquire(path)
+    move_away(path)
     os.utime(path, (time.time() - leases.TTL - 60,) * 2)
     next_one = leases.acquire(path)
     assert next_one.inherited

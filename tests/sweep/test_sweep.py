@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,11 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
         (["curves-bandit", "--algo", "shiq"], "--algo is for sweeps without a study"),
         (["curves-bandit", "--tune", "beta=1,2"], "--tune chooses"),
         (["all"], "a sweep is of one study"),
+        (["curves-bandit", "--seeds", "0-3"], "--seeds is for sweeps without a study"),
+        (["--algo", "shiq", "--task", "bandit", "--set", "seed=5"], "--set seed: seeds are given by --seeds"),
+        (["--algo", "shiq", "--task", "bandit", "--tune", "beta"], "--tune beta: expected"),
+        (["--algo", "shiq", "--task", "bandit", "--executor", "slurm", "--slurm", "a"], "--slurm a: expected"),
+        (["--algo", "shiq", "--task", "bandit", "--cores", "99"], "workers of --cores 99, and this machine has"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], said: str, tmp_path: Path) -> None:
@@ -144,6 +150,19 @@ def test_bad_input_is_one_line(words: list[str], said: str, tmp_path: Path) -> N
 def test_status_of_nothing(tmp_path: Path) -> None:
     assert "nothing was run" in shiq_bench("status", "--results", tmp_path, code=2).stderr
     assert "does not exist" in shiq_bench("status", "--results", tmp_path / "no", code=2).stderr
+
+
+def test_status_of_records_alone_and_of_torn_ones(tmp_path: Path) -> None:
+    """As they come from another machine, without what lies beside them."""
+    words = ["run", "--algo", "shiq", "--task", "bandit", *SMALL, "--results", str(tmp_path / "r")]
+    shiq_bench(*words)
+    (run_id,) = (p.name for p in (tmp_path / "r").glob("shiq-*"))
+    shutil.copytree(tmp_path / "r" / run_id, tmp_path / "copy" / run_id)
+    assert "1 done" in shiq_bench("status", "--results", tmp_path / "copy").stdout
+    path = tmp_path / "copy" / run_id / "record.json"
+    path.write_text(path.read_text()[:-20])
+    shown = shiq_bench("status", "--results", tmp_path / "copy", code=2)
+    assert f"skipped: {path}" in shown.stdout and "1 records cannot be read" in shown.stderr
 
 
 def test_a_run_that_is_at_work_is_not_run_beside_it(tmp_path: Path) -> None:

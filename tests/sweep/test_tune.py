@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,22 @@ def test_the_best_on_validation_is_chosen_and_everything_is_kept(tmp_path: Path)
 def test_no_trial_that_ended(tmp_path: Path) -> None:
     tuning = Tuning({"beta": ["0.1"]}, 1)
     jobs = list(trials(tuning, ["shiq"], ["bandit"], [0], {}))
-    with pytest.raises(UserError, match="no trial of shiq on bandit has ended well"):
-        chosen(tuning, ["shiq"], ["bandit"], jobs, tmp_path)
+    assert chosen(tuning, ["shiq"], ["bandit"], jobs, tmp_path) == {}
+
+
+def test_a_candidate_that_does_not_fit_is_a_job_with_a_problem() -> None:
+    jobs = list(trials(Tuning({"contexts": ["8", "-1"]}, 2), ["shiq"], ["bandit"], [0], {}))
+    assert [bool(job.problem) for job in jobs] == [False, True] and "contexts=-1" in jobs[1].name
+
+
+def test_who_diverged_somewhere_is_not_chosen_for_where_it_did_not(tmp_path: Path) -> None:
+    tuning = Tuning({"beta": ["0.1", "0.3"]}, 2)
+    jobs = list(trials(tuning, ["shiq"], ["bandit"], [0], {}))
+    steady, wild = record(jobs[0], 0.3), record(jobs[1], 0.01)
+    lost = [{"prompt_id": "instance 1", "diverged": 1.0}, {"prompt_id": "instance 2", "diverged": 0.0, "regret": 0.01}]
+    runs.save(steady, tmp_path)
+    runs.save(replace(wild, evaluations=[replace(wild.evaluations[0], examples=lost)]), tmp_path)
+    assert chosen(tuning, ["shiq"], ["bandit"], jobs, tmp_path) == {("shiq", "bandit"): {"beta": "0.1"}}
 
 
 def test_what_is_chosen_by() -> None:

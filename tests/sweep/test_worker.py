@@ -38,7 +38,7 @@ def test_everything_is_run_once_and_then_nothing(tmp_path: Path) -> None:
     for job in todo:
         assert runs.load(runs.run_folder(tmp_path, job.run_id)).status == "done"
         assert kinds(tmp_path, job.run_id) == ["start", "done"]
-        assert "training" in log_path(tmp_path, job.run_id).read_text() or log_path(tmp_path, job.run_id).exists()
+        assert job.name in log_path(tmp_path, job.run_id).read_text()
     assert not list((tmp_path / claims.FOLDER).glob("*.lease"))
 
 
@@ -128,7 +128,8 @@ def test_a_run_that_takes_its_process_down_is_given_up(tmp_path: Path, monkeypat
         worker.start()
         worker.join(100)
         codes.append(worker.exitcode)
-    assert codes == [-signal.SIGKILL] * (CRASHES + 1) + [0]
+    assert codes == [-signal.SIGKILL] * CRASHES + [0]
+    assert kinds(tmp_path, job.run_id).count("start") == CRASHES
     record = runs.load(runs.run_folder(tmp_path, job.run_id))
     assert record.status == "failed" and "took its process down" in (record.error or "")
     assert kinds(tmp_path, job.run_id)[-1] == "failed"
@@ -158,6 +159,78 @@ def test_a_lost_lease_ends_the_run_without_a_record(tmp_path: Path, monkeypatch:
     with pytest.raises(leases.Lost):
         running.execute(job.resolved(), resume=False, fresh=False, report=lambda *_: None)
     assert runs.load(runs.run_folder(tmp_path, job.run_id)).status == "started"
+    assert kinds(tmp_path, job.run_id) == ["start"], "how it ends is for the other to say"
+
+
+def test_several_workers_replace_what_other_code_left_once(tmp_path: Path) -> None:
+    """Each finds all of it unfinished at first; what the first has done since is not deleted by the second."""
+    todo = fitting(
+        of_flags(
+            ["shiq"], ["bandit"], [0], {**SMALL, "results": str(tmp_path)}, {"beta": [str(i) for i in range(1, 9)]}
+        )
+    )[0]
+    work(write_plan(tmp_path, todo))
+    for job in todo:
+        record = runs.load(runs.run_folder(tmp_path, job.run_id))
+        runs.save(replace(record, source_hash="other", status="started"), tmp_path)
+    plan = write_plan(tmp_path, todo)
+    since = read_plan(plan).since
+    workers = [multiprocessing.get_context("fork").Process(target=work, args=(plan,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    found = claims.events(tmp_path, since)
+    assert {tuple(e["event"] for e in found[job.run_id]) for job in todo} == {("start", "done")}
+
+
+def test_a_claimed_run_that_is_needed_no_more_stays_as_it_is(tmp_path: Path) -> None:
+    from shiq_bench.run import execute
+
+    (job,) = jobs(tmp_path, "shiq")
+    work(write_plan(tmp_path, [job]))
+    record = runs.load(runs.run_folder(tmp_path, job.run_id))
+    runs.save(replace(record, status="failed", error="boom"), tmp_path)
+    found = execute(job.resolved(), resume=True, fresh="foreign", report=lambda *_: None, needed=lambda: False)
+    assert found.error == "boom" and kinds(tmp_path, job.run_id) == ["start", "done"]
+
+
+def test_an_error_of_a_plugin_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> str:
+        raise ZeroDivisionError("of a plugin")
+
+    first, second = jobs(tmp_path)
+    monkeypatch.setattr(type(first.resolved().task), "fingerprint", broken)
+    work(write_plan(tmp_path, [first, second]))
+    for job in (first, second):
+        (event,) = claims.events(tmp_path)[job.run_id]
+        assert event["event"] == "failed" and event["note"] == "ZeroDivisionError: of a plugin"
+    assert "Traceback" in log_path(tmp_path, first.run_id).read_text()
+
+
+def test_a_run_that_was_killed_behind_its_record_is_done(tmp_path: Path) -> None:
+    from shiq_bench.sweep.watch import line
+
+    (job,) = jobs(tmp_path, "shiq")
+    work(write_plan(tmp_path, [job]))
+    events = claims.events(tmp_path)[job.run_id][:1]
+    assert line(tmp_path, job.run_id, job.name, events, "waiting").state == "done"
+    record = runs.load(runs.run_folder(tmp_path, job.run_id))
+    runs.save(replace(record, status="started"), tmp_path)
+    assert line(tmp_path, job.run_id, job.name, events, "waiting").state == "interrupted"
+
+
+def test_a_torn_record_says_what_to_delete(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, "shiq")
+    work(write_plan(tmp_path, [job]))
+    path = tmp_path / job.run_id / "record.json"
+    path.write_text(path.read_text()[:100])
+    plan = write_plan(tmp_path, [job])
+    work(plan)
+    (event,) = claims.events(tmp_path, read_plan(plan).since)[job.run_id]
+    assert event["event"] == "failed" and f"delete {tmp_path / job.run_id}" in event["note"]
+    assert path.read_text()
 
 
 def test_relative_paths_are_meant_from_the_plan_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
