@@ -18,6 +18,7 @@ FEEDBACK = "tests/tasks/test_ultrafeedback.py"
 HEADS = "tests/training/test_heads.py"
 LEASES = "tests/sweep/test_leases.py"
 LORA = "tests/training/test_lora.py"
+LITERAL = "tests/reporting/test_literal.py"
 ONPOLICY = "tests/training/test_onpolicy.py"
 OPS = "tests/test_ops.py"
 RECORDS = "tests/test_records.py"
@@ -919,6 +920,20 @@ MUTATIONS = [
         f"{TABLES}::test_p_is_exact_over_paired_seeds_and_adjusted_over_methods",
     ),
     Mutation(
+        "a model's image in Markdown",
+        "shiq_bench/reporting/literal.py",
+        r"""text = _MARKS.sub(r"\\\g<0>", in_line(text).strip())""",
+        "text = in_line(text).strip()",
+        f"{LITERAL}::test_two_compared_in_markdown",
+    ),
+    Mutation(
+        "a method's name is a formula",
+        "shiq_bench/reporting/literal.py",
+        """return ("'" if formula else "") + visible(text)""",
+        """return visible(text)""",
+        f"{LITERAL}::test_files_of_numbers_hold_no_formula_and_all_numbers",
+    ),
+    Mutation(
         "underscores reach LaTeX",
         "shiq_bench/reporting/markup.py",
         r""""_": r"\_",""",
@@ -955,7 +970,7 @@ MUTATIONS = [
     ),
     Mutation(
         "control characters of a model reach the terminal",
-        "shiq_bench/reporting/versus.py",
+        "shiq_bench/reporting/literal.py",
         """c if c.isprintable() or c == "\\n" else c.encode("unicode_escape").decode("ascii") for c in text""",
         """c for c in text""",
         f"{COMPARE}::test_model_text_is_text[200]",

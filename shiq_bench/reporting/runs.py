@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shiq_bench.api import suggest
 from shiq_bench.records import RunRecord, UserError
+from shiq_bench.reporting.literal import in_line
 from shiq_bench.store import write_json
 
 RECORD = "record.json"
@@ -115,5 +116,5 @@ def load_all(results: Path | str, *, run_ids: Sequence[str] | None = None) -> tu
         try:
             records.append(load(path))
         except UserError as error:
-            problems.append(str(error))
+            problems.append(in_line(str(error)))
     return records, problems
