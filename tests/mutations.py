@@ -934,6 +934,20 @@ MUTATIONS = [
         f"{LITERAL}::test_files_of_numbers_hold_no_formula_and_all_numbers",
     ),
     Mutation(
+        "tables wider than their page",
+        "shiq_bench/reporting/markup.py",
+        r"""\ifdim\wd0>\linewidth""",
+        r"""\ifdim\wd0<0pt""",
+        f"{TABLES}::test_latex_compiles_as_it_stands_and_fits_its_pages[setting-wide]",
+    ),
+    Mutation(
+        "a panel without the name of its only split",
+        "shiq_bench/reporting/layout.py",
+        "if len(places) == 1 else mode_title(block, mode)",
+        "if not places else mode_title(block, mode)",
+        f"{TABLES}::test_a_panel_of_one_split_names_it",
+    ),
+    Mutation(
         "underscores reach LaTeX",
         "shiq_bench/reporting/markup.py",
         r""""_": r"\_",""",

@@ -191,7 +191,7 @@ def markdown_sections(found: Sequence[Section], captions: Sequence[str]) -> str:
 
 def latex(comparison: Comparison, by: By = "task") -> str:
     """See :func:`markup.latex`; splits stand below each other where a page would be too narrow."""
-    return markup.latex(sections(comparison, by, WIDTH), comparison.captions)
+    return markup.latex(sections(comparison, by, markup.PAGE), comparison.captions)
 
 
 def html(comparison: Comparison, by: By = "task") -> str:
