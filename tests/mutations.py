@@ -778,6 +778,20 @@ MUTATIONS = [
         f"{REPORT}::test_a_row_leads_to_its_runs_and_they_to_their_episodes",
     ),
     Mutation(
+        "the reference's number leads to a run that failed",
+        "shiq_bench/reporting/payload.py",
+        'key=lambda r: (r.status != "done", r.run_id))',
+        'key=lambda r: (r.status == "done", r.run_id))',
+        f"{REPORT}::test_the_reference_has_the_runs_that_measured_it",
+    ),
+    Mutation(
+        "a curve that hides how few runs it is of",
+        "shiq_bench/reporting/curves.py",
+        '"fewest": min(',
+        '"fewest": max(',
+        f"{REPORT}::test_a_curve_tells_the_fewest_runs_behind_a_mean",
+    ),
+    Mutation(
         "episodes left out and not counted",
         "shiq_bench/reporting/payload.py",
         "if prompt not in kept and len(kept) == self.limits.prompts:\n                left_out += 1",
@@ -786,9 +800,9 @@ MUTATIONS = [
     ),
     Mutation(
         "curve of the first seed alone",
-        "shiq_bench/reporting/payload.py",
-        "mean_ci_t(_finite(lines[s].get(name)) for lines in logged)",
-        "mean_ci_t(_finite(lines[s].get(name)) for lines in logged[:1])",
+        "shiq_bench/reporting/curves.py",
+        "mean_ci_t(_finite(x[s].get(name)) for x in logged)",
+        "mean_ci_t(_finite(x[s].get(name)) for x in logged[:1])",
         f"{REPORT}::test_learning_curves_are_means_over_seeds",
     ),
     Mutation(

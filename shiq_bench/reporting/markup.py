@@ -130,7 +130,7 @@ def _notes(captions: Sequence[str]) -> Iterable[str]:
 
 
 #: Where a long word may be broken: behind a comma or a slash, behind what LaTeX spells out, and wherever it goes on.
-_JOINTS = re.compile(r"(?<=[,/])(?=\S)|(?<=[\x00-\x1f\x7f-\x9f\u0250-\U0010ffff])(?=\S)|(?<=\S{24})(?=\S\S)")
+_JOINTS = re.compile(r"(?<=[,/])(?=\S)|(?<=[\x00-\x1f\x7f-\x9f\u0250-\U0010ffff])(?=\S)|(?<=[^\s,/]{24})(?=[^\s,/]{2})")
 
 
 def _breakable(text: str) -> str:
