@@ -185,7 +185,9 @@ function columns(rows) {
     const at = (part) => (row) => (has(row) ? row[part][placeOf(row)]?.[metric.name] : null);
     const of = (part) => ({ ...ofCell(at(part), metric.name), falling: metric.better !== "lower" });
     const value = { id: `metric ${id}`, title: metric.title, ...of("cells") };
-    const difference = { id: `difference ${id}`, title: "minus reference", difference: true, ...of("differences") };
+    const spoken = `${metric.title} minus reference`;
+    const about = { id: `difference ${id}`, title: "minus reference", spoken, difference: true };
+    const difference = { ...about, ...of("differences") };
     const n = plain(
       `n ${id}`,
       "n",
@@ -299,7 +301,7 @@ function cellOf(column, row, n) {
   const button = {
     type: "button",
     "aria-expanded": String(openRows.has(n)),
-    "aria-label": named ? null : `${column.text(row)}, ${column.title} of ${row.label}: its runs`,
+    "aria-label": named ? null : `${column.text(row)}, ${column.spoken ?? column.title} of ${row.label}: its runs`,
     "data-column": column.id,
     onclick: toggle,
   };
