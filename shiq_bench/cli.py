@@ -334,8 +334,10 @@ def compare(
 
 @app.command()
 def report(
-    results: Results = Path("results"),
-    out: Annotated[Path | None, typer.Option(help="Page to write; <results>/report.html by default.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Folder of run records (results); may be given several times.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Page to write; report.html in the first folder by default.")] = None,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Mix records of different source versions.")
     ] = False,
@@ -349,18 +351,21 @@ def report(
     from shiq_bench.store import write_atomic
 
     _plugins(plugin)
-    records, problems = store.load_all(results)
+    folders = results or [Path("results")]
+    records, problems = store.load_several(folders)
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
     if records:
         known = set(tasks.names())
         metrics = {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
-        path = out or results / "report.html"
+        path = out or folders[0] / "report.html"
         html = page(payload(records, metrics, allow_mixed=allow_mixed))
         write_atomic(path, html)
         typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
     elif not problems:
-        raise UserError(f"no runs in {results}: start one with shiq-bench run --algo shiq --task bfcl")
+        raise UserError(
+            f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
+        )
     if problems:
         raise typer.Exit(1)
 

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from shiq_bench.records import UserError
+from shiq_bench.reporting.literal import visible
 
 #: Seconds between two lines of progress where the output is no terminal.
 EVERY = 30.0
@@ -78,5 +79,5 @@ class LiveReport:
 
 
 def one_line(error: UserError) -> str:
-    """The message, whatever line breaks a library put in it."""
-    return " ".join(str(error).split())
+    """The message, whatever line breaks and control characters a library or a record put in it."""
+    return visible(" ".join(str(error).split()))

@@ -18,6 +18,7 @@ FEEDBACK = "tests/tasks/test_ultrafeedback.py"
 HEADS = "tests/training/test_heads.py"
 LEASES = "tests/sweep/test_leases.py"
 LORA = "tests/training/test_lora.py"
+LITERAL = "tests/reporting/test_literal.py"
 ONPOLICY = "tests/training/test_onpolicy.py"
 OPS = "tests/test_ops.py"
 RECORDS = "tests/test_records.py"
@@ -777,6 +778,20 @@ MUTATIONS = [
         f"{REPORT}::test_a_row_leads_to_its_runs_and_they_to_their_episodes",
     ),
     Mutation(
+        "the reference's number leads to a run that failed",
+        "shiq_bench/reporting/payload.py",
+        'key=lambda r: (r.status != "done", r.run_id))',
+        'key=lambda r: (r.status == "done", r.run_id))',
+        f"{REPORT}::test_the_reference_has_the_runs_that_measured_it",
+    ),
+    Mutation(
+        "a curve that hides how few runs it is of",
+        "shiq_bench/reporting/curves.py",
+        '"fewest": min(',
+        '"fewest": max(',
+        f"{REPORT}::test_a_curve_tells_the_fewest_runs_behind_a_mean",
+    ),
+    Mutation(
         "episodes left out and not counted",
         "shiq_bench/reporting/payload.py",
         "if prompt not in kept and len(kept) == self.limits.prompts:\n                left_out += 1",
@@ -785,9 +800,9 @@ MUTATIONS = [
     ),
     Mutation(
         "curve of the first seed alone",
-        "shiq_bench/reporting/payload.py",
-        "mean_ci_t(_finite(lines[s].get(name)) for lines in logged)",
-        "mean_ci_t(_finite(lines[s].get(name)) for lines in logged[:1])",
+        "shiq_bench/reporting/curves.py",
+        "mean_ci_t(_finite(x[s].get(name)) for x in logged)",
+        "mean_ci_t(_finite(x[s].get(name)) for x in logged[:1])",
         f"{REPORT}::test_learning_curves_are_means_over_seeds",
     ),
     Mutation(
@@ -961,6 +976,34 @@ MUTATIONS = [
         f"{TABLES}::test_p_is_exact_over_paired_seeds_and_adjusted_over_methods",
     ),
     Mutation(
+        "a model's image in Markdown",
+        "shiq_bench/reporting/literal.py",
+        r"""text = _MARKS.sub(r"\\\g<0>", in_line(text).strip())""",
+        "text = in_line(text).strip()",
+        f"{LITERAL}::test_two_compared_in_markdown",
+    ),
+    Mutation(
+        "a method's name is a formula",
+        "shiq_bench/reporting/literal.py",
+        """return ("'" if formula else "") + visible(text)""",
+        """return visible(text)""",
+        f"{LITERAL}::test_files_of_numbers_hold_no_formula_and_all_numbers",
+    ),
+    Mutation(
+        "tables wider than their page",
+        "shiq_bench/reporting/markup.py",
+        r"""\ifdim\wd0>\linewidth""",
+        r"""\ifdim\wd0<0pt""",
+        f"{TABLES}::test_latex_compiles_as_it_stands_and_fits_its_pages[setting-wide]",
+    ),
+    Mutation(
+        "a panel without the name of its only split",
+        "shiq_bench/reporting/layout.py",
+        "if len(places) == 1 else mode_title(block, mode)",
+        "if not places else mode_title(block, mode)",
+        f"{TABLES}::test_a_panel_of_one_split_names_it",
+    ),
+    Mutation(
         "underscores reach LaTeX",
         "shiq_bench/reporting/markup.py",
         r""""_": r"\_",""",
@@ -997,7 +1040,7 @@ MUTATIONS = [
     ),
     Mutation(
         "control characters of a model reach the terminal",
-        "shiq_bench/reporting/versus.py",
+        "shiq_bench/reporting/literal.py",
         """c if c.isprintable() or c == "\\n" else c.encode("unicode_escape").decode("ascii") for c in text""",
         """c for c in text""",
         f"{COMPARE}::test_model_text_is_text[200]",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log10
 
 from shiq_bench.api import Metric
@@ -51,6 +51,11 @@ class Panel:
     def breaks(self) -> list[int]:
         """Columns with which a further split begins; the terminal leaves a gap before them."""
         return [i for i, header in enumerate(self.headers) if header[0] and i]
+
+    def columns(self, low: int, high: int) -> Panel:
+        """The panel with these columns alone."""
+        lines = (replace(x, texts=x.texts[low:high], bold=x.bold[low:high]) for x in self.lines)
+        return Panel(self.title, self.headers[low:high], tuple(lines))
 
     @property
     def marked(self) -> bool:
@@ -167,11 +172,12 @@ def _panel(block: Block, title: str, places: Sequence[Place], columns: Sequence[
 def panels(block: Block, width: int | None) -> list[Panel]:
     """One panel a mode with the splits side by side; where that is too wide, one a split and mode;
     where that still is, the policies in several, the reference in the first."""
-    modes = list(dict.fromkeys(mode for _, mode in block.places))
-    beside = [
-        _panel(block, mode_title(block, mode), [p for p in block.places if p[1] == mode], block.columns)
-        for mode in modes
-    ]
+    beside = []
+    for mode in dict.fromkeys(mode for _, mode in block.places):
+        places = [p for p in block.places if p[1] == mode]
+        # Heads name the splits only to tell them apart.
+        title = place_title(block, places[0]) if len(places) == 1 else mode_title(block, mode)
+        beside.append(_panel(block, title, places, block.columns))
     if width is None or all(p.width <= width for p in beside):
         return beside
     panels = []

@@ -6,8 +6,13 @@ import html as markup
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 from shiq_bench.reporting.layout import Panel, Section
+
+#: Characters that a line of a page holds in LaTeX, those that it may be shrunk to hold, and rows of a page.
+PAGE, SMALLEST, ROWS = 90, 130, 40
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -62,27 +67,49 @@ def _latex_character(c: str) -> str:
 
 
 def latex(sections: Sequence[Section], captions: Sequence[str]) -> str:
-    r"""A ``table`` environment a section, for an ``\input`` into a document that loads booktabs."""
-    out = ["% Needs \\usepackage{booktabs}."]
-    for section in sections:
-        out += [r"\begin{table}[htbp]", r"\centering\scriptsize\setlength{\tabcolsep}{3pt}"]
-        out.append(f"\\caption{{{latex_text(section.title)}}}")
+    r"""A ``table`` a panel, notes as ordinary text behind it, for an ``\input`` into a document that loads booktabs
+    and graphicx."""
+    out = [r"% Needs \usepackage{booktabs,graphicx}."]
+    for i, section in enumerate(sections):
+        if i:
+            out += [r"\clearpage", ""]  # LaTeX lets few tables wait for a page, and notes stay with theirs
         for panel in section.panels:
-            out += [rf"\par\medskip\textbf{{{latex_text(panel.title)}}}\par\smallskip", *_tabular(panel)]
+            title = _breakable(f"{section.title}: {panel.title}")
+            for part in parts(panel):
+                out += [r"\begin{table}[htbp]", r"\centering\scriptsize\setlength{\tabcolsep}{3pt}"]
+                out += [f"\\caption{{{title}}}", *_tabular(part), r"\end{table}"]
         if not section.panels:
-            out.append(r"\par No evaluations yet.")
-        out += [*_notes(section.captions), r"\end{table}", ""]
-    if captions:
-        out += [*_notes(captions), ""]
-    return "\n".join(out).rstrip() + "\n"
+            out += [rf"\par\noindent {_breakable(section.title)}: no evaluations yet.\par"]
+        out += [*_notes(section.captions), ""]
+    return "\n".join([*out, *_notes(captions)]).rstrip() + "\n"
+
+
+def parts(panel: Panel) -> Iterable[Panel]:
+    """Panels that a page holds: no smaller than can be read, no longer than it is."""
+    starts = [i for i, (_, label, _) in enumerate(panel.headers) if label not in ("p", "n")]
+    cuts = [0]
+    for i in starts:
+        if i > cuts[-1] and panel.columns(cuts[-1], _end(panel, i)).width > SMALLEST:
+            cuts.append(i)
+    for low, high in pairwise([*cuts, len(panel.headers)]):
+        part = panel.columns(low, high)
+        for first in range(0, max(len(part.lines), 1), ROWS):
+            yield replace(part, lines=part.lines[first : first + ROWS])
+
+
+def _end(panel: Panel, i: int) -> int:
+    """Behind a column and the p and n that belong to it."""
+    after = range(i + 1, len(panel.headers))
+    return next((j for j in after if panel.headers[j][1] not in ("p", "n")), len(panel.headers))
 
 
 def _tabular(panel: Panel) -> Iterable[str]:
-    yield rf"\begin{{tabular}}{{l{'r' * len(panel.headers)}}}"
+    """As wide as it is, or as the line where that is less."""
+    yield rf"\sbox0{{\begin{{tabular}}{{l{'r' * len(panel.headers)}}}"
     yield r"\toprule"
     # Braces first: a bracket or a star behind a line break would be its argument.
-    for row in _header_rows(panel):
-        yield "{} & " + " & ".join(map(latex_text, row)) + r" \\"
+    for row in zip(*panel.heads, strict=True):
+        yield "{} & " + " & ".join(latex_text(t.strip()) for t in row) + r" \\"
     yield r"\midrule"
     for line in panel.lines:
         texts = map(latex_text, line.texts)
@@ -91,15 +118,24 @@ def _tabular(panel: Panel) -> Iterable[str]:
         label = rf"\quad\textit{{{label}}}" if line.difference else label
         yield f"{{}}{label} & {' & '.join(cells)} " + r"\\"
     yield r"\bottomrule"
-    yield r"\end{tabular}"
+    yield r"\end{tabular}}%"
+    yield r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"
 
 
 def _notes(captions: Sequence[str]) -> Iterable[str]:
     if captions:
-        yield r"\par\medskip"
-        yield r"\begin{minipage}{\linewidth}\raggedright\scriptsize"
-        yield from (rf"{latex_text(line)}\par" for line in captions)
-        yield r"\end{minipage}"
+        yield r"\par\medskip\begingroup\raggedright\scriptsize\setlength{\parindent}{0pt}"
+        yield from (rf"{_breakable(line)}\par" for line in captions)
+        yield r"\endgroup\medskip"
+
+
+#: Where a long word may be broken: behind a comma or a slash, behind what LaTeX spells out, and wherever it goes on.
+_JOINTS = re.compile(r"(?<=[,/])(?=\S)|(?<=[\x00-\x1f\x7f-\x9f\u0250-\U0010ffff])(?=\S)|(?<=[^\s,/]{24})(?=[^\s,/]{2})")
+
+
+def _breakable(text: str) -> str:
+    """Text of a paragraph, whose lines have room for any word."""
+    return r"\allowbreak{}".join(map(latex_text, _JOINTS.split(unicodedata.normalize("NFC", text))))
 
 
 def _header_rows(panel: Panel) -> list[list[str]]:

@@ -19,11 +19,11 @@ from typing import Any
 from shiq_bench.api import Metric
 from shiq_bench.records import Evaluation, RunRecord, RunSpec
 from shiq_bench.reporting.blocks import Block, Cell, Column, Comparison, Place
-from shiq_bench.reporting.comparison import cell_of, compare, reference_of
+from shiq_bench.reporting.comparison import compare, reference_of
+from shiq_bench.reporting.curves import curves, digits
 from shiq_bench.reporting.layout import metric_label, place_title
 from shiq_bench.reporting.layout import texts as texts_of
 from shiq_bench.reporting.pictures import COLOURS
-from shiq_bench.reporting.statistics import mean_ci_t
 
 #: Version of what the page's script reads.
 PAYLOAD_VERSION = 1
@@ -162,9 +162,15 @@ class _Maker:
                     "cells": numbers_shown,
                     "differences": differences,
                     "runs": list(range(kept, len(self.runs))),
+                    "behind": list(range(kept, len(self.runs))),
                     "episodes": episodes,
                 }
             )
+        # The reference has no runs of its own, but those that measured it; its numbers are the first one's.
+        number = {self.runs[n]["id"]: n for row in self.rows[first:] for n in row["runs"]}
+        measuring = [r for r in records if any(e.policy == "reference" for e in r.evaluations)]
+        measuring.sort(key=lambda r: (r.status != "done", r.run_id))
+        self.rows[first]["behind"] = [number[r.run_id] for r in measuring]
         self.blocks.append(
             {
                 "title": block.title,
@@ -178,7 +184,13 @@ class _Maker:
                 ],
                 "rows": [first, len(self.rows)],
                 "points": self.packs.add(every),
-                "curves": self.packs.add([curve for c in block.columns for curve in self._curves(c, block)]),
+                "curves": self.packs.add(
+                    [
+                        curve
+                        for row, column in enumerate(block.columns, first)
+                        for curve in curves(column, row, block.metrics, self.limits.points)
+                    ]
+                ),
             }
         )  # fmt: skip
 
@@ -279,40 +291,6 @@ class _Maker:
             return [*short, f"… [{over:,} more]"] if over > 0 else short
         return _clean(value)
 
-    def _curves(self, column: Column, block: Block) -> Iterable[dict[str, Any]]:
-        """Means with 95% t intervals over training: of a table's exact evaluations, and of what the trainer logged."""
-        row = len(self.rows) - len(block.columns) + block.columns.index(column)
-        found: dict[tuple[str, str], list[tuple[int, Cell]]] = {}
-        by_step: dict[tuple[int, str, str], list[Evaluation]] = {}
-        for record in column.done:
-            for e in record.curve:
-                by_step.setdefault((e.step, e.split, e.mode), []).append(e)
-        for step, split, mode in sorted(by_step):
-            # Where some runs were not evaluated, a mean would be over others than beside it.
-            if len(evaluations := by_step[step, split, mode]) == len(column.done):
-                for metric in block.metrics:
-                    if cell := cell_of(evaluations, metric.name):
-                        found.setdefault((f"{split}, {mode}", metric.name), []).append((step, cell))
-        for (place, name), points in found.items():
-            yield self._curve(row, place, name, [(step, c.estimate) for step, c in points])
-        logged = [{int(line["step"]): line for line in r.training if "step" in line} for r in column.done]
-        steps = sorted(set.intersection(*map(set, logged))) if logged else []
-        steps = evenly(steps, self.limits.points)
-        for name in sorted({k for s in steps for lines in logged for k in lines[s]} - {"step", "epoch"}):
-            values = [(s, mean_ci_t(_finite(lines[s].get(name)) for lines in logged)) for s in steps]
-            yield self._curve(row, "training", name, values)
-
-    def _curve(self, row: int, place: str, metric: str, points: Sequence[tuple[int, Any]]) -> dict[str, Any]:
-        known = [(step, e) for step, e in points if e.mean is not None]
-        return {
-            "row": row,
-            "place": place,
-            "metric": metric,
-            "step": [step for step, _ in known],
-            **{name: [_digits(getattr(e, name)) for _, e in known] for name in ("mean", "low", "high")},
-            "units": max((e.units for _, e in known), default=0),
-        }
-
 
 def apart(blocks: Sequence[Block]) -> list[str]:
     """What tells each block from the others of its task, in the words of its title; nothing where there are none."""
@@ -366,28 +344,12 @@ def environment(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def evenly(steps: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of them, evenly spaced, the first and the last among them."""
-    if len(steps) <= count:
-        return list(steps)
-    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
-
-
 def _number(cell: Cell, text: str, best: bool) -> dict[str, Any]:
     """One number of the leaderboard, and what stands behind it."""
     e = cell.estimate
     out = {"mean": e.mean, "low": e.low, "high": e.high, "stderr": e.stderr}
     about = {"n": list(cell.n), "over": cell.over, "text": text, "best": best}
-    return {**{k: _digits(v) for k, v in out.items()}, **about}
-
-
-def _digits(x: float | None) -> float | None:
-    """Ten significant digits, as the CSV table has."""
-    return None if x is None or not isfinite(x) else float(f"{x:.10g}")
-
-
-def _finite(x: Any) -> float | None:
-    return float(x) if isinstance(x, (int, float)) and isfinite(x) else None
+    return {**{k: digits(v) for k, v in out.items()}, **about}
 
 
 def _clean(value: Any) -> Any:

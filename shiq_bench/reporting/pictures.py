@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from shiq_bench.reporting.crosswise import PROFILES, improvements, profiles
 from shiq_bench.reporting.findings import findings
 from shiq_bench.reporting.fronts import front, origin
+from shiq_bench.reporting.literal import in_csv, in_line, in_markdown
 from shiq_bench.reporting.sheet import Findings, Grid, Sheet, View, series, start
 from shiq_bench.reporting.statistics import Estimate
 from shiq_bench.store import write_atomic
@@ -366,14 +367,14 @@ def aligned(grid: Grid) -> list[str]:
 
 def page(sheet: Sheet, said: Findings) -> str:
     """The study in Markdown: question, picture, what it shows, numbers, what is missing."""
-    out = [f"# {sheet.title}", "", sheet.asks, ""]
+    out = [f"# {in_markdown(sheet.title)}", "", in_markdown(sheet.asks), ""]
     if sheet.kind == "table":
         out += [line for grid in said.grids for line in (*pipes(grid), "")]
     else:
-        out += [f"![{sheet.title}]({sheet.name}.png)", ""]
-    out += [_plain(said.lead), "", *(f"- {_plain(line)}" for line in (*said.claims, *said.problems)), ""]
+        out += [f"![{in_markdown(sheet.title)}]({sheet.name}.png)", ""]
+    out += [in_markdown(said.lead), "", *(f"- {in_markdown(line)}" for line in (*said.claims, *said.problems)), ""]
     embedded = [line for grid in said.embedded for line in (*pipes(grid), "")]
-    notes = [f"- {_plain(note)}" for note in said.notes]
+    notes = [f"- {in_markdown(note)}" for note in said.notes]
     if sheet.kind == "table":
         out += [*notes, "", NUMBERS, ""]
     else:
@@ -388,14 +389,8 @@ def page(sheet: Sheet, said: Findings) -> str:
 def pipes(grid: Grid) -> list[str]:
     """A Markdown table, its title in bold above."""
     rule = "|:--|" + "--:|" * (len(grid.headers) - 1)
-    rows = [f"| {' | '.join(_plain(c) for c in row)} |" for row in (grid.headers, *grid.rows)]
-    return [f"**{_plain(grid.title)}**", "", rows[0], rule, *rows[1:]]
-
-
-def _plain(text: str) -> str:
-    for character in "\\|*_`<":
-        text = text.replace(character, f"\\{character}")
-    return text
+    rows = [f"| {' | '.join(in_markdown(c) for c in row)} |" for row in (grid.headers, *grid.rows)]
+    return [f"**{in_markdown(grid.title)}**", "", rows[0], rule, *rows[1:]]
 
 
 def index(out: Path, names: Sequence[str]) -> Path:
@@ -423,7 +418,8 @@ def numbers(sheet: Sheet) -> str:
                 runs.setdefault(cell.x, []).append(cell.record.run_id)
         for x, e in series(sheet, panel, method, metric):
             run = " ".join(runs.get(None if None in runs else x, []))
-            rows.writerow([panel, method, f"{x:g}", metric, *map(_digits, (e.mean, e.low, e.high)), e.units, run])
+            digits = map(_digits, (e.mean, e.low, e.high))
+            rows.writerow([in_csv(panel), in_csv(method), f"{x:g}", in_csv(metric), *digits, e.units, in_csv(run)])
     return file.getvalue()
 
 
@@ -439,16 +435,16 @@ def terminal(sheet: Sheet) -> RenderableType:
     from rich.text import Text
 
     said = findings(sheet)
-    parts: list[RenderableType] = [Text(sheet.title, style="bold cyan")]
+    parts: list[RenderableType] = [Text(in_line(sheet.title), style="bold cyan")]
     for grid in said.grids if sheet.kind == "table" else said.embedded:
         table = Table(
-            title=Text(grid.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+            title=Text(in_line(grid.title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
             pad_edge=False, padding=(0, 1, 0, 0), header_style="bold",
         )  # fmt: skip
         for i, header in enumerate(grid.headers):
-            table.add_column(Text(header), justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(Text(in_line(header)), justify="left" if i == 0 else "right", overflow="fold")
         for row in grid.rows:
-            table.add_row(*(Text(c, style="bold red" if c.endswith(" !") else "") for c in row))
+            table.add_row(*(Text(in_line(c), style="bold red" if c.endswith(" !") else "") for c in row))
         parts += [table, Text("")]
-    parts += [Text(said.lead, style="dim"), *(Text(line) for line in (*said.claims, *said.problems))]
-    return Group(*parts, *(Text(note, style="dim") for note in said.notes), Text(""))
+    parts += [Text(in_line(said.lead), style="dim"), *(Text(in_line(line)) for line in (*said.claims, *said.problems))]
+    return Group(*parts, *(Text(in_line(note), style="dim") for note in said.notes), Text(""))

@@ -185,7 +185,9 @@ function columns(rows) {
     const at = (part) => (row) => (has(row) ? row[part][placeOf(row)]?.[metric.name] : null);
     const of = (part) => ({ ...ofCell(at(part), metric.name), falling: metric.better !== "lower" });
     const value = { id: `metric ${id}`, title: metric.title, ...of("cells") };
-    const difference = { id: `difference ${id}`, title: "minus reference", difference: true, ...of("differences") };
+    const spoken = `${metric.title} minus reference`;
+    const about = { id: `difference ${id}`, title: "minus reference", spoken, difference: true };
+    const difference = { ...about, ...of("differences") };
     const n = plain(
       `n ${id}`,
       "n",
@@ -267,6 +269,9 @@ function drawBoard() {
   $("shown").textContent = `${kept.length} of ${counted(core.rows.length, "row")}`;
 }
 
+const swatchOf = (row) => h("span", { class: "swatch", style: `background:${colour(row.algo)}` });
+
+/** A cell; the name of a row and every number in it open the runs behind them. */
 function cellOf(column, row, n) {
   const value = column.value(row);
   const about = {
@@ -282,23 +287,29 @@ function cellOf(column, row, n) {
         .join(" ")
         .trim() || null,
   };
-  if (column.id !== "method") return h("td", about, column.text(row));
+  const named = column.id === "method";
+  if (!row.behind.length || (!named && typeof value !== "number")) {
+    if (!named) return h("td", about, column.text(row));
+    return h("th", { scope: "row", title: row.state }, swatchOf(row), row.label);
+  }
   const toggle = () => {
     if (!openRows.delete(n)) openRows.set(n, runsOf(row));
     drawBoard();
-    document.querySelector(`#board tr[data-row="${n}"] button`)?.focus();
+    const buttons = document.querySelectorAll(`#board tr[data-row="${n}"] button`);
+    [...buttons].find((button) => button.dataset.column === column.id)?.focus();
   };
-  const swatch = h("span", { class: "swatch", style: `background:${colour(row.algo)}` });
-  if (!row.runs.length) return h("th", { scope: "row", title: row.state }, swatch, row.label);
+  const button = {
+    type: "button",
+    "aria-expanded": String(openRows.has(n)),
+    "aria-label": named ? null : `${column.text(row)}, ${column.spoken ?? column.title} of ${row.label}: its runs`,
+    "data-column": column.id,
+    onclick: toggle,
+  };
+  if (!named) return h("td", about, h("button", button, column.text(row)));
+  const mark = openRows.has(n) ? "▾ " : "▸ ";
   return h(
     "th",
     { scope: "row", title: row.settings || null },
-    h(
-      "button",
-      { type: "button", "aria-expanded": String(openRows.has(n)), onclick: toggle },
-      openRows.has(n) ? "▾ " : "▸ ",
-      swatch,
-      row.label,
-    ),
+    h("button", button, mark, swatchOf(row), row.label),
   );
 }

@@ -51,6 +51,21 @@ function look(row, alone) {
   return { tint: alone ? core.colours[at % core.colours.length] : colour(row.algo), dash: DASHES[at % DASHES.length] };
 }
 
+/** What the rows of a picture leave out: a mean is over finished runs. */
+function notShown(block, algo) {
+  const rows = core.rows.slice(...core.blocks[block].rows).filter((row) => !algo || row.algo === algo);
+  const ended = [
+    ["failed", "failed"],
+    ["diverged", "diverged"],
+    ["started", "unfinished"],
+  ]
+    .map(([status, word]) => [rows.reduce((sum, row) => sum + row.counts[status], 0), word])
+    .filter(([count]) => count);
+  const all = ended.reduce((sum, [count]) => sum + count, 0);
+  const told = ended.map(([count, word]) => `${number(count)} ${word}`).join(", ");
+  return all ? `${counted(all, "run")} not shown (${told}).` : "";
+}
+
 function curves() {
   const [block, place, metric, method] = ["block", "place", "metric", "method"].map((name) => $(`curves-${name}`));
   let found = [];
@@ -82,7 +97,10 @@ function curves() {
         c.metric === metric.value &&
         (!method.value || core.rows[c.row].algo === method.value),
     );
-    if (!shown.length) return nothing("curves-plot", "No learning curves in these records.");
+    if (!shown.length) {
+      $("curves-note").textContent = notShown(block.value, method.value);
+      return nothing("curves-plot", "No learning curves in these records.");
+    }
     const traces = shown.flatMap((curve) => {
       const row = core.rows[curve.row];
       const { tint, dash } = look(row, method.value);
@@ -114,6 +132,8 @@ function curves() {
     await draw("curves-plot", traces, { title: "updates" }, { title: metric.selectedOptions[0].textContent, type });
     const units = Math.max(...shown.map((c) => c.units));
     const logged = place.value === "training";
+    const fewer = shown.filter((c) => logged && c.fewest < core.rows[c.row].seeds);
+    const least = (c) => `${core.rows[c.row].label} ${number(c.fewest)} of ${number(core.rows[c.row].seeds)}`;
     const notes = [
       shown.length > KEPT_BANDS && `No bands with more than ${KEPT_BANDS} lines: choose a method.`,
       units > 1
@@ -121,6 +141,9 @@ function curves() {
         : "One run a line: no interval.",
       logged && `As the trainer logged it, at most ${core.limits.points} updates of each run.`,
       logged && "Losses of different methods are different quantities.",
+      fewer.length &&
+        `At some updates a mean is over fewer runs, since the rest logged none: ${fewer.map(least).join(", ")}.`,
+      notShown(block.value, method.value),
     ];
     $("curves-note").textContent = notes.filter(Boolean).join(" ");
   };
@@ -171,7 +194,10 @@ function front() {
       .map((row, i) => ({ row: core.rows[from + i], x: row[place.value]?.[x.value], y: row[place.value]?.[y.value] }))
       .map((p) => (isKl && !p.row.algo && p.y ? { ...p, x: { mean: 0, low: null, high: null } } : p))
       .filter((p) => p.x?.mean != null && p.y?.mean != null);
-    if (!points.some((p) => p.row.algo)) return nothing("front-plot", "No method was measured in both here.");
+    if (!points.some((p) => p.row.algo)) {
+      $("front-note").textContent = notShown(block.value);
+      return nothing("front-plot", "No method was measured in both here.");
+    }
     const [byX, byY] = [x, y].map((select) => scaleOf(core.rows[from], select.value));
     const bars = (of, by) => ({
       type: "data",
@@ -216,12 +242,13 @@ function front() {
       { title: x.selectedOptions[0].textContent, range },
       { title: y.selectedOptions[0].textContent },
     );
-    $("front-note").textContent =
-      "Bars: 95% intervals, as in the leaderboard. Star: the reference" +
-      (isKl ? ", at KL 0 by definition." : ".") +
-      (KL.some((name) => has(place.value, name))
-        ? ""
-        : " No KL was measured here: it takes sampled evaluations (eval_samples above 0).");
+    const measured = KL.some((name) => has(place.value, name));
+    const notes = [
+      `Bars: 95% intervals, as in the leaderboard. Star: the reference${isKl ? ", at KL 0 by definition" : ""}.`,
+      !measured && "No KL was measured here: it takes sampled evaluations (eval_samples above 0).",
+      notShown(block.value),
+    ];
+    $("front-note").textContent = notes.filter(Boolean).join(" ");
   };
   fill(block, blockOptions);
   return wired("front", [

@@ -5,7 +5,7 @@ function runsOf(row) {
   const panel = h("div", { class: "panel" });
   const below = h("div");
   let shown = null;
-  const rows = row.runs.map((n) => {
+  const rows = row.behind.map((n) => {
     const run = core.runs[n];
     const open = async (event) => {
       for (const button of panel.querySelectorAll("[data-run]")) button.setAttribute("aria-expanded", "false");
@@ -28,8 +28,9 @@ function runsOf(row) {
       run.error || "–",
     ];
   });
+  const measured = "The runs that measured it; each number is of the first of them that did.";
   panel.append(
-    h("p", { class: "note" }, row.settings),
+    h("p", { class: "note" }, row.algo ? row.settings : measured),
     table(
       ["Run", "Seed", "Status", "Updates", "Seconds", "Deviations", "Commit", "Uncommitted changes", "Source", "Error"],
       rows,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from shiq_bench.api import suggest
 from shiq_bench.records import SCHEMA_VERSION, RunRecord, UserError
+from shiq_bench.reporting.literal import in_line
 from shiq_bench.store import write_json
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def load_several(
         try:
             record = load(path)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(in_line(str(error)))
             continue
         other, same = records.setdefault(record.run_id, (path, record))
         if same is not record and same.to_json() != record.to_json():

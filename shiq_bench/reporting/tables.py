@@ -18,6 +18,7 @@ from shiq_bench.reporting.arrangements import BY, By, sections
 from shiq_bench.reporting.blocks import ENGINE_METRICS, Block, Cell, Column, Comparison
 from shiq_bench.reporting.comparison import compare, comparison_frame
 from shiq_bench.reporting.layout import Section
+from shiq_bench.reporting.literal import in_csv, in_line, in_markdown
 from shiq_bench.reporting.significance import BOLD_SEEDS
 from shiq_bench.store import write_atomic
 
@@ -95,18 +96,21 @@ def terminal(comparison: Comparison, width: int = WIDTH, by: By = "task") -> Ren
 
 
 def terminal_sections(found: Sequence[Section], captions: Sequence[str]) -> RenderableType:
-    """Sections for a rich console, whatever they are about; no markup is read from their texts."""
+    """Sections for a rich console, whatever they are about; no markup is read from their texts, and no escape."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    def said(text: str, style: str = "") -> Text:
+        return Text(in_line(text), style=style)
+
     parts: list[RenderableType] = []
     for section in found:
-        parts.append(Text(section.title, style="bold cyan"))
+        parts.append(said(section.title, "bold cyan"))
         for panel in section.panels:
             table = Table(
-                title=Text(panel.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+                title=said(panel.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
                 pad_edge=False, padding=(0, 1, 0, 0), header_style="",
             )  # fmt: skip
             table.add_column("")
@@ -114,7 +118,7 @@ def terminal_sections(found: Sequence[Section], captions: Sequence[str]) -> Rend
                 lines = Text()
                 for line_number, text in enumerate(head):
                     kind = "bold magenta" if text == split else "dim" if text in state else "bold"
-                    lines.append(("\n" if line_number else "") + text, style=kind)
+                    lines.append(("\n" if line_number else "") + in_line(text), style=kind)
                 if i in panel.breaks:
                     table.add_column("")
                 # Folding a number that does not fit keeps its digits; cutting it would not.
@@ -122,19 +126,19 @@ def terminal_sections(found: Sequence[Section], captions: Sequence[str]) -> Rend
             for line in panel.lines:
                 style = "italic" if line.difference else ""
                 texts = [
-                    Text(t + ("*" if b else " " if panel.marked else ""), style="bold" if b else style)
+                    said(t + ("*" if b else " " if panel.marked else ""), "bold" if b else style)
                     for t, b in zip(line.texts, line.bold, strict=True)
                 ]
                 for i in reversed(panel.breaks):
                     texts.insert(i, Text(""))
-                table.add_row(Text(line.label, style=style), *texts)
+                table.add_row(said(line.label, style), *texts)
             parts += [Text(""), table]
         if not section.panels:
             parts.append(Text("no evaluations yet", style="dim"))
         parts.append(Text(""))
-        parts += [Text(line, style="dim") for line in section.captions]
+        parts += [said(line, "dim") for line in section.captions]
         parts.append(Text(""))
-    parts += [Text(line, style="bold yellow") for line in captions]
+    parts += [said(line, "bold yellow") for line in captions]
     return Group(*parts)
 
 
@@ -154,10 +158,10 @@ def markdown(comparison: Comparison, by: By = "task") -> str:
 
 
 def markdown_sections(found: Sequence[Section], captions: Sequence[str]) -> str:
-    """Sections as pipe tables, whatever they are about."""
+    """Sections as pipe tables, whatever they are about; all of it is text."""
     out: list[str] = []
     for section in found:
-        out += [f"### {section.title}", ""]
+        out += [f"### {in_markdown(section.title)}", ""]
         for panel in section.panels:
             split = ""
             heads = []
@@ -165,22 +169,29 @@ def markdown_sections(found: Sequence[Section], captions: Sequence[str]) -> str:
                 split = name or split
                 before = f"{split}: " if split and policy != "n" else ""
                 heads.append(f"{before}{policy}{f' ({state})' if state else ''}")
-            out += [f"**{panel.title}**", "", pipe(["", *heads]), "|:--|" + "--:|" * len(heads)]
+            out += [
+                f"**{in_markdown(panel.title)}**",
+                "",
+                pipe(["", *map(in_markdown, heads)]),
+                "|:--|" + "--:|" * len(heads),
+            ]
             for line in panel.lines:
-                texts = [f"**{t}**" if b else t for t, b in zip(line.texts, line.bold, strict=True)]
-                label = f"*{line.label.strip()}*" if line.difference else line.label
+                cells = zip(map(in_markdown, line.texts), line.bold, strict=True)
+                texts = [f"**{t}**" if b else t for t, b in cells]
+                label = in_markdown(line.label)
+                label = f"*{label}*" if line.difference else label
                 out.append(pipe([label, *texts]))
             out.append("")
         if not section.panels:
             out += ["No evaluations yet.", ""]
-        out += [f"- {escape(line)}" for line in section.captions] + [""]
-    out += [f"- {escape(line)}" for line in captions]
+        out += [f"- {in_markdown(line)}" for line in section.captions] + [""]
+    out += [f"- {in_markdown(line)}" for line in captions]
     return "\n".join(out).rstrip() + "\n"
 
 
 def latex(comparison: Comparison, by: By = "task") -> str:
     """See :func:`markup.latex`; splits stand below each other where a page would be too narrow."""
-    return markup.latex(sections(comparison, by, WIDTH), comparison.captions)
+    return markup.latex(sections(comparison, by, markup.PAGE), comparison.captions)
 
 
 def html(comparison: Comparison, by: By = "task") -> str:
@@ -190,15 +201,11 @@ def html(comparison: Comparison, by: By = "task") -> str:
 
 def csv(comparison: Comparison) -> str:
     """:meth:`Comparison.frame` as text, ten significant digits; undefined is an empty field."""
-    text: str = comparison.frame().to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    frame = comparison.frame().map(lambda x: in_csv(x) if isinstance(x, str) else x)
+    text: str = frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
     return text
 
 
-def escape(text: str) -> str:
-    for character in "\\|*_`<":
-        text = text.replace(character, f"\\{character}")
-    return text
-
-
-def pipe(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(t.replace("|", "\\|") for t in texts) + " |"
+def pipe(cells: Sequence[str]) -> str:
+    """A row of a Markdown table; what stands in its cells is Markdown."""
+    return f"| {' | '.join(cells)} |"

@@ -11,8 +11,9 @@ from shiq_bench.api import suggest
 from shiq_bench.records import UserError, canonical_json
 from shiq_bench.reporting.compare import Example, Row, Versus
 from shiq_bench.reporting.layout import EMPTY, Line, Panel, Section, decimals, estimate_text, metric_label
+from shiq_bench.reporting.literal import in_csv, in_line, in_markdown, visible
 from shiq_bench.reporting.statistics import Estimate
-from shiq_bench.reporting.tables import WIDTH, escape, markdown_sections, terminal_sections
+from shiq_bench.reporting.tables import WIDTH, markdown_sections, pipe, terminal_sections
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -58,7 +59,7 @@ def terminal(versus: Versus, width: int = WIDTH) -> RenderableType:
             show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="",
         )  # fmt: skip
         for name in (versus.one, versus.other):
-            shown.add_column(Text(visible(name), style="bold"), width=half, overflow="fold")
+            shown.add_column(Text(in_line(name), style="bold"), width=half, overflow="fold")
         sides = (Text("\n".join(shortened(told(e, versus), half))) for e in (example.one, example.other))
         shown.add_row(*sides)
         parts += [Text(""), shown]
@@ -80,11 +81,9 @@ def markdown(versus: Versus) -> str:
     out = [markdown_sections([_section(versus)], ())]
     for example in versus.examples:
         sides = (shortened(told(e, versus), 100) for e in (example.one, example.other))
-        cells = ["<br>".join(map(escape, side)) for side in sides]
-        head = [escape(visible(name)) for name in (versus.one, versus.other)]
-        title = f"**{escape(_headline(versus, example))}**"
-        # What stands in a cell is escaped already.
-        out += [title, "", f"| {' | '.join(head)} |", "|:--|:--|", f"| {' | '.join(cells)} |", ""]
+        cells = ["<br>".join(map(in_markdown, side)) for side in sides]
+        head = [in_markdown(name) for name in (versus.one, versus.other)]
+        out += [f"**{in_markdown(_headline(versus, example))}**", "", pipe(head), "|:--|:--|", pipe(cells), ""]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -101,15 +100,9 @@ def csv(versus: Versus) -> str:
         numbers = [r.one, r.other, e.mean, e.low, e.high, e.stderr]
         digits = ["" if x is None else f"{x:.10g}" for x in numbers]
         p = "" if r.p is None else f"{r.p:.10g}"
-        writer.writerow(
-            [versus.one, versus.other, r.split, r.mode, r.metric.name, *digits, r.over, p, r.prompts, r.seeds]
-        )
+        texts = map(in_csv, (versus.one, versus.other, r.split, r.mode, r.metric.name))
+        writer.writerow([*texts, *digits, r.over, p, r.prompts, r.seeds])
     return out.getvalue()
-
-
-def visible(text: str) -> str:
-    """Text whose control and formatting characters are written out: an escape is ``\\x1b``; lines stay lines."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def told(example: Mapping[str, Any], versus: Versus) -> list[str]:
@@ -137,18 +130,18 @@ def _headline(versus: Versus, example: Example) -> str:
     assert versus.by is not None
     scale, unit = (100, " points") if versus.by.percent else (1, "")
     amount = f"{versus.by.title} {scale * example.difference:+.3g}{unit}"
-    return visible(f"{example.prompt} ({example.split}, {example.mode}): {amount}")
+    return in_line(f"{example.prompt} ({example.split}, {example.mode}): {amount}")
 
 
 def _section(versus: Versus) -> Section:
     panels = []
     for place in dict.fromkeys((r.split, r.mode) for r in versus.rows):
         lines = [_line(r) for r in versus.rows if (r.split, r.mode) == place]
-        headers = (visible(versus.one), visible(versus.other), "difference", "p", "prompts", "seeds")
+        headers = (versus.one, versus.other, "difference", "p", "prompts", "seeds")
         panels.append(Panel(f"{place[0]}, {place[1]}", tuple(("", h, "") for h in headers), tuple(lines)))
     if versus.settings:
-        lines = [Line(n, (visible(a), visible(b)), (False, False)) for n, a, b in versus.settings]
-        heads = tuple(("", visible(h), "") for h in (versus.one, versus.other))
+        lines = [Line(n, (a, b), (False, False)) for n, a, b in versus.settings]
+        heads = tuple(("", h, "") for h in (versus.one, versus.other))
         panels.append(Panel("settings that differ", heads, tuple(lines)))
     captions = versus.captions
     if versus.examples and versus.by:

@@ -18,8 +18,9 @@ from scipy import stats
 from shiq_bench.records import Evaluation, RunRecord, UserError
 from shiq_bench.reporting import runs
 from shiq_bench.reporting.compare import select, versus
+from shiq_bench.reporting.literal import visible
 from shiq_bench.reporting.statistics import crossed_t, mean_ci_t, paired_examples, sign_flip_p, summarise
-from shiq_bench.reporting.versus import csv, markdown, print_versus, shortened, terminal_text, visible
+from shiq_bench.reporting.versus import csv, markdown, print_versus, shortened, terminal_text
 from tests.reporting.synthetic import METRICS, record
 
 SMALL = {"rl": 8, "heldout": 5}

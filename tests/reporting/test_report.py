@@ -20,7 +20,8 @@ import pytest
 from shiq_bench.cli import main
 from shiq_bench.records import RunRecord, UserError
 from shiq_bench.reporting import layout, runs, tables
-from shiq_bench.reporting.payload import Limits, Payload, evenly, pack, payload, unpack
+from shiq_bench.reporting.curves import evenly
+from shiq_bench.reporting.payload import Limits, Payload, pack, payload, unpack
 from shiq_bench.reporting.report import SCRIPTS, embedded, page
 from shiq_bench.reporting.statistics import mean_ci_t
 from tests.reporting.synthetic import METRICS, record
@@ -165,7 +166,27 @@ def test_learning_curves_are_means_over_seeds() -> None:
     assert loss["mean"] == pytest.approx([e.mean for e in expected])
     assert loss["low"] == pytest.approx([e.low for e in expected])
     assert loss["high"] == pytest.approx([e.high for e in expected])
-    assert loss["units"] == 3
+    assert (loss["units"], loss["fewest"]) == (3, 3)
+
+
+def test_a_curve_tells_the_fewest_runs_behind_a_mean() -> None:
+    records = some()
+    for i, since in enumerate((0, 100)):
+        lines = [{**line, **({"kl": 0.5} if line["step"] > since else {})} for line in history(0)]
+        records[i] = replace(records[i], training=lines)
+    made = payload(records, METRICS)
+    (kl,) = [c for c in unpack(made.packs[made.core["blocks"][0]["curves"]]) if c["metric"] == "kl"]
+    assert (kl["units"], kl["fewest"]) == (2, 1)
+
+
+def test_the_reference_has_the_runs_that_measured_it() -> None:
+    made = payload(some()[::-1], METRICS)
+    reference = row_of(made, "reference")
+    behind = [made.core["runs"][n] for n in reference["behind"]]
+    assert reference["runs"] == [] and [r["status"] for r in behind] == ["done"] * 6 + ["failed"]
+    done = [r["id"] for r in behind[:-1]]
+    assert done == sorted(done)
+    assert all(row["behind"] == row["runs"] for row in made.core["rows"] if row["algo"])
 
 
 def test_curves_of_tables_are_those_of_their_evaluations() -> None:
@@ -282,6 +303,15 @@ def test_the_command_writes_the_page_and_names_what_it_skips(tmp_path: Path, rep
     code, (line,) = report(tmp_path, "--out", str(tmp_path / "out" / "page.html"))
     assert code == 1 and line.startswith("skipped:") and "broken" in line
     assert (tmp_path / "out" / "page.html").read_bytes() == first
+
+
+def test_the_command_takes_several_folders(tmp_path: Path, report: Any) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for i, made in enumerate(some()):
+        runs.save(made, other if i % 2 else one)
+    assert report(one, "--results", str(other)) == (0, [])
+    html = (one / "report.html").read_text(encoding="utf-8")
+    assert all(made.run_id in html for made in some()) and not (other / "report.html").exists()
 
 
 def test_the_command_refuses_mixed_sources(tmp_path: Path, report: Any) -> None:
@@ -419,7 +449,7 @@ def test_the_leaderboard_sorts_and_filters(browser: Page, tmp_path: Path) -> Non
 def test_a_row_opens_its_runs_and_a_run_its_episodes(browser: Page, tmp_path: Path) -> None:
     records = some()
     browser.open(tmp_path, payload(records, METRICS))
-    browser.click("#board tbody tr[data-row] button", 1)
+    browser.click("#board tbody tr[data-row] th button", 2)
     listed = browser("return [...document.querySelectorAll('[data-run]')].map((b) => b.dataset.run)")
     assert listed == [r.run_id for r in records if r.spec.algo == "shiq"]
     assert "out of memory" in browser("return document.querySelector('.panel table').textContent")
@@ -431,6 +461,52 @@ def test_a_row_opens_its_runs_and_a_run_its_episodes(browser: Page, tmp_path: Pa
     browser.until("document.querySelector('.run .verdict')")
     text = browser("return document.querySelector('.run').textContent")
     assert "packages.torch" in text and "algo_options.beta" in text and "[ls(a='trained 0')]" in text
+
+
+@needs_browser
+def test_every_number_opens_the_runs_behind_it(browser: Page, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    records = some()
+    browser.open(tmp_path, payload(records, METRICS))
+    bare = """
+        return [...document.querySelectorAll('#board tbody tr[data-row] td')]
+          .filter((td) => /^[-+]?[0-9]/.test(td.textContent) && !td.querySelector(':scope > button')).length;
+    """
+    assert browser(bare) == 0 and browser("return document.querySelectorAll('#board td button').length") > 20
+    cell = "document.querySelectorAll('#board tr[data-row] td button[data-column^=\"metric reward\"]')"
+    label = browser(f"return {cell}[2].getAttribute('aria-label')")
+    assert label.endswith(" of shiq: its runs") and browser(f"return {cell}[2].textContent") in label
+    browser(f"{cell}[2].focus()")
+    browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    runs_of = "return [...document.querySelectorAll('[data-run]')].map((b) => b.dataset.run)"
+    assert browser(runs_of) == [r.run_id for r in records if r.spec.algo == "shiq"]
+    now = browser.driver.switch_to.active_element
+    assert (now.get_attribute("aria-label"), now.get_attribute("aria-expanded")) == (label, "true")
+    now.send_keys(Keys.ENTER)
+    assert browser(runs_of) == []
+    browser(f"{cell}[0].click()")
+    measured = [r.run_id for r in sorted(records, key=lambda r: (r.status != "done", r.run_id))]
+    assert browser(runs_of) == measured
+    assert browser.logs()[0] == []
+
+
+@needs_browser
+def test_a_picture_tells_what_it_leaves_out(browser: Page, tmp_path: Path) -> None:
+    records = [*some(), record("shiq", 4, prompts=SMALL, status="diverged", error="loss is infinite")]
+    records[0] = replace(records[0], training=[{**line, "kl": 0.5} for line in records[0].training])
+    browser.open(tmp_path, payload(records, METRICS))
+    for name in ("curves", "front"):
+        browser.section(name)
+        note = browser(f"return document.getElementById('{name}-note').textContent")
+        assert "2 runs not shown (1 failed, 1 diverged)." in note and "fewer runs" not in note
+    browser.choose("curves-metric", "kl")
+    browser.until("document.getElementById('curves-note').textContent.includes('fewer runs')")
+    note = browser("return document.getElementById('curves-note').textContent")
+    assert "a mean is over fewer runs, since the rest logged none: dpo 1 of 3." in note
+    browser.choose("curves-metric", "loss")
+    browser.choose("curves-method", "dpo")
+    browser.until("!document.getElementById('curves-note').textContent.includes('not shown')")
 
 
 @needs_browser
@@ -493,7 +569,7 @@ def test_what_a_model_writes_never_runs(browser: Page, tmp_path: Path) -> None:
     browser.open(tmp_path, payload([hostile(), other, diverged], METRICS))
     for name in ("curves", "front", "beside", "configurations"):
         browser.section(name)
-    browser.click("#board tbody tr[data-row] button")
+    browser.click("#board tbody tr[data-row]:not(.reference) td button")
     browser.click("[data-run]")
     browser.until("document.querySelector('.run')")
     for depth in (".run > details", ".run > details details"):

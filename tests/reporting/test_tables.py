@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import random
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from rich.console import Console
 
 from shiq_bench.api import Metric
 from shiq_bench.records import Evaluation, RunRecord, UserError
-from shiq_bench.reporting import runs
+from shiq_bench.reporting import markup, runs
 from shiq_bench.reporting.arrangements import By, sections
-from shiq_bench.reporting.markup import latex_text
+from shiq_bench.reporting.markup import ROWS, SMALLEST, latex_text
 from shiq_bench.reporting.statistics import detectable, holm, mean_ci_t, paired_examples, sign_flip_p
 from shiq_bench.reporting.tables import (
     Block,
@@ -268,7 +270,7 @@ def test_bold_from_six_seeds_on(seeds: int, marked: bool) -> None:
     records = [_bare("dpo", s, 0.2 + 0.01 * s) for s in range(seeds)]
     records += [_bare("shiq", s, 0.5 + 0.02 * s) for s in range(seeds)]
     assert bool(_one(records).best) == marked
-    assert ("**" in markdown(compare(records, METRICS)).replace("**greedy**", "")) == marked
+    assert ("**" in markdown(compare(records, METRICS)).replace("**rl, greedy**", "")) == marked
     if marked:
         assert _one(records).best == {("rl", "greedy", "shiq", "entry_accuracy")}
         assert "Bold" in terminal_text(compare(records, METRICS))
@@ -332,14 +334,31 @@ def _nasty() -> list[RunRecord]:
     ] + [record("dpo", 0, status="failed", error=f"[x] * {name}", prompts=SMALL, task_options={"category": name})]
 
 
+def _wide() -> list[RunRecord]:
+    """More columns, rows and captions than a page holds, and words longer than a line."""
+    long = "x" * 300 + "中" * 60
+    return [
+        *(record(f"method{i}", 0, prompts={"rl": 2}, algo_options={"a_long_option": float(i)}) for i in range(14)),
+        *(record("shiq", 0, prompts={"rl": 2}, algo_options={"beta": i / 100}) for i in range(45)),
+        *(
+            record("dpo", s, status="failed", error=f"{long} {s}", prompts={"rl": 2}, deviations=[long * 4])
+            for s in (0, 1)
+        ),
+    ]
+
+
+@pytest.mark.parametrize("make", [lambda: [*_several(), *_nasty()], _wide], ids=["nasty", "wide"])
 @pytest.mark.parametrize("by", ["task", "method", "setting"])
-def test_latex_compiles_as_it_stands_with_booktabs_alone(by: By, tmp_path: Path) -> None:
+def test_latex_compiles_as_it_stands_and_fits_its_pages(
+    by: By, make: Callable[[], list[RunRecord]], tmp_path: Path
+) -> None:
+    """With booktabs and graphicx alone."""
     found = ["pdflatex", "kpsewhich"]
     if not all(map(shutil.which, found)) or subprocess.run(["kpsewhich", "booktabs.sty"], check=False).returncode:
         pytest.skip("no pdflatex with booktabs here")
-    (tmp_path / "table.tex").write_text(latex(compare([*_several(), *_nasty()], METRICS), by), encoding="utf-8")
+    (tmp_path / "table.tex").write_text(latex(compare(make(), METRICS), by), encoding="utf-8")
     (tmp_path / "main.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
@@ -347,6 +366,30 @@ def test_latex_compiles_as_it_stands_with_booktabs_alone(by: By, tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "main.pdf").stat().st_size > 1000
+    log = (tmp_path / "main.log").read_text(errors="replace")
+    assert "Float too large" not in log
+    assert [w for w in re.findall(r"Overfull \\[hv]box \(([\d.]+)pt", log) if float(w) > 5] == []
+
+
+def test_latex_shrinks_no_table_beyond_reading_and_loses_no_cell() -> None:
+    comparison = compare(_wide(), METRICS)
+    text = latex(comparison, "setting")
+    tables = text.split(r"\begin{table}")[1:]
+    assert max(t.count(r"\\") for t in tables) <= ROWS + 8
+    parts = [p for s in sections(comparison, "setting") for panel in s.panels for p in markup.parts(panel)]
+    assert max(p.width for p in parts) <= SMALLEST and len(parts) == len(tables)
+    cells = [sum(len(line.texts) for line in p.lines) for p in parts]
+    assert sum(cells) == sum(len(x.texts) for s in sections(comparison, "setting") for p in s.panels for x in p.lines)
+
+
+def test_a_panel_of_one_split_names_it() -> None:
+    made = record(prompts={"rl": 3})
+    assert "rl, greedy" in terminal_text(compare([made], METRICS))
+    scores = {"acc": {"mean": 0.5, "n": 10, "stderr": 0.1}}
+    both = [Evaluation(p, "hellaswag", "lm-eval", 0, scores, []) for p in ("reference", "trained")]
+    tasks = compare([dataclasses.replace(made, evaluations=both)], METRICS)
+    for render in (terminal_text, markdown, latex, html):
+        assert "hellaswag, lm-eval" in render(tasks)
 
 
 def test_every_special_character_of_latex_is_escaped() -> None:
