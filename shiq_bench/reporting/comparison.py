@@ -183,7 +183,8 @@ def _cell(found: Sequence[tuple[Estimate, Mapping[str, float]]], seeds: int) -> 
     across, crossed = mean_ci_t(e.mean for e, _ in known), crossed_rows([row for _, row in known])
     # What was pooled in another way than by prompts is not what they add up to.
     if crossed is not None and np.isclose(crossed.mean or 0.0, across.mean or 0.0, rtol=1e-9, atol=1e-12):
-        return Cell(crossed, n, "seeds and prompts" if crossed.half else "none")
+        # Equal but for the last bits, which decide how a tie is rounded.
+        return Cell(replace(crossed, mean=across.mean), n, "seeds and prompts" if crossed.half else "none")
     return Cell(across, n, "seeds" if across.half else "none")
 
 
