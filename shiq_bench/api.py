@@ -208,6 +208,7 @@ class Metric:
     headline: bool = False  # shown with its difference to the reference
     exact: bool = False  # computed from a whole table, so no single episode has it
     optional: bool = False  # of some kinds of episodes only, or pooled from other metrics
+    own: bool = False  # measured against a target of the method's own: no number of another's is comparable
 
 
 class Codec(Protocol):

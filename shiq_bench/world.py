@@ -230,7 +230,7 @@ class TabularTask(Task):
         Metric("reward", "higher", "mean reward", headline=True),
         Metric("kl_reference", "neither", "KL to reference", exact=True),
         Metric("kl_optimum", "lower", "KL(pi* || pi)", exact=True),
-        Metric("kl_fixed", "lower", "KL to own fixed point", exact=True),
+        Metric("kl_fixed", "lower", "KL to own fixed point", exact=True, own=True),
         Metric("length", "neither", "mean length"),
         Metric("diverged", "lower", "diverged", percent=True, exact=True),
     )

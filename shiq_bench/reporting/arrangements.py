@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from shiq_bench.api import Metric
 from shiq_bench.records import canonical_json
-from shiq_bench.reporting.blocks import Block, Cell, Column, Comparison, Key, Place, cell_n, differing, plain
+from shiq_bench.reporting.blocks import Block, Cell, Column, Comparison, Key, Place, cell_n, differing, named, plain
 from shiq_bench.reporting.layout import EMPTY, Line, Panel, Section, cell_text, decimals_of, metric_label, panels
 from shiq_bench.reporting.statistics import detectable
 
@@ -48,12 +48,12 @@ def _by_method(comparison: Comparison) -> Iterable[Section]:
     for found in ordered:
         spec = found[0][1].runs[0].spec
         alike = [other[0][1].runs[0].spec for other in ordered if other[0][1].runs[0].spec.algo == spec.algo]
-        names = sorted(differing([dict(s.algo_options) for s in alike]))
-        title = " ".join([spec.algo, *(f"{n}={plain(spec.algo_options[n])}" for n in names if n in spec.algo_options)])
+        names, options = sorted(differing([named(s) for s in alike])), named(spec)
+        title = " ".join([spec.algo, *(f"{n}={plain(options[n])}" for n in names if n in options)])
         results, costs = [], []
         for block, column in found:
             # The rest of its label tells it from another column of the same options.
-            rest = [w for w in column.label.split(" ")[1:] if w.partition("=")[0] not in spec.algo_options]
+            rest = [w for w in column.label.split(" ")[1:] if w.partition("=")[0] not in options]
             row = " ".join([_short(comparison, block), *rest])
             results += list(_results(block, column, row))
             costs.append(_costs(block, column, row))
@@ -174,9 +174,11 @@ def _least(difference: Cell | None, metric: Metric, decimals: int) -> str:
 
 def _legend(found: Sequence[tuple[Block, Column]]) -> Iterable[str]:
     yield (
-        "p: sign-flip over paired seeds (instances of tables), Holm over the methods of a row, of the difference to "
-        "the reference; p best: of the difference to the best method of the row. Detectable: the smallest difference "
-        "to the reference that would have been found with 80% power. Failed: failed, diverged or unfinished runs."
+        "p: of the difference to the reference, t over seeds and prompts (sign-flip over a table's instances, and over "
+        "seeds alone where not every seed has every prompt's number), Holm over the methods of a row; p best: of the "
+        "difference to the best method of the row, sign-flip over paired seeds (instances), Holm over all pairs of its "
+        "methods. Detectable: the smallest difference to the reference that would have been found with 80% power. "
+        "Failed: failed, diverged or unfinished runs."
     )
     said = {line: None for block, _ in found for line in block.captions if line.startswith(("±", "Checkpoint", "Bold"))}
     yield from said

@@ -88,21 +88,23 @@ class Cell:
     Attributes:
         estimate: mean and interval, in the metric's unit (percent metrics are shares here).
         n: episodes (or trials of a rate, or prompts of a difference) of each seed behind it.
-        over: what the interval is over; ``none`` where there is no interval.
+        over: what the interval is over; ``none`` where there is no interval. Several seeds that were asked the
+            same prompts are ``seeds and prompts``; ``seeds`` alone does not cover other prompts.
     """
 
     estimate: Estimate
     n: tuple[float, ...]
-    over: Literal["prompts", "seeds", "none"]
+    over: Literal["seeds and prompts", "seeds", "prompts", "none"]
 
 
 @dataclass(frozen=True)
 class Test:
-    """One of the paired tests of a row.
+    """One of the paired tests of a row, which is one metric on one split in one mode.
 
     Attributes:
-        p: of the sign-flip test over paired units; None below two.
-        adjusted: p after Holm over the methods of the row, one metric on one split in one mode.
+        p: None below two units.
+        adjusted: p after Holm: over the methods of the row where each is tested against the reference, over
+            all pairs of them where against the best.
         units: pairs behind it, seeds or a table's instances.
     """
 
@@ -122,8 +124,10 @@ class Block:
         cells: (split, mode, label, metric) -> the policy's number.
         differences: the same keys -> trained minus reference.
         rates: names of metrics whose n counts trials.
-        best: keys whose number beats the runner-up beyond doubt (see :func:`significance.winner`).
-        to_reference: keys of differences -> the sign-flip test of the difference.
+        best: keys whose number beats all others beyond doubt (see :func:`significance.winner`).
+        unmarked: keys that would be among them, of methods that lost units.
+        to_reference: keys of differences -> the test of the difference: the t test of its interval where that is
+            over seeds and prompts, otherwise the sign-flip test.
         to_best: keys -> the sign-flip test of the best method of its row against this one.
         drops: keys of differences on lm-eval tasks that are losses beyond doubt.
         captions: lines to print underneath.
@@ -138,6 +142,7 @@ class Block:
     differences: Mapping[Key, Cell]
     rates: frozenset[str]
     best: frozenset[Key]
+    unmarked: frozenset[Key]
     to_reference: Mapping[Key, Test]
     to_best: Mapping[Key, Test]
     drops: frozenset[Key]
@@ -171,10 +176,16 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
     return {n for n in names if len({canonical_json(s[n]) if n in s else None for s in settings}) > 1}
 
 
+def named(spec: RunSpec, which: Literal["algo", "task"] = "algo") -> dict[str, Any]:
+    """Options by names that no setting of every run has: ``algo.samples`` where one is called like it."""
+    settings = spec.outcome()
+    return {f"{which}.{k}" if k in settings else k: v for k, v in settings[f"{which}_options"].items()}
+
+
 def flat(spec: RunSpec) -> dict[str, Any]:
     """What a column stands for: the algorithm's options and every other setting but the seed."""
     outcome = {k: v for k, v in spec.outcome().items() if k not in {*CONDITIONS, "algo", "seed", "algo_options"}}
-    return {**dict(spec.algo_options), **outcome}
+    return {**named(spec), **outcome}
 
 
 def sortable(value: Any) -> tuple[int, float, str]:

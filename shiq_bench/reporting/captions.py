@@ -17,11 +17,12 @@ from shiq_bench.reporting.blocks import (
     cell_n,
     differing,
     flat,
+    named,
     plain,
     where,
 )
 from shiq_bench.reporting.significance import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS
-from shiq_bench.reporting.statistics import binomial_stderr, detectable, detectable_difference
+from shiq_bench.reporting.statistics import binomial_stderr, detectable, detectable_difference, sign_flip_name
 
 
 def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
@@ -29,6 +30,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     table = block.conditions["model"] == "table"
     numbers = [*block.cells.values(), *block.differences.values()]
     over = {c.over for k, c in block.cells.items() if k[2] != "reference"}
+    several = bool(over & {"seeds and prompts", "seeds"})
     if table:
         yield (
             "±: 95% interval over instances, Student's t; every number of an instance is exact. "
@@ -37,15 +39,13 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         )
     elif any(c.estimate.half for c in numbers):
         text = "±: 95% interval"
-        if "seeds" in over:
-            text += (
-                ". Trained, several seeds: Student's t over the seeds' means. Reference: one checkpoint, over prompts"
-            )
+        if several:
+            text += f". Trained, several seeds: {_over_seeds(block)}. Reference: one checkpoint, over prompts"
         else:
             text += " over prompts"
         text += ", errors clustered by prompt"
         if "prompts" in over:
-            text += "; so is a single seed, and" if "seeds" in over else ";"
+            text += "; so is a single seed, and" if several else ";"
             text += " it does not cover other training seeds"
         text += "."
         if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
@@ -56,19 +56,24 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         if _uneven(block):
             text += "; a cell with another n has it in brackets"
         if block.differences:
-            text += ". Minus reference: paired by prompt, n counts prompts"
-            text += ", interval over the seeds' differences on these prompts" if "seeds" in over else ""
+            text += f". Minus reference: paired by prompt, n counts prompts{_over_differences(block)}"
         yield text + "."
     idle = sum(record.spec.steps == 0 for record in records)
     if idle and not table:
         yield f"Not trained (steps=0): {idle} of {len(records)} runs; of those the reference alone was evaluated."
     if block.best:
+        units = [block.conditions["seeds"]] if table else [n for c in trained if (n := len(c.done)) >= BOLD_SEEDS]
         yield (
-            "Bold, *: best of the methods; its lead on the runner-up has a 95% interval above 0 and an exact "
-            f"sign-flip p below {ALPHA:g}, over {BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods "
-            f"it marks at most {FALSE_MARKS} (measured; {SKEWED_MARKS} where one is skewed); "
-            "rows are not adjusted for one another."
+            f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more, none of them lost; its lead on "
+            f"every other of them has a 95% interval above 0 and p below {ALPHA:g}, {sign_flip_name(units)}, over "
+            f"{BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods it marks at most {FALSE_MARKS} "
+            f"(measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
         )
+    if block.unmarked:
+        rows = Counter(label for _, _, label, _ in block.unmarked)
+        kept = ", ".join(f"{label} in {n} row{'s' if n > 1 else ''}" for label, n in sorted(rows.items()))
+        lost = f"lost {where(block)} (failed, diverged, unfinished or without a number)"
+        yield f"Bold kept from who is ahead, but {lost}: {kept}."
     yield from _significance(block)
     if any(mode == LM_EVAL for _, mode in block.places):
         yield "lm-eval: without a chat template; documents stand in the place of prompts."
@@ -122,6 +127,32 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
             yield f"Runs of {column.label}: {prefix}{{{','.join(r.run_id.removeprefix(prefix) for r in column.runs)}}}"
 
 
+def _over_seeds(block: Block) -> str:
+    """What the intervals of trained policies are over, where they have several seeds."""
+    found = {c.over for k, c in block.cells.items() if k[2] != "reference"}
+    crossed = "t over seeds and prompts, from their variance components"
+    alone = "Student's t over the seeds' means, which does not cover other prompts"
+    if "seeds" not in found:
+        return crossed
+    if "seeds and prompts" not in found:
+        return alone
+    names = {k[3] for k, c in block.cells.items() if c.over == "seeds"}
+    titles = ", ".join(m.title for m in block.metrics if m.name in names)
+    return f"{crossed}; where not every seed has every prompt's number ({titles}) {alone}"
+
+
+def _over_differences(block: Block) -> str:
+    found = {c.over for c in block.differences.values()}
+    crossed = ", interval over seeds and prompts" if "seeds and prompts" in found else ""
+    if "seeds" not in found:
+        return crossed
+    where = " where not every seed has every prompt's number" if crossed else ""
+    return f"{crossed}, interval over the seeds' differences alone{where}, which {_UNCOVERED}"
+
+
+_UNCOVERED = "covers neither other prompts nor the reference's own sampling"
+
+
 def _significance(block: Block) -> Iterable[str]:
     """P-values of headline metrics, a line a metric: against the reference, and of the best against the others."""
     unit = where(block)
@@ -130,19 +161,30 @@ def _significance(block: Block) -> Iterable[str]:
             continue
         for tests, what in ((block.to_reference, "difference to the reference"), (block.to_best, "")):
             parts = []
+            over: set[str] = set()
+            counts: set[int] = set()
             for place in block.places:
                 keys = [(*place, c.label, metric.name) for c in block.columns[1:]]
-                found = {key[2]: tests[key] for key in keys if key in tests and tests[key].p is not None}
+                found = {key: tests[key] for key in keys if key in tests and tests[key].p is not None}
                 if not found:
                     continue
-                each = ", ".join(f"{label} {_p(test.adjusted)}" for label, test in found.items())
+                each = ", ".join(f"{key[2]} {_p(test.adjusted)}" for key, test in found.items())
                 units = sorted({test.units for test in found.values()})
+                counts |= {*units}
+                over |= {block.differences[key].over for key in found} if what else set()
                 n = f"{units[0]}" if len(units) == 1 else f"{units[0]} to {units[-1]}"
                 best = "" if what else f"{_best(block, place, metric.name, tests)} against "
                 parts.append(f"{place[0]}, {place[1]}: {best}{each} ({n} {unit})")
-            if parts:
-                said = f"{what or 'best against the others'} (sign-flip over paired {unit}, Holm over methods)"
-                yield f"p, {metric.title}, {said}: {'; '.join(parts)}."
+            if not parts:
+                continue
+            how = f"{sign_flip_name(counts)} over paired {unit}"
+            if "seeds and prompts" in over:
+                alone = f"; where not every seed has every prompt's number {how}, which {_UNCOVERED}"
+                how = "t over seeds and prompts" + (alone if len(over) > 1 else "")
+            elif what and unit == "seeds":
+                how += f", which {_UNCOVERED}"
+            how += "; Holm over methods" if what else "; Holm over all pairs of methods"
+            yield f"p, {metric.title}, {what or 'best against the others'} ({how}): {'; '.join(parts)}."
 
 
 def _best(block: Block, place: Place, metric: str, tests: Mapping[Key, Test]) -> str:
@@ -231,7 +273,7 @@ def _settings(columns: Sequence[Column]) -> Iterable[str]:
     options = {k: " ".join(f"{n}={plain(v)}" for n, v in sorted(s.algo_options.items())) for k, s in specs.items()}
     if any(options.values()):
         yield "Options: " + "; ".join(f"{k}: {v or 'none'}" for k, v in options.items()) + "."
-    settings = {k: {n: v for n, v in flat(s).items() if n not in s.algo_options} for k, s in specs.items()}
+    settings = {k: {n: v for n, v in flat(s).items() if n not in named(s)} for k, s in specs.items()}
     for name in sorted(differing(list(settings.values()))):
         values = ", ".join(f"{plain(v[name])} for {label}" for label, v in settings.items() if name in v)
         yield f"Not the same everywhere: {name} is {values}."

@@ -10,16 +10,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr
 
 from shiq_bench.api import Metric, suggest
 from shiq_bench.records import Evaluation, RunRecord, UserError, canonical_json
-from shiq_bench.reporting.blocks import Place, conditions, differing, flat, last, plain
+from shiq_bench.reporting.blocks import Place, conditions, differing, flat, last, named, plain
 from shiq_bench.reporting.comparison import known_metrics
 from shiq_bench.reporting.significance import sign_p
-from shiq_bench.reporting.statistics import Estimate, crossed_t, mean_ci_t, paired_examples, summarise
+from shiq_bench.reporting.statistics import (
+    Estimate,
+    crossed_rows,
+    linearised_difference,
+    mean_ci_t,
+    paired_examples,
+    prompts_with,
+    sign_flip_name,
+    summarise,
+    t_p,
+)
 
 Pairs = Sequence[tuple[Evaluation, Evaluation]]
+Over = Literal["seeds and prompts", "seeds", "prompts", "instances"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Row:
         p: two-sided, of no difference: sign-flip over seeds (or a table's instances), else the paired t
             test over prompts; None where there is nothing to test with.
         prompts: shared, the fewest of any seed.
-        seeds: pairs of runs behind it.
+        seeds: pairs of runs behind it, which both measured it.
     """
 
     split: str
@@ -42,7 +52,7 @@ class Row:
     one: float | None
     other: float | None
     difference: Estimate
-    over: Literal["seeds x prompts", "seeds", "prompts", "instances"]
+    over: Over
     p: float | None
     prompts: int
     seeds: int
@@ -146,7 +156,7 @@ def versus(
         evaluated = [(a, b) for a, b in both if a is not None and b is not None]
         if evaluated:
             found[place] = evaluated
-            measured = evaluated[0][0].metrics.keys() & evaluated[0][1].metrics.keys()
+            measured = {name for a, b in evaluated for name in a.metrics.keys() & b.metrics.keys()}
             rows += [_row(place, metric, evaluated, table) for metric in known_metrics(sorted(measured), metrics)]
     rows = [r for r in rows if r.one is not None or r.other is not None]
     by = next((r.metric for r in rows if r.metric.headline and r.difference.mean is not None), None)
@@ -164,8 +174,8 @@ def versus(
 
 def _settings(record: RunRecord) -> dict[str, Any]:
     outcome = record.spec.outcome()
-    options = outcome.pop("algo_options"), outcome.pop("task_options")
-    return {**outcome, **options[1], **options[0]}
+    rest = {k: v for k, v in outcome.items() if k not in ("algo_options", "task_options")}
+    return {**rest, **named(record.spec, "task"), **named(record.spec)}
 
 
 def _same(value: Any, text: str) -> bool:
@@ -217,29 +227,25 @@ def _row(place: Place, metric: Metric, pairs: Pairs, table: bool) -> Row:
     means = [[_shared_mean(x, y, name) for x, y in ((a, b), (b, a))] for a, b in pairs]
     one, other = (mean_ci_t(m[i] for m in means).mean for i in (0, 1))
     prompts = min((int(e.n) for e in each if e.mean is not None), default=0)
-    by_prompt = [_by_prompt(a, b, name) for a, b in pairs]
-    over: Literal["seeds x prompts", "seeds", "prompts", "instances"]
+    known = [e.mean for e in each if e.mean is not None]
+    over: Over
     if table:
-        d = list(by_prompt[0].values())
+        d = list(_by_prompt(*pairs[0], name).values())
         difference, over, p = mean_ci_t(d), "instances", sign_p(d)
     elif len(pairs) > 1:
-        known = [e.mean for e in each if e.mean is not None]
-        difference, over, p = mean_ci_t(known), "seeds", sign_p(known)
-        rate = any(f"{name}/n" in e for a, _ in pairs for e in a.examples)
-        if not rate and len({tuple(d) for d in by_prompt}) == 1 and len(by_prompt[0]) > 1:
-            crossed = crossed_t([list(d.values()) for d in by_prompt])
-            # Where prompts have unequally many episodes the pooled means weigh them, and this would not.
-            if difference.mean is not None and np.isclose(crossed.mean or 0.0, difference.mean, atol=1e-9):
-                difference, over = crossed, "seeds x prompts"
+        rows = [linearised_difference(a.examples, b.examples, name) for a, b in pairs]
+        crossed = crossed_rows([row for row in rows if row])
+        difference, over = (mean_ci_t(known), "seeds") if crossed is None else (crossed, "seeds and prompts")
+        p = sign_p(known)
     else:
         difference, over = each[0], "prompts"
-        p = _t_p(difference)
-    return Row(place[0], place[1], metric, one, other, difference, over, p, prompts, len(pairs))
+        p = t_p(difference)
+    return Row(place[0], place[1], metric, one, other, difference, over, p, prompts, len(known))
 
 
 def _shared_mean(a: Evaluation, b: Evaluation, metric: str) -> float | None:
-    """The first's pooled mean over the prompts on which both have the metric."""
-    shared = {e["prompt_id"] for e in b.examples if e.get(metric) is not None}
+    """The first's pooled mean over the prompts on which both have the metric, and of a rate a trial."""
+    shared = prompts_with(b.examples, metric)
     return summarise([e for e in a.examples if e["prompt_id"] in shared], [metric])[metric]["mean"]
 
 
@@ -248,16 +254,10 @@ def _by_prompt(a: Evaluation, b: Evaluation, metric: str) -> dict[str, float]:
     found: list[dict[str, list[float]]] = [{}, {}]
     for values, evaluation in zip(found, (a, b), strict=True):
         for example in evaluation.examples:
-            if (x := example.get(metric)) is not None:
-                values.setdefault(str(example["prompt_id"]), []).append(float(x) / (example.get(f"{metric}/n") or 1))
+            x, trials = example.get(metric), example.get(f"{metric}/n", 1)
+            if x is not None and trials:
+                values.setdefault(str(example["prompt_id"]), []).append(float(x) / trials)
     return {k: float(np.mean(found[0][k]) - np.mean(found[1][k])) for k in sorted(found[0].keys() & found[1].keys())}
-
-
-def _t_p(e: Estimate) -> float | None:
-    """Two-sided p of the paired t test that belongs to an interval; None where the error is 0 or unknown."""
-    if e.mean is None or not e.stderr:
-        return None
-    return float(2 * stdtr(e.units - 1, -abs(e.mean / e.stderr)))
 
 
 def _examples(found: Mapping[Place, Pairs], by: Metric, count: int) -> list[Example]:
@@ -304,20 +304,22 @@ def _captions(
     pairs: Sequence[tuple[RunRecord, RunRecord]],
     rows: Sequence[Row],
 ) -> list[str]:
-    said = {
-        "instances": "Intervals: Student's t over instances; p: exact sign-flip over them.",
-        "seeds x prompts": "Intervals over seeds x prompts: t from their variance components; p: exact sign-flip over "
+    units = {r.difference.units if r.over == "instances" else r.seeds for r in rows if r.over != "prompts"} - {0, 1}
+    flips = sign_flip_name(units)
+    said: dict[Over, str] = {
+        "instances": f"Intervals: Student's t over instances; p: {flips} over them.",
+        "seeds and prompts": f"Intervals over seeds and prompts: t from their variance components; p: {flips} over "
         "seeds.",
-        "seeds": "Intervals over seeds (rates over trials, and what some answer lacks): Student's t over the seeds' "
-        "differences on these prompts; p: exact sign-flip.",
+        "seeds": "Intervals over seeds alone (where not every seed has every prompt's number): Student's t over the "
+        f"seeds' differences on these prompts, which does not cover others; p: {flips}.",
         "prompts": "Intervals over prompts: paired, clustered by prompt; p: the paired t test. One pair of runs: other "
         "training seeds are not covered.",
     }
     out = [said[over] for over in dict.fromkeys(r.over for r in rows)]
     if rows:
         out.append("p is not adjusted for the number of rows. Checkpoint: the last one.")
-    if 1 < len(pairs) < 6:
-        out.append(f"{len(pairs)} seeds: the exact test cannot fall below {2.0 ** (1 - len(pairs)):.3g}.")
+    few = {r.seeds for r in rows if r.over in ("seeds and prompts", "seeds") and 1 < r.seeds < 6}
+    out += [f"{n} seeds: the exact test cannot fall below {2.0 ** (1 - n):.3g}." for n in sorted(few)]
     if len(pairs) == 1 and pairs[0][0].spec.seed != pairs[0][1].spec.seed:
         out.append("The two have different seeds.")
     used = {r.run_id for pair in pairs for r in pair}

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shiq_bench.api import Metric
 from shiq_bench.records import Evaluation, RunRecord, UserError, canonical_json, stable_hash
 from shiq_bench.reporting.blocks import (
@@ -30,8 +32,19 @@ from shiq_bench.reporting.blocks import (
     sortable,
 )
 from shiq_bench.reporting.captions import captions_of
-from shiq_bench.reporting.significance import paired, ranked, sign_p, winner
-from shiq_bench.reporting.statistics import Estimate, holm, mean_ci_t, paired_examples, t_interval
+from shiq_bench.reporting.significance import against_best, sign_p, winner
+from shiq_bench.reporting.statistics import (
+    Estimate,
+    crossed_rows,
+    holm,
+    linearised,
+    linearised_difference,
+    mean_ci_t,
+    paired_examples,
+    prompts_with,
+    t_interval,
+    t_p,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +89,8 @@ def compare(
     for key in keys:
         task = groups[key][0].spec.task
         known = metrics.get(task, ()) if isinstance(metrics, Mapping) else metrics
-        blocks.append(_block(groups[key], known, unequal))
+        scales = {groups[k][0].judges_hash for k in keys if groups[k][0].spec.task == task}
+        blocks.append(_block(groups[key], known, unequal | ({"judges"} if len(scales) > 1 else set())))
 
     captions = []
     if len(hashes) > 1:
@@ -105,25 +119,35 @@ def columns_of(records: Sequence[RunRecord]) -> list[Column]:
     for record in records:
         outcome = {k: v for k, v in record.spec.outcome().items() if k != "seed"}
         groups.setdefault(stable_hash(outcome), []).append(record)
-    columns = []
+    columns: list[Column] = []
     for algo in sorted({r.spec.algo for r in records}):
         alike = [g for g in groups.values() if g[0].spec.algo == algo]
         names = sorted(differing([flat(g[0].spec) for g in alike]))
         for group in sorted(alike, key=lambda g: [sortable(flat(g[0].spec).get(n)) for n in names]):
             own = flat(group[0].spec)
             label = " ".join([algo, *(f"{n}={plain(own[n])}" for n in names if n in own)])
+            # Numbers are kept by label.
+            if label in {"reference", *(c.label for c in columns)}:
+                raise UserError(f"two columns of different settings would be called {label!r}: show them apart")
             done = tuple(r for r in group if r.status == "done")
             columns.append(Column(label, tuple(group), done))
     return columns
 
 
-def reference_of(records: Sequence[RunRecord], place: Place) -> tuple[Evaluation | None, int]:
-    """The reference's evaluation, from a finished run where there is one, and how many disagree with it."""
+def reference_of(
+    records: Sequence[RunRecord], place: Place, own: Collection[str] = ()
+) -> tuple[Evaluation | None, int]:
+    """The reference's evaluation, from a finished run where there is one, and how many disagree with it.
+
+    Args:
+        own: metrics that are each method's own, on which none can disagree.
+    """
     finished_first = sorted(records, key=lambda r: (r.status != "done", r.run_id))
     found = [e for r in finished_first if (e := last(r, "reference", place)) is not None]
     if not found:
         return None, 0
-    return found[0], sum(canonical_json(e.metrics) != canonical_json(found[0].metrics) for e in found)
+    told = [canonical_json({k: v for k, v in e.metrics.items() if k not in own}) for e in found]
+    return found[0], sum(text != told[0] for text in told)
 
 
 def _checkpoint(evaluation: Evaluation | None, metric: str) -> Estimate | None:
@@ -133,27 +157,35 @@ def _checkpoint(evaluation: Evaluation | None, metric: str) -> Estimate | None:
     values = evaluation.metrics[metric]
     # No single episode has what was pooled from other metrics: all of them stand behind it.
     pooled = not any(metric in e for e in evaluation.examples)
-    prompts = {
-        e["prompt_id"] for e in evaluation.examples if pooled or (e.get(metric) is not None and e.get(f"{metric}/n", 1))
-    }
+    prompts = {e["prompt_id"] for e in evaluation.examples} if pooled else prompts_with(evaluation.examples, metric)
     return t_interval(values.get("mean"), values.get("stderr"), values.get("n") or 0, len(prompts))
 
 
 def cell_of(evaluations: Sequence[Evaluation | None], metric: str) -> Cell | None:
     """A column's number from one checkpoint of each of its finished runs; None where none measured it."""
-    return _cell([e for x in evaluations if (e := _checkpoint(x, metric)) is not None], len(evaluations))
+    found = [(x, e) for x in evaluations if x is not None and (e := _checkpoint(x, metric)) is not None]
+    return _cell([(e, linearised(x.examples, metric)) for x, e in found], len(evaluations))
 
 
-def _cell(estimates: Sequence[Estimate], seeds: int) -> Cell | None:
-    """One seed: its interval over prompts. Several: the t interval over the seeds' means."""
-    if not estimates:
+def _cell(found: Sequence[tuple[Estimate, Mapping[str, float]]], seeds: int) -> Cell | None:
+    """One seed: its interval over prompts. Several: over seeds and prompts, or of what prompts lack over seeds.
+
+    Args:
+        found: each seed's number, and what every prompt adds to it.
+    """
+    if not found:
         return None
     if seeds == 1:
-        only = estimates[0]
+        only = found[0][0]
         return Cell(only, (only.n,), "prompts" if only.half else "none")
-    known = [e for e in estimates if e.mean is not None]
-    across = mean_ci_t(e.mean for e in known)
-    return Cell(across, tuple(e.n for e in known), "seeds" if across.half else "none")
+    known = [(e, row) for e, row in found if e.mean is not None]
+    n = tuple(e.n for e, _ in known)
+    across, crossed = mean_ci_t(e.mean for e, _ in known), crossed_rows([row for _, row in known])
+    # What was pooled in another way than by prompts is not what they add up to.
+    if crossed is not None and np.isclose(crossed.mean or 0.0, across.mean or 0.0, rtol=1e-9, atol=1e-12):
+        # Equal but for the last bits, which decide how a tie is rounded.
+        return Cell(replace(crossed, mean=across.mean), n, "seeds and prompts" if crossed.half else "none")
+    return Cell(across, n, "seeds" if across.half else "none")
 
 
 def _block(
@@ -170,46 +202,53 @@ def _block(
     of_lm_eval = {name for r in records for e in r.evaluations if e.mode == LM_EVAL for name in e.metrics}
     metrics = known_metrics(names, [*known, *(_of_lm_eval(n) for n in sorted(of_lm_eval - {m.name for m in known}))])
     # Chosen by the task before any run: the metrics that get a difference to the reference.
-    paired = [m.name for m in metrics if m.headline]
+    paired = [m.name for m in metrics if m.headline and not m.own]
+    own = frozenset(m.name for m in metrics if m.own)
 
     cells: dict[Key, Cell] = {}
     differences: dict[Key, Cell] = {}
     to_reference: dict[Key, Test] = {}
     disagree = 0
     for place in places:
-        reference, others = reference_of(records, place)
+        reference, others = reference_of(records, place, own)
         disagree = max(disagree, others)
         for metric in metrics:
-            if shown := _checkpoint(reference, metric.name):
+            if not metric.own and (shown := _checkpoint(reference, metric.name)):
                 cells[(*place, "reference", metric.name)] = Cell(shown, (shown.n,), "prompts" if shown.half else "none")
-            by_unit: dict[str, list[float]] = {}
+            tests: dict[str, tuple[float | None, int]] = {}
             for column in columns:
                 evaluations = [last(r, "trained", place) for r in column.done]
                 if cell := cell_of(evaluations, metric.name):
                     cells[(*place, column.label, metric.name)] = cell
                 if reference is None or metric.name not in paired:
                     continue
-                pairs: list[Estimate] = []
+                pairs: list[tuple[Estimate, Mapping[str, float]]] = []
                 for record, trained in zip(column.done, evaluations, strict=True):
-                    own = last(record, "reference", place) or reference
+                    begun = last(record, "reference", place) or reference
                     if trained is not None:
-                        pairs.append(paired_examples(trained.examples, own.examples, metric.name))
-                if cell := _cell([p for p in pairs if p.mean is not None], len(column.done)):
+                        both = (trained.examples, begun.examples, metric.name)
+                        pairs.append((paired_examples(*both), linearised_difference(*both)))
+                if cell := _cell([p for p in pairs if p[0].mean is not None], len(column.done)):
                     differences[(*place, column.label, metric.name)] = cell
-                    by_unit[column.label] = _of_units(column, place, metric.name, pairs)
-            to_reference |= {(*place, label, metric.name): test for label, test in _tests(by_unit).items()}
+                    by_unit = _of_units(column, place, metric.name, [e for e, _ in pairs])
+                    # Over seeds alone the reference counts as known, which of a table's instances it is.
+                    alone = records[0].spec.model == "table" or cell.over == "seeds"
+                    crossed = t_p(cell.estimate) if cell.over == "seeds and prompts" else None
+                    tests[column.label] = (sign_p(by_unit) if alone else crossed, len(by_unit))
+            to_reference |= {(*place, label, metric.name): test for label, test in _adjusted(tests).items()}
 
-    best, to_best = _compared(columns, places, metrics)
+    best, unmarked, to_best = _compared(columns, places, metrics)
     spec = records[0].spec
+    shared = conditions(spec) | ({"judges": records[0].judges_hash[:12]} if "judges" in unequal else {})
     title = " · ".join([
         spec.task,
         f"model {spec.model}",
         *(f"{k}={plain(v)}" for k, v in sorted(spec.task_options.items()) if v != ""),
-        *(f"{n}={plain(getattr(spec, n))}" for n in sorted(unequal - {"task", "task_options", "model"})),
+        *(f"{n}={plain(shared[n])}" for n in sorted(unequal & shared.keys() - {"task", "task_options", "model"})),
     ])  # fmt: skip
     block = Block(
         title=title,
-        conditions=conditions(spec),
+        conditions=shared,
         columns=(Column("reference", (), ()), *columns),
         places=places,
         metrics=tuple(m for m in metrics if any(k[3] == m.name for k in cells)),
@@ -219,6 +258,7 @@ def _block(
             n for n in names if any(f"{n}/n" in x for r in records for e in r.evaluations for x in e.examples)
         ),
         best=best,
+        unmarked=unmarked,
         to_reference=to_reference,
         to_best=to_best,
         drops=frozenset(k for k, c in differences.items() if k[1] == LM_EVAL and (c.estimate.high or 0.0) < 0),
@@ -274,26 +314,31 @@ def _units(column: Column, place: Place, metric: str) -> dict[Any, float]:
 
 def _compared(
     columns: Sequence[Column], places: Sequence[Place], metrics: Sequence[Metric]
-) -> tuple[frozenset[Key], dict[Key, Test]]:
-    """Cells to mark (:func:`significance.winner`), and every method tested against the best of its row."""
+) -> tuple[frozenset[Key], frozenset[Key], dict[Key, Test]]:
+    """Cells to mark, those that are not for their lost units, and every method against the best of its row."""
     best: set[Key] = set()
+    unmarked: set[Key] = set()
     tests: dict[Key, Test] = {}
     for place in places:
         for metric in metrics:
             sign = {"higher": 1.0, "lower": -1.0}.get(metric.better)
-            if sign is None:
+            if sign is None or metric.own:
                 continue
             scores = {c.label: {u: sign * v for u, v in _units(c, place, metric.name).items()} for c in columns}
             if (first := winner(scores)) is not None:
-                best.add((*place, first, metric.name))
-            order = ranked(scores)
-            pairs = {label: paired(scores, order[0], label) for label in order[1:]}
-            tests |= {(*place, label, metric.name): test for label, test in _tests(pairs).items()}
-    return frozenset(best), tests
+                asked = {c.label: sum(_asked(r) for r in c.runs) for c in columns}
+                # Survivors are no sample of what was run.
+                (best if len(scores[first]) == asked[first] else unmarked).add((*place, first, metric.name))
+            tests |= {(*place, label, metric.name): test for label, test in against_best(scores).items()}
+    return frozenset(best), frozenset(unmarked), tests
 
 
-def _tests(differences: Mapping[str, Sequence[float]]) -> dict[str, Test]:
-    """Method -> sign-flip test of its paired differences, with Holm over the methods."""
-    raw = {label: sign_p(list(d)) for label, d in differences.items()}
-    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
-    return {label: Test(raw[label], adjusted[label], len(d)) for label, d in differences.items()}
+def _asked(record: RunRecord) -> int:
+    """Units of a run that would have a number if nothing had gone wrong."""
+    return record.spec.seeds if record.spec.model == "table" else 1
+
+
+def _adjusted(raw: Mapping[str, tuple[float | None, int]]) -> dict[str, Test]:
+    """Method -> its p and units, with Holm over the methods."""
+    adjusted = holm([p for p, _ in raw.values()])
+    return {label: Test(p, a, units) for (label, (p, units)), a in zip(raw.items(), adjusted, strict=True)}

@@ -75,7 +75,8 @@ def thresholds(sheet: Sheet, scores: Normalised) -> list[float]:
     """
     every = [x for m in complete(sheet, scores) for xs in scores[m].values() for x in xs]
     low, high = max(-1.0, min(every, default=0.0)), max(every, default=1.0)
-    return [float(x) for x in np.linspace(low, high if high > low else low + 1.0, POINTS)]
+    # Between scores that rounding alone tells apart there are not enough numbers for so many thresholds.
+    return [float(x) for x in np.linspace(low, high if high - low > 1e-9 else low + 1.0, POINTS)]
 
 
 def profiles(sheet: Sheet) -> dict[str, Profile]:

@@ -13,10 +13,17 @@ from shiq_bench.reporting.sheet import (
     gain_of,
     judged,
     measured,
+    shown,
     start,
     values,
 )
-from shiq_bench.reporting.statistics import Estimate, mean_ci_t, paired_difference
+from shiq_bench.reporting.statistics import (
+    Estimate,
+    crossed_rows,
+    linearised_difference,
+    mean_ci_t,
+    paired_difference,
+)
 from shiq_bench.reporting.wording import interval, listed, number, too_few
 
 
@@ -64,14 +71,29 @@ def _verdicts(sheet: Sheet, panel: str) -> str:
 
 def _below_start(sheet: Sheet, panel: str) -> str:
     """Who ends worse than training started."""
-    worse = []
+    worse, alone = [], []
     for method in sheet.methods:
-        for ended in measured(sheet, panel, method).values():
-            d = paired_difference(ended, _begun(sheet, panel, method, ended))
+        for x, ended in measured(sheet, panel, method).items():
+            crossed = _from_reference(sheet, panel, method, x)
+            d = crossed or paired_difference(ended, _begun(sheet, panel, method, ended))
             limit = d.low if sheet.sign > 0 else d.high
             if limit is not None and sheet.sign * limit > 0:
                 worse.append(method)
-    return f" Worse than where they start: {listed(worse)}." if worse else ""
+                alone += [method] if sheet.split and crossed is None else []
+    if not worse:
+        return ""
+    over = f"; of {listed(alone)} over seeds alone, which takes the reference as known" if alone else ""
+    return f" Worse than where they start (95% intervals, not adjusted{over}): {listed(worse)}."
+
+
+def _from_reference(sheet: Sheet, panel: str, method: str, x: float | None) -> Estimate | None:
+    """Of a language model: its difference to the reference over seeds and prompts; None where prompts are not there."""
+    rows = []
+    for cell in sheet.of(panel, method) if sheet.split and not sheet.floor else ():
+        if cell.record is not None and cell.x == x:
+            ended, begun = (shown(sheet, cell.record, policy) for policy in ("trained", "reference"))
+            rows.append(linearised_difference(ended.examples, begun.examples, sheet.metric) if ended and begun else {})
+    return crossed_rows(rows)
 
 
 def _begun(sheet: Sheet, panel: str, method: str, units: Iterable[str]) -> dict[str, float]:

@@ -33,7 +33,7 @@ def frame(blocks: Iterable[Block]) -> pd.DataFrame:
 
 def _rows(block: Block) -> Iterable[dict[str, Any]]:
     defaults = {f.name: f.default for f in fields(RunSpec) if f.default is not MISSING}
-    unusual = {k: v for k, v in block.conditions.items() if k not in {"task", "task_options"} and v != defaults[k]}
+    unusual = {k: v for k, v in block.conditions.items() if k not in {"task", "task_options"} and v != defaults.get(k)}
     told = {"model": block.conditions["model"], **block.conditions["task_options"], **unusual}
     conditions = " ".join(f"{k}={plain(v)}" for k, v in told.items())
     for split, mode in block.places:

@@ -10,7 +10,7 @@ import numpy as np
 
 from shiq_bench.reporting.ends import headers_beside, reference_row, values_beside
 from shiq_bench.reporting.sheet import ALPHA, EMPTY, Duel, Findings, Grid, Sheet, judged, measured, start
-from shiq_bench.reporting.statistics import Estimate, mean_ci_t
+from shiq_bench.reporting.statistics import Estimate, mean_ci_t, sign_flip_name
 from shiq_bench.reporting.wording import interval, lead_of, listed, notes_of, number, problems_of, too_few
 
 
@@ -73,11 +73,12 @@ def _polylines(sheet: Sheet, panel: str, method: str) -> dict[str, np.ndarray]:
 
 
 def front_findings(sheet: Sheet) -> Findings:
-    claims, points, pairs = [], [], []
+    claims, points, pairs, units = [], [], [], set()
     for panel in sheet.panels:
         compared = {pair: gaps(sheet, panel, *pair) for pair in combinations(sheet.methods, 2)}
         found = judged([(b, None, {unit: g[0] for unit, g in d.items()}) for (_, b), d in compared.items()])
         duelled = dict(zip(compared, found, strict=True))
+        units |= {duel.difference.units for duel in found}
         claims.append(_front_claim(sheet, panel, duelled))
         points.append(_points_grid(sheet, panel))
         pairs.append(_pairs_grid(sheet, panel, duelled, [list(d.values()) for d in compared.values()]))
@@ -85,8 +86,8 @@ def front_findings(sheet: Sheet) -> Findings:
     lead = (
         f"{lead_of(replace(sheet, focus=''), 'points and bars, ')} Labels: {sheet.x_label}. Each {sheet.unit[:-1]}'s "
         f"front is interpolated linearly between its runs; two are compared by their mean difference at equal "
-        f"{sheet.x_metric_label} over the range that both cover. One is better where the exact sign-flip test over "
-        f"{sheet.unit} has p < {ALPHA:g} after Holm's adjustment for all pairs of a panel."
+        f"{sheet.x_metric_label} over the range that both cover. One is better where the {sign_flip_name(units)} "
+        f"test over {sheet.unit} has p < {ALPHA:g} after Holm's adjustment for all pairs of a panel."
     )
     return Findings(lead, tuple(claims), grids, problems_of(sheet), notes_of(sheet), grids)
 

@@ -299,8 +299,7 @@ def apart(blocks: Sequence[Block]) -> list[str]:
         alike = [b.title for b in blocks if b.conditions["task"] == block.conditions["task"]]
         common = set.intersection(*(set(title.split(" · ")) for title in alike))
         told = " · ".join(part for part in block.title.split(" · ") if part not in common)
-        # Blocks of different judges have one title.
-        out.append(told or (f"judge {len(out) + 1}" if len(alike) > 1 else ""))
+        out.append(told)
     return out
 
 

@@ -1,6 +1,6 @@
 """A study and its records as reporting sees them, and the numbers that everything shown is made of.
 
-A method wins against another where the exact sign-flip test over the units that both were trained on
+A method wins against another where the sign-flip test over the units that both were trained on
 (a table's instances, the seeds of language models), Holm-adjusted over all that a caption compares,
 says so; nothing else is a win.
 """

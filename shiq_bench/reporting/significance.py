@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 
-from shiq_bench.reporting.statistics import mean_ci_t, sign_flip_p
+from shiq_bench.reporting.blocks import Test
+from shiq_bench.reporting.statistics import holm, mean_ci_t, sign_flip_p
 
 #: Below this many shared seeds nobody is called best: the exact sign-flip test of five cannot fall below 0.0625.
 BOLD_SEEDS = 6
@@ -40,33 +42,54 @@ def sign_p(differences: list[float]) -> float | None:
     return sign_flip_p(differences, np.random.default_rng(0)) if len(differences) > 1 else None
 
 
-def ranked(scores: BySeed) -> list[str]:
-    """Methods by their mean over seeds, best first; those without a number are left out."""
-    known = {label: by_seed for label, by_seed in scores.items() if by_seed}
+def ranked(scores: BySeed, least: int = 1) -> list[str]:
+    """Methods by their mean over seeds, best first; those with fewer than ``least`` are left out."""
+    known = {label: by_seed for label, by_seed in scores.items() if len(by_seed) >= least}
     return sorted(known, key=lambda k: (-sum(known[k].values()) / len(known[k]), k))
 
 
 def winner(scores: BySeed) -> str | None:
     r"""The method that is better than every other beyond doubt, or None.
 
-    It has the highest mean, and its lead over the runner-up, over at least :data:`BOLD_SEEDS` shared
-    seeds, has a 95% t interval above 0 *and* an exact sign-flip p below 5%. Looking only at the best
-    of k does not inflate the rate: where the methods are alike, the best two are closer to each other
-    the more of them there are, and k = 2 is the least favourable case (Gutmann and Maymin 1987, "Is the
-    selected population the best?"). Measured over 20,000 rows of equal methods (standard error up to
-    0.15 points), the t interval alone marks 5.0%, 1.3% and 0.7% of rows with 2, 4 and 7 methods at six seeds and
-    5.3%, 1.0% and 0.5% at ten; with the sign-flip test, which costs nothing where the lead is clear, 2.6%, 0.6% and
-    0.4%, and 4.9%, 0.9% and 0.5%. It bounds one row (one metric on one split): a table of many has as many chances.
+    Methods with fewer than :data:`BOLD_SEEDS` seeds are not ranked. Of the others it has the highest
+    mean, and its lead over each of them, over at least that many shared seeds, has a 95% t interval
+    above 0 *and* a sign-flip p below 5%. Looking only at the best of k does not inflate the rate:
+    where the methods are alike, the best two are closer to each other the more of them there are, and k = 2 is
+    the least favourable case (Gutmann and Maymin 1987, "Is the selected population the best?").
+    Measured over 20,000 rows of equal methods (standard error up to 0.15 points), the t interval alone marks
+    5.0% of rows of 2 methods at six seeds and 5.3% at ten; with the sign-flip test, which costs nothing
+    where the lead is clear, 2.6% and 4.9%, and fewer of rows of more methods. It bounds one row (one
+    metric on one split): a table of many has as many chances.
 
     Neither test is exact where means are equal and distributions are not: one skewed method among
     quiet ones is marked in 9.4% of rows (two methods, ten seeds; the t interval alone: 10.0%).
     """
-    order = ranked(scores)
-    if len(order) < 2:
+    order = ranked(scores, BOLD_SEEDS)
+    if len(order) < 2 or not all(_ahead(paired(scores, order[0], other)) for other in order[1:]):
         return None
-    lead = paired(scores, *order[:2])
+    return order[0]
+
+
+def _ahead(lead: list[float]) -> bool:
     low = mean_ci_t(lead).low
     if len(lead) < BOLD_SEEDS or low is None or low <= 0:
-        return None
+        return False
     p = sign_p(lead)
-    return order[0] if p is not None and p < ALPHA else None
+    return p is not None and p < ALPHA
+
+
+def against_best(scores: BySeed) -> dict[str, Test]:
+    """Every other method against the best of two seeds or more, by the sign-flip test over the seeds both have.
+
+    Which one is the best is learnt from the same numbers, so Holm's adjustment is over all pairs of
+    methods, of which these are some. Empty where no method has two seeds.
+    """
+    order = ranked(scores, 2)
+    if not order:
+        return {}
+    pairs = [(order[0], other) for other in scores if other != order[0]]
+    every = [*pairs, *combinations([k for k in scores if k != order[0]], 2)]
+    differences = [paired(scores, *pair) for pair in every]
+    raw = [sign_p(d) for d in differences]
+    tests = [Test(p, adjusted, len(d)) for p, adjusted, d in zip(raw, holm(raw), differences, strict=True)]
+    return {other: test for (_, other), test in zip(pairs, tests, strict=False)}

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit as _expit
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
 
-#: The largest number of sign patterns that :func:`sign_flip_p` enumerates.
-EXACT_PATTERNS = 2**20
+#: Of so many differences :func:`sign_flip_p` still enumerates every pattern of signs.
+EXACT_UNITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Estimate:
         low, high: confidence limits; None below two independent units.
         n: data behind the mean (values, or trials of a rate).
         units: independent units behind the error (seeds, or prompts).
+        freedom: degrees of freedom of the error; None is units - 1.
     """
 
     mean: float | None
@@ -40,11 +41,17 @@ class Estimate:
     high: float | None
     n: float
     units: int
+    freedom: float | None = None
 
     @property
     def half(self) -> float | None:
         """Half the width of the interval."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom of the t distribution behind the interval."""
+        return self.units - 1 if self.freedom is None else self.freedom
 
 
 def t_interval(mean: float | None, stderr: float | None, n: float, units: int, level: float = 0.95) -> Estimate:
@@ -185,6 +192,39 @@ def paired_examples(
     return t_interval(rate_a - rate_b, stderr, len(shared), len(shared), level)
 
 
+def linearised(examples: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    r"""Prompt -> what it adds to the pooled mean (or rate) :math:`r`; the mean over the G prompts is r.
+
+    .. math:: z_g = r + \frac{\sum_{i \in g} (x_i - r m_i)}{\frac{1}{G} \sum_i m_i}
+
+    With equally many episodes a prompt and no trials it is the prompt's own mean. Empty where the
+    metric was not measured, or is not finite.
+    """
+    return _contributions(_of_metric(examples, metric))
+
+
+def linearised_difference(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str
+) -> dict[str, float]:
+    """Prompt that both have -> difference of the two :func:`linearised`; the mean is :func:`paired_examples`'s."""
+    left, right = _of_metric(a, metric), _of_metric(b, metric)
+    shared = sorted(set(left[2]) & set(right[2]), key=str)
+    one, other = _contributions(_only(left, shared)), _contributions(_only(right, shared))
+    return {g: z - other[g] for g, z in one.items() if g in other}
+
+
+def prompts_with(examples: Sequence[Mapping[str, Any]], metric: str) -> set[Hashable]:
+    """Prompts with an episode that has the metric, and of a rate a trial."""
+    return set(_of_metric(examples, metric)[2])
+
+
+def crossed_rows(rows: Sequence[Mapping[str, float]], level: float = 0.95) -> Estimate | None:
+    """:func:`crossed_t` of one mapping of prompts a seed; None unless there are two seeds, with the same prompts."""
+    if len(rows) < 2 or len(rows[0]) < 2 or any(row.keys() != rows[0].keys() for row in rows):
+        return None
+    return crossed_t([[row[prompt] for prompt in rows[0]] for row in rows], level)
+
+
 def summarise(examples: Sequence[Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, dict[str, float | None]]:
     """Raw per-episode values to ``Evaluation.metrics``: name -> {mean, n, stderr}.
 
@@ -209,7 +249,7 @@ def sign_flip_p(
     """Two-sided p of the sign-flip test: is the mean of paired differences zero?
 
     Under the null each difference is as likely to have the other sign. All 2^n patterns are
-    enumerated up to :data:`EXACT_PATTERNS`; beyond, ``draws`` random ones from ``generator``, with
+    enumerated up to :data:`EXACT_UNITS` differences; beyond, ``draws`` random ones from ``generator``, with
     the observed pattern among them (Phipson and Smyth 2010), so that p is never 0. The smallest p
     of n seeds is 2/2^n: five seeds cannot go below 0.0625, six reach 0.031.
 
@@ -221,11 +261,14 @@ def sign_flip_p(
         return None
     # Sums of the same terms in another order differ in the last bits: they count as ties.
     bar = abs(d.sum()) - 1e-12 * np.abs(d).sum()
-    if 2**d.size <= EXACT_PATTERNS:
-        sums = np.zeros(1)
-        for value in d:
-            sums = np.concatenate([sums + value, sums - value])
-        return float((np.abs(sums) >= bar).mean())
+    if bar <= 0:
+        return 1.0
+    if d.size <= EXACT_UNITS:
+        # Every sum is one of the first half plus one of the second: 2^(n/2) of either instead of 2^n.
+        first, second = _signed_sums(d[: d.size // 2]), np.sort(_signed_sums(d[d.size // 2 :]))
+        above = second.size - np.searchsorted(second, bar - first, "left")
+        below = np.searchsorted(second, -bar - first, "right")
+        return float((above + below).sum() / (first.size * second.size))
     if generator is None:
         raise ValueError(f"{d.size} differences are too many to enumerate: pass a generator")
     hits = 0
@@ -233,6 +276,28 @@ def sign_flip_p(
         signs = generator.integers(0, 2, size=(min(4096, draws - start), d.size)) * 2 - 1
         hits += int((np.abs(signs @ d) >= bar).sum())
     return (1 + hits) / (1 + draws)
+
+
+def _signed_sums(d: Floats) -> Floats:
+    sums = np.zeros(1)
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums
+
+
+def sign_flip_name(units: Iterable[int], draws: int = 100_000) -> str:
+    """What :func:`sign_flip_p` does with so many differences, in words."""
+    exact = {n <= EXACT_UNITS for n in units}
+    if exact == {False}:
+        return f"sign-flip ({draws:,} random patterns)"
+    return "exact sign-flip" if exact <= {True} else f"sign-flip (exact up to {EXACT_UNITS}, beyond {draws:,} patterns)"
+
+
+def t_p(e: Estimate) -> float | None:
+    """Two-sided p of the t test that belongs to an interval; None where the error is 0 or unknown."""
+    if e.mean is None or not e.stderr:
+        return None
+    return float(2 * stdtr(e.degrees, -abs(e.mean / e.stderr)))
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:
@@ -321,7 +386,7 @@ def crossed_t(matrix: ArrayLike, level: float = 0.95) -> Estimate:
     freedom = max((a + b - e) ** 2 / spread if spread else 0.0, min(seeds, prompts) - 1)
     stderr = float(np.sqrt(variance / x.size))
     half = float(stdtrit(freedom, 0.5 + level / 2)) * stderr
-    return Estimate(mean, stderr, mean - half, mean + half, x.size, seeds)
+    return Estimate(mean, stderr, mean - half, mean + half, x.size, seeds, freedom)
 
 
 def _crossed(matrix: ArrayLike) -> Floats:
@@ -348,13 +413,13 @@ def detectable_difference(stderr: float, power: float = 0.8, level: float = 0.95
 def detectable(e: Estimate, power: float = 0.8, level: float = 0.95) -> float | None:
     """Smallest true value that an estimate like this one would have told from 0 with this power.
 
-    (t_{1 - (1 - level)/2} + t_power) * stderr with units - 1 degrees of freedom (Bloom 1995): for a mean of
+    (t_{1 - (1 - level)/2} + t_power) * stderr with the estimate's degrees of freedom (Bloom 1995): for a mean of
     paired differences. None where there is no error, or an error of 0, which promises nothing.
     """
     _check_level(level)
     if not e.stderr or e.units < 2:
         return None
-    return float(stdtrit(e.units - 1, 0.5 + level / 2) + stdtrit(e.units - 1, power)) * e.stderr
+    return float(stdtrit(e.degrees, 0.5 + level / 2) + stdtrit(e.degrees, power)) * e.stderr
 
 
 # --- the linearised ratio ------------------------------------------------------------------------
@@ -422,6 +487,11 @@ def _linearised(x: Floats, m: Floats, groups: Sequence[Hashable]) -> tuple[float
     # Rounding leaves 1e-17 where every group is alike; there the error is exactly 0.
     influence[np.abs(influence) < 1e-13 * np.abs(x).sum() / m.sum()] = 0.0
     return rate, {g: float(influence[i]) for g, i in order.items()}
+
+
+def _contributions(columns: _Columns) -> dict[str, float]:
+    rate, influence = _linearised(*columns)
+    return {} if rate is None else {str(g): rate + len(influence) * e for g, e in influence.items()}
 
 
 def _error(influence: Mapping[Hashable, float]) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from shiq_bench.reporting.sheet import ALPHA, EMPTY, Cell, Duel, Sheet, measured, shown
-from shiq_bench.reporting.statistics import Estimate
+from shiq_bench.reporting.statistics import Estimate, sign_flip_name
 
 
 def number(x: float | None) -> str:
@@ -41,8 +41,8 @@ def lead_of(sheet: Sheet, marks: str) -> str:
     text = f"{sheet.label}{where}: {marks}mean over n = {n} {sheet.unit} with 95% intervals (Student's t)."
     if sheet.focus:
         text += (
-            f" All methods get the same {sheet.unit}: {sheet.focus} wins where the exact sign-flip test over the "
-            f"paired differences has p < {ALPHA:g} after Holm's adjustment for all comparisons of a panel."
+            f" All methods get the same {sheet.unit}: {sheet.focus} wins where the {sign_flip_name(counts)} test over "
+            f"the paired differences has p < {ALPHA:g} after Holm's adjustment for all comparisons of a panel."
         )
     if sheet.floor:
         text += f" Values under {sheet.floor:g} count as {sheet.floor:g}."

@@ -13,8 +13,18 @@ import numpy as np
 from scipy.special import stdtrit
 
 from shiq_bench.reporting.across import interquartile_mean, probability_of_improvement
-from shiq_bench.reporting.significance import winner
-from shiq_bench.reporting.statistics import Estimate, crossed_bootstrap, crossed_t, mean_ci_t
+from shiq_bench.reporting.significance import ALPHA, against_best, winner
+from shiq_bench.reporting.statistics import (
+    Estimate,
+    crossed_bootstrap,
+    crossed_rows,
+    crossed_t,
+    linearised,
+    linearised_difference,
+    mean_ci_t,
+    sign_flip_p,
+    t_p,
+)
 
 Generator = np.random.Generator
 Draw = Callable[[Generator, tuple[int, int, int]], np.ndarray]
@@ -88,6 +98,69 @@ def nested_coverage(spread: Spread, seeds: int, prompts: int, replications: int,
         means = x[rows, generator.integers(0, prompts, (400, seeds, prompts))].mean(axis=(1, 2))
         low, high = np.quantile(means, [0.025, 0.975])
         hits += bool(low <= 0 <= high)
+    return hits / replications
+
+
+def _episodes(values: np.ndarray, trials: np.ndarray | None = None) -> list[dict[str, float | str]]:
+    """Examples of one evaluation, an answer a prompt. ``[P]`` each"""
+    found: list[dict[str, float | str]] = [{"prompt_id": str(p), "x": float(v)} for p, v in enumerate(values)]
+    return found if trials is None else [e | {"x/n": float(m)} for e, m in zip(found, trials, strict=True)]
+
+
+def ratio_coverage(
+    spread: float, seeds: int, prompts: int, replications: int, generator: Generator
+) -> tuple[float, float]:
+    """Coverage of a rate over trials, such as turn success: over seeds and prompts, and over seeds alone.
+
+    A prompt has 1 to 6 turns, and those of more turns are harder, so that the rate is not the mean of prompts'.
+
+    Args:
+        spread: standard deviation of the chance of success between seeds.
+    """
+    turns = np.arange(1, 7)
+    truth = float((turns * (0.7 - 0.06 * turns)).sum() / turns.sum())
+    crossed = alone = 0
+    for _ in range(replications):
+        trials = generator.integers(1, 7, prompts)
+        chance = 0.7 - 0.06 * trials + generator.uniform(-0.25, 0.25, prompts)
+        lucky = generator.normal(0, spread, (seeds, 1))
+        passed = generator.binomial(trials, np.clip(chance + lucky, 0, 1), (seeds, prompts))
+        found = crossed_rows([linearised(_episodes(x, trials), "x") for x in passed])
+        assert found is not None
+        crossed += covers(found, truth)
+        alone += covers(mean_ci_t(float(x.sum() / trials.sum()) for x in passed), truth)
+    return crossed / replications, alone / replications
+
+
+def reference_errors(
+    spread: Spread, seeds: int, prompts: int, replications: int, generator: Generator
+) -> tuple[float, float, float, float]:
+    """Seeds of a policy that is the reference's equal, minus one evaluation of the reference.
+
+    Returns:
+        Coverage of 0 and share of p below 5%, over seeds and prompts, and then over seeds alone.
+    """
+    hits = np.zeros(4)
+    for _ in range(replications):
+        hard = generator.normal(0, spread.prompts, prompts)
+        begun = hard + generator.normal(0, spread.rest, prompts)  # the reference is one policy, without a seed's luck
+        lucky = generator.normal(0, spread.seeds, (seeds, 1))
+        ended = hard + lucky + generator.normal(0, spread.rest, (seeds, prompts))
+        crossed = crossed_rows([linearised_difference(_episodes(x), _episodes(begun), "x") for x in ended])
+        assert crossed is not None
+        means = (ended - begun).mean(axis=1).tolist()
+        p, alone = t_p(crossed), sign_flip_p(means)
+        hits += [covers(crossed), p is not None and p < ALPHA, covers(mean_ci_t(means)), (alone or 1.0) < ALPHA]
+    return tuple((hits / replications).tolist())
+
+
+def false_best(draw: Draw, methods: int, seeds: int, replications: int, generator: Generator) -> float:
+    """Share of rows of equal methods in which some method is told from the best of them."""
+    rows = draw(generator, (replications, methods, seeds))
+    hits = 0
+    for row in rows:
+        tests = against_best({f"m{i}": dict(enumerate(by_seed.tolist())) for i, by_seed in enumerate(row)})
+        hits += any(t.adjusted is not None and t.adjusted < ALPHA for t in tests.values())
     return hits / replications
 
 
@@ -170,6 +243,24 @@ def report(scale: float = 1.0) -> Iterator[str]:
     for tasks in (1, 3, 5, 10):
         iqm, better = across_coverage(tasks, 6, few // 2, generator)
         yield f"  {tasks:2} tasks x 6 seeds: interquartile mean {100 * iqm:.1f}, improvement {100 * better:.1f}"
+    for luck in (0.0, 0.02, 0.1):
+        crossed, alone = ratio_coverage(luck, 6, 40, few // 2, generator)
+        yield (
+            f"   6 seeds x  40 prompts, rate over turns, seeds differ by {luck}: over seeds and prompts "
+            f"{100 * crossed:.1f}, over seeds alone {100 * alone:.1f}"
+        )
+    yield f"minus the reference, policies its equal, % ({few // 2} replications): covers 0, p below 5%"
+    for spread in (*SPREADS, Spread("nothing differs", 0.0, 0.0, 1.0)):
+        for seeds in (6, 10):
+            c, p, ca, pa = (100 * r for r in reference_errors(spread, seeds, 40, few // 2, generator))
+            yield (
+                f"  {spread.name:20} {seeds:2} seeds: over seeds and prompts {c:.1f}, {p:.1f}; over seeds alone "
+                f"{ca:.1f}, {pa:.1f}"
+            )
+    yield f"rows of equal methods of which one is told from the best, % ({few} replications)"
+    for seeds in (6, 10):
+        rates = ", ".join(f"k={k} {100 * false_best(EQUAL['normal'], k, seeds, few, generator):.1f}" for k in (2, 4, 7))
+        yield f"  {seeds:2} seeds: {rates}"
     yield f"rows of equal methods with a bold number, % ({many} replications): t interval alone -> with sign-flip"
     for name, draw in EQUAL.items():
         for seeds in (6, 10):

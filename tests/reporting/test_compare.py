@@ -19,7 +19,14 @@ from shiq_bench.records import Evaluation, RunRecord, UserError
 from shiq_bench.reporting import runs
 from shiq_bench.reporting.compare import select, versus
 from shiq_bench.reporting.literal import visible
-from shiq_bench.reporting.statistics import crossed_t, mean_ci_t, paired_examples, sign_flip_p, summarise
+from shiq_bench.reporting.statistics import (
+    crossed_t,
+    linearised_difference,
+    mean_ci_t,
+    paired_examples,
+    sign_flip_p,
+    summarise,
+)
 from shiq_bench.reporting.versus import csv, markdown, print_versus, shortened, terminal_text
 from tests.reporting.synthetic import METRICS, record
 
@@ -93,12 +100,14 @@ def test_seeds_are_paired_and_prompts_are_shared() -> None:
             for e in ev.examples:
                 side[e["prompt_id"]] += e["reward"] / 4
     matrix = [[a[p] - b[p] for p in sorted(a)] for a, b in means]
-    assert row.over == "seeds x prompts"
+    assert row.over == "seeds and prompts"
     expected = crossed_t(matrix)
     assert row.difference.mean == pytest.approx(expected.mean) and row.difference.low == pytest.approx(expected.low)
     rate = _row(found, "rl", "sampled", "turn_success")
-    over = [paired_examples(a.examples, b.examples, "turn_success").mean for a, b in pairs]
-    assert rate.over == "seeds" and rate.difference == mean_ci_t(over)
+    rates = crossed_t([list(linearised_difference(a.examples, b.examples, "turn_success").values()) for a, b in pairs])
+    assert rate.over == "seeds and prompts" and rate.difference == rates
+    over = mean_ci_t(paired_examples(a.examples, b.examples, "turn_success").mean for a, b in pairs)
+    assert rates.mean == pytest.approx(over.mean)
     text = "\n".join(found.captions)
     assert f"Left out: {one[0].run_id}: its seed is not shared." in text
     assert "5 seeds: the exact test cannot fall below 0.0625." in text
@@ -166,6 +175,43 @@ def test_examples_that_differ_most() -> None:
     assert found.examples[0].one["details"]["answer"] == "said p1"
     row = _row(found, "rl", "greedy", "reward")
     assert row.prompts == 4 and row.one == pytest.approx(2.5 / 4) and row.other == pytest.approx(2.6 / 4)
+
+
+def test_prompts_without_a_trial_on_either_side_are_not_shared() -> None:
+    """On p0 and p1 the first has 3 of 4 and the other 2 of 4; p2 and p3 are of one of them alone."""
+
+    def made(algo: str, trials: dict[str, tuple[int, int]]) -> RunRecord:
+        examples = [{"prompt_id": p, "turn_success": x, "turn_success/n": n} for p, (x, n) in trials.items()]
+        e = Evaluation("trained", "rl", "greedy", 200, summarise(examples, ["turn_success"]), examples)
+        return dataclasses.replace(record(algo, 0), evaluations=[e])
+
+    a = made("shiq", {"p0": (1, 2), "p1": (2, 2), "p2": (0, 8)})
+    b = made("dpo", {"p0": (1, 2), "p1": (1, 2), "p2": (0, 0), "p3": (4, 4)})
+    row = _row(versus([a], [b], NAMES, METRICS), "rl", "greedy", "turn_success")
+    assert (row.one, row.other, row.prompts) == (0.75, 0.5, 2)
+    assert row.one - row.other == pytest.approx(row.difference.mean)
+    assert [e.prompt for e in versus([a], [b], NAMES, METRICS).examples] == ["p1"]
+
+
+def test_seeds_are_those_that_both_measured() -> None:
+    one, other = _seeds("shiq", 0.9), _seeds("dpo", 0.1)
+    lost = [dataclasses.replace(e, metrics={k: v for k, v in e.metrics.items() if k != "reward"}, examples=[
+        {k: v for k, v in x.items() if k != "reward"} for x in e.examples
+    ]) for e in one[0].evaluations]  # fmt: skip
+    found = versus([dataclasses.replace(one[0], evaluations=lost), *one[1:]], other, NAMES, METRICS)
+    rows = [_row(found, "rl", "sampled", m) for m in ("reward", "entry_accuracy")]
+    assert [r.seeds for r in rows] == [5, 6] and [r.over for r in rows] == ["seeds and prompts"] * 2
+    assert [c for c in found.captions if "cannot fall below" in c] == [
+        "5 seeds: the exact test cannot fall below 0.0625."
+    ]
+
+
+def test_options_called_like_a_setting_are_told_apart() -> None:
+    records = [record("shiq", prompts=SMALL, algo_options={"samples": n}) for n in (8, 16)]
+    assert versus(records[:1], records[1:], NAMES).settings == (("algo.samples", "8", "16"),)
+    assert select(records, "shiq:algo.samples=8") == records[:1]
+    with pytest.raises(UserError, match=r"algo.samples is 16, 8: say shiq:algo.samples="):
+        select(records, "shiq")
 
 
 HOSTILE = "[bold red]x[/bold red] \x1b[2J\x1b]0;title\x07 \u202eabc\u2066 a|b\r\n" + "long " * 400 + "end"

@@ -16,6 +16,7 @@ from shiq_bench.reporting.crosswise import (
     means,
     normalised,
     profiles,
+    thresholds,
 )
 from shiq_bench.reporting.findings import findings
 from shiq_bench.reporting.sheet import Cell, Sheet, View
@@ -81,6 +82,15 @@ def test_with_few_tasks_every_task_comes_first() -> None:
     assert few.claims[0].startswith("task 0: lowest at the end: Ours (")
     assert few.embedded[0].title == "task 0" and few.embedded[-1].title == "over all tasks"
     assert not many.lead.startswith("Fewer") and many.embedded[0].title == "over all tasks"
+
+
+def test_scores_that_rounding_alone_tells_apart_have_profiles() -> None:
+    """One ulp apart: no 101 thresholds fit between them."""
+    ends = np.tile([1.0, np.nextafter(1.0, 2.0)], N // 2)
+    cells = [Cell("task 0", m, record=record(m.lower(), {"regret": ends.tolist()})) for m in ("Ours", "Other")]
+    made = replace(across(1), cells=tuple(cells), panels=("task 0",), methods=("Ours", "Other"))
+    assert np.diff(thresholds(made, normalised(made))).min() > 0
+    assert profiles(made).keys() == {"Ours", "Other"}
 
 
 def test_who_lacks_a_task_is_not_summed_up() -> None:

@@ -142,7 +142,35 @@ def test_what_is_under_the_floor_is_equal() -> None:
 
 def test_who_ends_worse_than_it_began() -> None:
     ends = {"Ours": shifted(0.0), "Worse": shifted(3.0, 1.0)}
-    assert "Worse than where they start: Worse." in claims(one_panel(ends))
+    assert "Worse than where they start (95% intervals, not adjusted): Worse." in claims(one_panel(ends))
+
+
+def test_a_language_model_ends_worse_than_the_reference_beyond_the_luck_of_prompts() -> None:
+    """Every seed is 0.1 below one evaluation of the reference on 2 prompts: that may be the reference's luck."""
+
+    def scored(seed: int, falls: Sequence[float]) -> RunRecord:
+        made = played("worse", seed, 0.0, 1.0)
+        found = []
+        for policy, by in (("reference", [0.0] * len(falls)), ("trained", falls)):
+            examples = [{"prompt_id": f"p{i}", "reward": 0.5 - x - 0.001 * seed * x} for i, x in enumerate(by)]
+            metrics = summarise(examples, ["reward"])
+            found.append(
+                Evaluation(policy, "heldout", "sampled", 0 if policy == "reference" else 200, metrics, examples)
+            )
+        return replace(made, evaluations=tuple(found))
+
+    def said(*falls: float) -> str:
+        cells = [Cell("chat", "Worse", record=scored(seed, falls), seed=seed) for seed in range(6)]
+        told = {"kind": "table", "metric": "reward", "better": "higher", "split": "heldout", "mode": "sampled"}
+        return claims(sheet(cells, focus="", **told))
+
+    assert "Worse than where they start" not in said(0.3, -0.1, 0.2, 0.0)
+    assert "Worse than where they start (95% intervals, not adjusted): Worse." in said(0.3, 0.28, 0.31, 0.29)
+    bare = [Cell("chat", "Worse", record=played("worse", s, 0.1 - s / 1000, 1.0), seed=s) for s in range(6)]
+    told = {"kind": "table", "metric": "reward", "better": "higher", "split": "heldout", "mode": "sampled"}
+    assert "not adjusted; of Worse over seeds alone, which takes the reference as known): Worse." in claims(
+        sheet(bare, focus="", **told)
+    )
 
 
 def test_without_a_focus_or_its_run_nothing_is_compared() -> None:

@@ -205,7 +205,7 @@ def test_rows_of_different_conditions_say_which(tmp_path: Path) -> None:
     two = payload(records, METRICS).core["blocks"]
     assert sorted(b["conditions"] for b in two) == ["category=multi_turn_base", "reward=final"]
     judged = [replace(record(prompts=SMALL, seed=n), judges_hash=str(n)) for n in range(2)]
-    assert [b["conditions"] for b in payload(judged, METRICS).core["blocks"]] == ["judge 1", "judge 2"]
+    assert [b["conditions"] for b in payload(judged, METRICS).core["blocks"]] == ["judges=0", "judges=1"]
     assert [b["conditions"] for b in payload(some(), METRICS).core["blocks"]] == [""]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shiq_bench.reporting.significance import winner
+from shiq_bench.reporting.significance import against_best, winner
 from shiq_bench.reporting.statistics import crossed_t
 from tests.reporting import simulations
 from tests.reporting.simulations import EQUAL, SPREADS
@@ -40,6 +40,43 @@ def test_the_crossed_bootstrap_covers_where_prompts_differ_and_not_where_seeds_d
 
 def test_nested_resampling_covers_too_little() -> None:
     assert simulations.nested_coverage(SPREADS[0], 6, 40, 150, _rng()) < 0.75
+
+
+@pytest.mark.parametrize("spread", [SPREADS[0], SPREADS[2], SPREADS[4]], ids=lambda s: s.name)
+def test_differences_to_one_evaluation_of_the_reference_cover(spread: simulations.Spread) -> None:
+    # Over 300 replications: 1.3 points.
+    covered, false, _, _ = simulations.reference_errors(spread, 6, 40, 300, _rng(1))
+    assert covered > 0.91 and false < 0.09
+
+
+def test_seeds_alone_do_not_cover_the_reference() -> None:
+    _, _, covered, false = simulations.reference_errors(SPREADS[4], 6, 40, 200, _rng())
+    assert covered < 0.75 and false > 0.15
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_rates_over_trials_cover(spread: float) -> None:
+    assert simulations.ratio_coverage(spread, 6, 40, 300, _rng(2))[0] > 0.91
+
+
+def test_rates_over_seeds_alone_do_not_cover() -> None:
+    assert simulations.ratio_coverage(0.0, 6, 40, 200, _rng())[1] < 0.85
+
+
+def test_equal_methods_are_seldom_told_from_the_best() -> None:
+    # Over 400 rows: 1.1 points. Holm over the comparisons with the best alone gives 11%.
+    assert simulations.false_best(EQUAL["normal"], 7, 10, 400, _rng()) < 0.075
+
+
+def test_the_best_leads_every_other_and_not_the_runner_up_alone() -> None:
+    """A clear lead on the second by the mean, and on the third, who has no luck but on one seed, none."""
+    first = {s: 1.0 + 0.01 * s for s in range(6)}
+    second = {s: 0.9 + 0.01 * s for s in range(6)}
+    third = {s: 1.2 + 0.01 * s for s in range(5)} | {5: -1.0}
+    assert winner({"a": first, "b": second}) == "a"
+    assert winner({"a": first, "b": second, "c": third}) is None
+    assert winner({"a": first, "b": second, "c": {0: 9.0, 1: 9.0}}) == "a", "two seeds rank nowhere"
+    assert set(against_best({"a": first, "b": second, "c": {0: 9.0}})) == {"b", "c"}
 
 
 def test_crossed_t_by_hand() -> None:

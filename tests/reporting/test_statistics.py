@@ -21,6 +21,7 @@ from shiq_bench.reporting.statistics import (
     mean_ci_t,
     paired_difference,
     paired_examples,
+    sign_flip_name,
     sign_flip_p,
     summarise,
     t_interval,
@@ -172,6 +173,19 @@ def test_sign_flip_against_scipy_and_by_enumeration() -> None:
     scipy = stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=math.inf)
     assert sign_flip_p(d.tolist()) == pytest.approx(scipy.pvalue)
     assert sign_flip_p([0.0, 0.0, 0.0]) == 1.0
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12])
+def test_sign_flip_in_halves_is_every_pattern(n: int) -> None:
+    for d in (np.random.default_rng(n).normal(0.4, 1, n), np.random.default_rng(n).integers(-2, 3, n) / 10):
+        patterns = np.array(list(itertools.product([1, -1], repeat=n)))
+        assert sign_flip_p(d.tolist()) == pytest.approx((np.abs(patterns @ d) >= abs(d.sum()) - 1e-9).mean())
+
+
+def test_a_sign_flip_test_is_called_exact_where_it_is() -> None:
+    assert sign_flip_name([2, 20]) == "exact sign-flip"
+    assert sign_flip_name([21]) == "sign-flip (100,000 random patterns)"
+    assert sign_flip_name([20, 21]) == "sign-flip (exact up to 20, beyond 100,000 patterns)"
 
 
 def test_sign_flip_by_draws() -> None:

@@ -13,15 +13,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from shiq_bench.api import Metric
 from shiq_bench.records import Evaluation, RunRecord, UserError
 from shiq_bench.reporting import markup, runs
 from shiq_bench.reporting.arrangements import By, sections
 from shiq_bench.reporting.markup import ROWS, SMALLEST, latex_text
-from shiq_bench.reporting.statistics import detectable, holm, mean_ci_t, paired_examples, sign_flip_p
+from shiq_bench.reporting.statistics import (
+    crossed_t,
+    detectable,
+    holm,
+    mean_ci_t,
+    paired_examples,
+    sign_flip_p,
+    summarise,
+)
 from shiq_bench.reporting.tables import (
     Block,
     compare,
@@ -103,17 +113,54 @@ def test_reference_once_and_first() -> None:
     assert list(one.kind[:3]) == ["value", "value", "minus_reference"]
 
 
-def test_several_seeds_are_a_t_interval_over_their_means() -> None:
+def _seen(r: RunRecord, policy: str, mode: str = "greedy", split: str = "rl") -> Evaluation:
+    return next(e for e in r.evaluations if (e.policy, e.split, e.mode) == (policy, split, mode))
+
+
+def test_several_seeds_are_a_t_interval_over_them_and_their_prompts() -> None:
+    """By hand: a prompt with m of M turns on average adds r + (x - r m) / (M / G) to the rate r of its seed."""
     records = [record(seed=s, prompts=SMALL) for s in range(3)]
-    cell = _one(records).cells[("rl", "greedy", "shiq", "turn_success")]
-    means = [
-        e.metrics["turn_success"]["mean"]
-        for r in records
-        for e in r.evaluations
-        if (e.policy, e.split, e.mode) == ("trained", "rl", "greedy")
-    ]
-    assert cell.estimate == mean_ci_t(means)
-    assert cell.over == "seeds" and len(cell.n) == 3
+    block = _one(records)
+    cell, matrix = block.cells[("rl", "greedy", "shiq", "turn_success")], []
+    for examples in (_seen(r, "trained").examples for r in records):
+        turns = [e["turn_success/n"] for e in examples]
+        rate = sum(e["turn_success"] for e in examples) / sum(turns)
+        matrix.append(
+            [rate + (e["turn_success"] - rate * m) / np.mean(turns) for e, m in zip(examples, turns, strict=True)]
+        )
+    expected = crossed_t(matrix)
+    assert (cell.estimate.mean, cell.estimate.half) == pytest.approx((expected.mean, expected.half))
+    assert cell.estimate.mean == pytest.approx(
+        np.mean([_seen(r, "trained").metrics["turn_success"]["mean"] for r in records])
+    )
+    assert cell.over == "seeds and prompts" and len(cell.n) == 3
+    captions = "\n".join(block.captions)
+    assert "Trained, several seeds: t over seeds and prompts" in captions and "other prompts" not in captions
+
+
+def _without(r: RunRecord, prompt: str) -> RunRecord:
+    """The trained policy's answers to one prompt are gone."""
+    found = []
+    for e in r.evaluations:
+        examples = [x for x in e.examples if x["prompt_id"] != prompt or e.policy == "reference"]
+        found.append(dataclasses.replace(e, examples=examples, metrics=summarise(examples, e.metrics)))
+    return dataclasses.replace(r, evaluations=found)
+
+
+def test_without_the_same_prompts_the_interval_is_over_seeds_alone_and_says_so() -> None:
+    records = [record(seed=s, prompts=SMALL) for s in range(3)]
+    block = _one([_without(records[0], "rl_003"), *records[1:]])
+    cell = block.cells[("rl", "greedy", "shiq", "reward")]
+    assert cell.over == "seeds" and block.cells[("heldout", "greedy", "shiq", "reward")].over == "seeds and prompts"
+    assert cell.estimate == mean_ci_t(_seen(c, "trained").metrics["reward"]["mean"] for c in block.columns[1].done)
+    key = ("rl", "greedy", "shiq", "reward")
+    assert block.differences[key].over == "seeds"
+    captions = "\n".join(block.captions)
+    assert "where not every seed has every prompt's number (mean reward, " in captions
+    assert "Student's t over the seeds' means, which does not cover other prompts" in captions
+    assert "covers neither other prompts nor the reference's own sampling" in captions
+    bare = "\n".join(_one([_bare("shiq", s, 0.1 * s) for s in range(3)]).captions)
+    assert "Trained, several seeds: Student's t over the seeds' means, which does not cover other prompts." in bare
 
 
 def test_one_seed_is_the_clustered_interval_of_its_checkpoint() -> None:
@@ -135,8 +182,23 @@ def test_differences_are_paired_by_prompt_then_over_seeds() -> None:
 
     key = ("rl", "greedy", "shiq", "reward")
     assert _one(records[:1]).differences[key].estimate == difference(records[0])
-    assert _one(records).differences[key].estimate == mean_ci_t(difference(r).mean for r in records)
+    cell = _one(records).differences[key]
+    assert cell.estimate.mean == pytest.approx(np.mean([difference(r).mean for r in records]))
+    assert cell.over == "seeds and prompts"
+    assert cell.estimate.half == pytest.approx(crossed_t(_differences(records, "greedy")).half)
     assert ("rl", "greedy", "shiq", "length") not in _one(records).differences
+
+
+def _differences(records: list[RunRecord], mode: str) -> list[list[float]]:
+    """Trained minus reference, mean reward of a prompt's answers. ``[S, P]``"""
+    matrix = []
+    for r in records:
+        by_prompt = [
+            {p: np.mean([e["reward"] for e in found if e["prompt_id"] == p]) for p in {e["prompt_id"] for e in found}}
+            for found in (_seen(r, policy, mode).examples for policy in ("trained", "reference"))
+        ]
+        matrix.append([float(by_prompt[0][p] - by_prompt[1][p]) for p in sorted(by_prompt[0])])
+    return matrix
 
 
 def test_every_run_is_counted() -> None:
@@ -188,7 +250,7 @@ def test_captions_say_what_a_reader_must_know() -> None:
     assert "truncated at most" in captions
     assert "Minimum detectable effect, entry accuracy, rl:" in captions and "40 prompts" in captions
     across = "\n".join(_one([record(seed=s, prompts=SMALL) for s in range(2)]).captions)
-    assert "Student's t over the seeds' means" in across
+    assert "t over seeds and prompts, from their variance components. Reference: one checkpoint" in across
     assert "Model: tiny" not in "\n".join(_one([record(model="org/model", prompts=SMALL)]).captions)
     assert "Deviation, sft (1 of 3 runs): clipped 3% of the ratios" in _one(_several()).captions
 
@@ -428,27 +490,35 @@ def test_by_method_and_by_setting_show_the_same_numbers() -> None:
     assert any("Not in the means: " in c for c in setting["sft"].captions)
 
 
-def test_p_is_exact_over_paired_seeds_and_adjusted_over_methods() -> None:
+def test_p_is_exact_over_paired_seeds_and_adjusted_over_all_pairs_of_methods() -> None:
+    """Which method is the best is learnt from the row: all three pairs of three methods count."""
     records = [_bare(a, s, v + 0.01 * s * k) for k, (a, v) in enumerate((("dpo", 0.2), ("sft", 0.3), ("shiq", 0.5)))
                for s in range(6)]  # fmt: skip
     block = _one(records)
     keys = {label: ("rl", "greedy", label, "entry_accuracy") for label in ("dpo", "sft", "shiq")}
     assert keys["shiq"] not in block.to_best
-    # All six differences have one sign, 2 / 2^6; the smaller of the two p times 2, and the other made monotone.
+    # All six differences have one sign, 2 / 2^6; the smallest of three p times 3, and the others made monotone.
     for label in ("dpo", "sft"):
-        assert (block.to_best[keys[label]].p, block.to_best[keys[label]].adjusted) == (2 / 64, 4 / 64)
+        assert (block.to_best[keys[label]].p, block.to_best[keys[label]].adjusted) == (2 / 64, 6 / 64)
     frame = comparison_frame(records, METRICS).set_index("policy")
-    assert frame.loc["dpo", "p"] == 2 / 64 and frame.loc["dpo", "p_holm"] == 4 / 64 and frame.loc["dpo", "p_units"] == 6
+    assert frame.loc["dpo", "p"] == 2 / 64 and frame.loc["dpo", "p_holm"] == 6 / 64 and frame.loc["dpo", "p_units"] == 6
+    said = "shiq against dpo 0.094, sft 0.094 (6 seeds)"
+    how = "best against the others (exact sign-flip over paired seeds; Holm over all pairs of methods)"
+    assert any(how in c and said in c for c in block.captions)
+    many = [_bare(r.spec.algo, s, s / 100 + (r.spec.algo == "shiq")) for r in records[::6] for s in range(21)]
+    assert any("(sign-flip (100,000 random patterns) over paired seeds; Holm" in c for c in _one(many).captions)
+    assert any(c.startswith("Bold") and "exact" not in c for c in _one(many).captions)
 
 
-def test_differences_to_the_reference_are_tested_over_seeds() -> None:
+def test_differences_to_the_reference_are_tested_over_seeds_and_prompts() -> None:
     block = _one(_several())
     key = ("rl", "sampled", "shiq", "reward")
-    by_seed = []
-    for r in _several()[:6]:
-        found = {e.policy: e.examples for e in r.evaluations if (e.split, e.mode) == ("rl", "sampled")}
-        by_seed.append(paired_examples(found["trained"], found["reference"], "reward").mean)
-    assert block.to_reference[key].p == sign_flip_p([d for d in by_seed if d is not None])
+    # One evaluation of the reference for all seeds: its own luck is an error of every difference.
+    crossed = crossed_t(_differences(_several()[:6], "sampled"))
+    assert crossed.mean is not None and crossed.stderr is not None and crossed.freedom is not None
+    p = 2 * stats.t(crossed.freedom).sf(abs(crossed.mean / crossed.stderr))
+    assert block.to_reference[key].p == pytest.approx(p)
+    assert any("difference to the reference (t over seeds and prompts; Holm over methods)" in c for c in block.captions)
     # Two methods have several seeds; sft has one, which no test can be made of.
     others = [block.to_reference[("rl", "sampled", m, "reward")] for m in ("dpo", "shiq")]
     assert [t.adjusted for t in others] == holm([t.p for t in others])
@@ -482,7 +552,64 @@ def test_an_option_of_one_method_may_be_called_like_a_setting() -> None:
     records = [
         record("shiq", prompts=SMALL),
         record("dpo", prompts=SMALL, samples=2),
-        record("sft", prompts=SMALL, algo_options={"samples": 4}),
+        record("sft", prompts=SMALL, algo_options={"samples": 8}),
+        record("sft", prompts=SMALL, algo_options={"samples": 16}, skill=0.9),
     ]
-    captions = _one(records).captions
-    assert any(c.startswith("Not the same everywhere: samples is 2 for dpo, ") and "sft" not in c for c in captions)
+    block = _one(records)
+    assert [c.label for c in block.columns] == ["reference", "dpo", "sft algo.samples=8", "sft algo.samples=16", "shiq"]
+    each = [block.cells[("rl", "greedy", c.label, "reward")].estimate.mean for c in block.columns[2:4]]
+    assert each == [_seen(r, "trained").metrics["reward"]["mean"] for r in records[2:]]
+    said = next(c for c in block.captions if c.startswith("Not the same everywhere: samples is "))
+    assert "2 for dpo, 4 for sft algo.samples=8, 4 for sft algo.samples=16, 4 for shiq" in said
+    titles = {s.title for s in sections(compare(records, METRICS), "method")}
+    assert titles == {"dpo", "sft algo.samples=8", "sft algo.samples=16", "shiq"}
+    with pytest.raises(UserError, match="two columns of different settings would be called 'sft note=1'"):
+        compare([record("sft", prompts=SMALL, algo_options={"note": note}) for note in (1, "1")], METRICS)
+
+
+def test_who_lost_runs_is_not_bold_and_a_lucky_survivor_is_not_the_best() -> None:
+    low, high = ([_bare(a, s, v + s / 100) for s in range(7)] for a, v in (("dpo", 0.2), ("shiq", 0.6)))
+    lucky = _bare("sft", 0, 0.99)
+    block = _one([*low, *high, lucky])
+    key = ("rl", "greedy", "shiq", "entry_accuracy")
+    assert block.best == {key} and key not in block.to_best, "one seed ranks nowhere"
+    assert block.to_best[("rl", "greedy", "dpo", "entry_accuracy")].p == 2 / 128
+    assert any("shiq against dpo 0.016 (7 seeds)" in c for c in block.captions)
+    fell = dataclasses.replace(_bare("shiq", 9, 0.0), status="diverged", evaluations=())
+    block = _one([*low, *high, fell])
+    assert not block.best and block.unmarked == {key}
+    said = (
+        "Bold kept from who is ahead, but lost seeds (failed, diverged, unfinished or without a number): shiq in 1 row."
+    )
+    assert said in block.captions
+    undefined = _one([*low, *high, _bare("shiq", 9, None)])
+    assert not undefined.best and undefined.unmarked == {key}
+
+
+def test_what_is_measured_against_a_methods_own_target_has_no_reference_and_no_best() -> None:
+    metrics = [Metric("entry_accuracy", "higher", "own", percent=True, headline=True, own=True)]
+    records = [_bare(a, s, v) for a, v in (("dpo", 0.2), ("shiq", 0.6)) for s in range(6)]
+    begun = [
+        dataclasses.replace(e, policy="reference", step=0, metrics={"entry_accuracy": {"mean": i, "n": 1, "stderr": 0}})
+        for i, r in enumerate(records)
+        for e in r.evaluations
+    ]
+    both = [dataclasses.replace(r, evaluations=[e, *r.evaluations]) for r, e in zip(records, begun, strict=True)]
+    block = compare(both, metrics).blocks[0]
+    assert block.cells and not any("reference" in k for k in block.cells)
+    assert not block.best and not block.to_best and not block.differences
+    assert not any("measured the reference differently" in c for c in block.captions)
+    other = compare(both, METRICS).blocks[0]
+    assert other.best and any("measured the reference differently" in c for c in other.captions)
+
+
+def test_blocks_of_different_judges_are_told_apart() -> None:
+    records = [
+        dataclasses.replace(record("dpo", s, prompts=SMALL), judges_hash=judge)
+        for s, judge in enumerate(("aaaabbbbccccdddd", "0000111122223333"))
+    ]
+    titles = [b.title for b in compare(records, METRICS).blocks]
+    assert [t.rpartition(" · ")[2] for t in titles] == ["judges=000011112222", "judges=aaaabbbbcccc"]
+    frame = comparison_frame(records, METRICS)
+    assert [c.rpartition(" ")[2] for c in dict.fromkeys(frame.conditions)] == [t.rpartition(" ")[2] for t in titles]
+    assert "judges" not in _one(records[:1]).title and "judges" not in csv(compare(records[:1], METRICS))
