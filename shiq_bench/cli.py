@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shiq_bench.records import RunSpec, UserError
+from shiq_bench.records import RunRecord, RunSpec, UserError
 from shiq_bench.rewards.cli import reward
+
+if TYPE_CHECKING:
+    from shiq_bench.api import Metric
+    from shiq_bench.console import LiveReport
 
 app = typer.Typer(
     name="shiq-bench",
@@ -122,12 +127,11 @@ def run(
     if resume and fresh:
         raise UserError("--resume goes on and --fresh starts again: give one of them")
 
-    from shiq_bench.console import LiveReport
     from shiq_bench.reporting.runs import RECORD, run_folder
     from shiq_bench.reporting.tables import run_table
     from shiq_bench.run import execute
 
-    with LiveReport(Console(stderr=True)) as report:
+    with _live() as report:
         record = execute(resolved, resume=resume, fresh=fresh, report=report)
     run_table(record, metrics=resolved.task.metrics, console=console)
     settled = [f"{name}: {value}" for name, value in record.data.get("settled", {}).items()]
@@ -186,10 +190,9 @@ def build(
     spec, made = resolve_data(task, merged(values, given, parse_sets(sets or [])), BUILD)
     check_free(out)
 
-    from shiq_bench.console import LiveReport
     from shiq_bench.language_run import build_dataset
 
-    with LiveReport(Console(stderr=True)) as report:
+    with _live() as report:
         manifest = build_dataset(spec, made, out, report, plugin or [])
     counts = manifest["counts"]
     by_source = ", ".join(f"{n} {source}" for source, n in sorted(counts["by_source"].items()))
@@ -256,8 +259,6 @@ def table(
     """Print the table of stored runs again, from their records alone."""
     from rich.console import Console
 
-    from shiq_bench.api import tasks
-    from shiq_bench.reporting import runs as store
     from shiq_bench.reporting import tables
 
     _plugins(plugin)
@@ -269,19 +270,44 @@ def table(
         return
     if study:
         raise UserError("--study is for --paper: to draw one study type shiq-bench study")
-    records, problems = store.load_several(folders, run_ids=runs or None)
+    records, torn = _records(folders, runs)
+    metrics = _metrics(records)
+    tables.print_table(records, metrics, format=format, by=by, out=out, allow_mixed=allow_mixed, console=Console())
+    if torn:
+        raise typer.Exit(1)
+
+
+def _records(folders: list[Path], run_ids: list[str] | None = None) -> tuple[list[RunRecord], bool]:
+    """The readable records of some folders, at least one, and whether others could not be read, which is said."""
+    from shiq_bench.reporting.runs import load_several
+
+    records, problems = load_several(folders, run_ids=run_ids or None)
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
-    if records:
-        known = set(tasks.names())
-        metrics = {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
-        tables.print_table(records, metrics, format=format, by=by, out=out, allow_mixed=allow_mixed, console=Console())
-    elif not problems:
+    if not records and problems:
+        raise typer.Exit(1)
+    if not records:
         raise UserError(
             f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
         )
-    if problems:
-        raise typer.Exit(1)
+    return records, bool(problems)
+
+
+def _metrics(records: list[RunRecord]) -> dict[str, Sequence[Metric]]:
+    """Of every task that is known here, what its records may hold."""
+    from shiq_bench.api import tasks
+
+    known = set(tasks.names())
+    return {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
+
+
+def _live() -> LiveReport:
+    """Progress on standard error."""
+    from rich.console import Console
+
+    from shiq_bench.console import LiveReport
+
+    return LiveReport(Console(stderr=True))
 
 
 def _paper(runs: list[str] | None, folders: list[Path], out: Path, given: list[Path], allow_mixed: bool) -> None:
@@ -289,7 +315,8 @@ def _paper(runs: list[str] | None, folders: list[Path], out: Path, given: list[P
 
     if runs:
         raise UserError("--paper is of whole folders: leave out the run ids")
-    made, problems = paper(folders, out, [str(path) for path in given], allow_mixed=allow_mixed)
+    with _live() as report:
+        made, problems = paper(folders, out, [str(path) for path in given], allow_mixed=allow_mixed, report=report)
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
     typer.echo(f"{len(made)} files in {out}, and what each shows in {out / MANIFEST}")
@@ -315,20 +342,16 @@ def compare(
     """Two runs, or two methods over their shared seeds: differences, settings, and the prompts that tell them apart."""
     from rich.console import Console
 
-    from shiq_bench.api import tasks
     from shiq_bench.reporting import compare as comparing
-    from shiq_bench.reporting import runs as store
     from shiq_bench.reporting import versus as printing
 
     _plugins(plugin)
-    records, problems = store.load_several(results or [Path("results")])
-    for problem in problems:
-        typer.echo(f"skipped: {problem}", err=True)
+    records, torn = _records(results or [Path("results")])
     found = [comparing.select(records, name, task) for name in (one, other)]
-    known = tasks.get(found[0][0].spec.task).metrics if found[0][0].spec.task in tasks.names() else ()
+    known = _metrics(found[0]).get(found[0][0].spec.task, ())
     made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
     printing.print_versus(made, format=format, console=Console())
-    if problems:
+    if torn:
         raise typer.Exit(1)
 
 
@@ -344,29 +367,20 @@ def report(
     plugin: Plugins = None,
 ) -> None:
     """Write one HTML page of all stored runs, to be opened anywhere: tables, pictures, episodes, settings."""
-    from shiq_bench.api import tasks
-    from shiq_bench.reporting import runs as store
     from shiq_bench.reporting.payload import payload
     from shiq_bench.reporting.report import page
     from shiq_bench.store import write_atomic
 
     _plugins(plugin)
     folders = results or [Path("results")]
-    records, problems = store.load_several(folders)
-    for problem in problems:
-        typer.echo(f"skipped: {problem}", err=True)
-    if records:
-        known = set(tasks.names())
-        metrics = {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}
-        path = out or folders[0] / "report.html"
-        html = page(payload(records, metrics, allow_mixed=allow_mixed))
-        write_atomic(path, html)
-        typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
-    elif not problems:
-        raise UserError(
-            f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
-        )
-    if problems:
+    records, torn = _records(folders)
+    path = out or folders[0] / "report.html"
+    with _live() as live:
+        live(f"comparing {len(records)} runs", 0, 0)
+        html = page(payload(records, _metrics(records), allow_mixed=allow_mixed))
+    write_atomic(path, html)
+    typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
+    if torn:
         raise typer.Exit(1)
 
 
@@ -479,7 +493,6 @@ def score(
     from rich.table import Table
 
     from shiq_bench.api import tasks
-    from shiq_bench.console import LiveReport
     from shiq_bench.lines import check_out, read_lines
     from shiq_bench.store import write_atomic
 
@@ -488,7 +501,7 @@ def score(
     check_out(out, answers)
     scorer = tasks.get(task)()
     try:
-        with LiveReport(Console(stderr=True)) as report:
+        with _live() as report:
             scores = scorer.score_lines(lines, report)
     finally:
         scorer.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Made:
 
     Attributes:
         path: from the paper's folder.
+        data: its bytes.
         runs: ids of those that it shows.
         command: what draws it again, of a study.
     """
@@ -43,7 +44,12 @@ class Made:
 
 
 def paper(
-    folders: Sequence[Path], out: Path, given: Sequence[str] = (), *, allow_mixed: bool = False
+    folders: Sequence[Path],
+    out: Path,
+    given: Sequence[str] = (),
+    *,
+    allow_mixed: bool = False,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[list[Made], list[str]]:
     """Write everything, and the manifest last; what an earlier manifest lists and this one does not is deleted.
 
@@ -64,8 +70,10 @@ def paper(
     records, problems = runs.load_several(folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: start with shiq-bench sweep")
-    made = _tables(records, allow_mixed)
-    for path in [*shipped().values(), *(p for name in given for p in find(name))]:
+    made = _tables(records, allow_mixed, report)
+    paths = [*shipped().values(), *(p for name in given for p in find(name))]
+    for i, path in enumerate(paths):
+        report("studies", i, len(paths))
         made += _study(path, records, folders[0], allow_mixed)
     for file in made:
         write_atomic(out / file.path, file.data)
@@ -75,13 +83,14 @@ def paper(
     return made, problems
 
 
-def _tables(records: Sequence[RunRecord], allow_mixed: bool) -> list[Made]:
-    made = []
+def _tables(records: Sequence[RunRecord], allow_mixed: bool, report: Callable[[str, int, int], None]) -> list[Made]:
+    made: list[Made] = []
     known = set(tasks.names())
     by_task: dict[str, list[RunRecord]] = {}
     for record in records:
         by_task.setdefault(record.spec.task, []).append(record)
-    for task, some in sorted(by_task.items()):
+    for i, (task, some) in enumerate(sorted(by_task.items())):
+        report("tables", i, len(by_task))
         metrics: Sequence[Metric] = tasks.get(task).metrics if task in known else ()
         ids = tuple(sorted(r.run_id for r in some))
         for by in BY:

@@ -47,7 +47,8 @@ RC: Any = {
     "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "lines.linewidth": 1.4,
     "lines.markersize": 4.0, "legend.frameon": False, "legend.fontsize": 8.5,
-    "pdf.fonttype": 42,
+    # Hinted, a line would be as wide as its pixels say, and not as it was measured.
+    "pdf.fonttype": 42, "text.hinting": "none",
 }  # fmt: skip
 
 #: In a page: what follows is not repeated in the index.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,9 +73,10 @@ def print_table(
     arranged = next((known for known in BY if known == by), None)
     if arranged is None:
         raise UserError(f"no table is made by {by!r}{suggest(by, BY)}")
-    comparison = compare(records, metrics, allow_mixed=allow_mixed)
+    records, console = list(records), console or Console()
+    with console.status(f"comparing {len(records)} runs") if console.is_terminal else nullcontext():
+        comparison = compare(records, metrics, allow_mixed=allow_mixed)
     if out is None and format == "rich":
-        console = console or Console()
         if not console.is_terminal and console.width < WIDTH:
             console = Console(file=console.file, width=WIDTH, color_system=None)
         console.print(terminal(comparison, console.width, arranged))
@@ -82,7 +84,7 @@ def print_table(
     render: dict[str, Callable[..., str]] = {"rich": terminal_text, "md": markdown, "latex": latex, "html": html}
     text = csv(comparison) if format == "csv" else render[format](comparison, by=arranged)
     if out is None:
-        (console or Console()).file.write(text)
+        console.file.write(text)
     else:
         write_atomic(out, text.encode())
 

@@ -12,8 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from shiq_bench.records import Evaluation, RunRecord, RunSpec
 from shiq_bench.reporting import pictures
@@ -615,3 +618,18 @@ def test_a_terminal_gets_the_claims() -> None:
 )
 def test_numbers_are_short(x: float, text: str) -> None:
     assert number(x) == text
+
+
+def test_lines_are_as_wide_as_they_were_measured() -> None:
+    """Of a long caption none may end outside the picture."""
+    text = (
+        "All methods get the same instances: ShiQ wins where the test over paired differences has p < 0.05 after Holm. "
+    )
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(pictures.RC)
+        for line in pictures._wrapped(text * 3, 11.7):
+            figure = Figure(figsize=(12, 1), dpi=pictures.DPI)
+            drawn = figure.text(0, 0, line, fontsize=pictures.TEXT)
+            width = drawn.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / figure.dpi
+            assert width == pytest.approx(pictures._inches(line), rel=2e-3) and width <= 11.75
