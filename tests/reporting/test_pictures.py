@@ -475,7 +475,7 @@ def test_a_table_of_language_models_compares_by_seed() -> None:
     said = findings(replace(made, cells=(*made.cells, lost), methods=(*made.methods, "Gone")))
     assert said.claims[0].startswith("chat: highest at the end: Ours (1.1 [")
     assert "Ours wins against Other (0.1) and Bad (1); it loses to none." in said.claims[0]
-    assert said.claims[0].endswith("Worse than where they start: Bad.")
+    assert said.claims[0].endswith("over seeds alone, which takes the reference as known): Bad.")
     rows = {row[0]: row for row in said.grids[0].rows}
     assert said.grids[0].headers[2:6] == ("KL (nats)", "truncated", "failed", "n")
     assert rows["Ours"][2:6] == ("1.5", "0.25", "0", "8") and rows["Gone"][1:6] == ("–", "–", "–", "1", "0")
