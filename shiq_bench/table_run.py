@@ -81,6 +81,8 @@ def table_stages(run: Run, fresh: bool) -> None:
 
     def on_point(step: int, log_pi: Tensor) -> None:
         curve.append(judge("trained", step, list(log_pi.numpy())))
+        if (regret := curve[-1].metrics.get("regret", {}).get("mean")) is not None:
+            run.report.numbers({"regret": regret})
         run.report("training", step, spec.steps)
 
     with run.timed("training"):

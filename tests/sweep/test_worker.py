@@ -39,6 +39,8 @@ def test_everything_is_run_once_and_then_nothing(tmp_path: Path) -> None:
         assert runs.load(runs.run_folder(tmp_path, job.run_id)).status == "done"
         assert kinds(tmp_path, job.run_id) == ["start", "done"]
         assert job.name in log_path(tmp_path, job.run_id).read_text()
+        shown = claims.progress(tmp_path, job.run_id)
+        assert shown is not None and shown.numbers["regret"] > 0
     assert not list((tmp_path / claims.FOLDER).glob("*.lease"))
 
 
