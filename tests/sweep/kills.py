@@ -21,7 +21,11 @@ from typing import Any
 
 from shiq_bench.claims import events, logged
 
-TABLES = ["--algo", "shiq,dpo,copg", "--task", "bandit,tree", "--seeds", "0-3", "--set", "steps=2000"]
+#: A run takes about as long as the moments between two kills: some end, and some are torn.
+TABLES = [
+    "--algo", "shiq,dpo,copg", "--task", "bandit,tree", "--seeds", "0-3", "--set", "steps=600",
+    "--grid", "beta=0.03,0.05,0.1,0.2,0.3,0.5,1,2",
+]  # fmt: skip
 MODELS = [
     "--algo", "shiq,sft", "--task", "tree", "--seeds", "0,1", "--model", "tiny", "--set", "engine=hf",
     "--set", "steps=40", "--set", "save_every=5", "--set", "depth=2", "--set", "eval_samples=0",
@@ -88,9 +92,8 @@ def killed(flags: list[str], folder: Path, kills: int, longest: float, seed: int
             command(torn, flags, workers), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         before = logged(torn)
-        while (
-            process.poll() is None and logged(torn) == before
-        ):  # what is killed before it starts anything proves little
+        # What is killed before it starts anything proves little.
+        while process.poll() is None and logged(torn) == before:
             time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0, longest))
