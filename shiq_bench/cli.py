@@ -473,7 +473,7 @@ def sweep(
 @app.command()
 def status(
     results: Results = Path("results"),
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all has ended.")] = False,
 ) -> None:
     """How the runs of a results folder stand, whoever runs them."""
     from shiq_bench.sweep.cli import show_status

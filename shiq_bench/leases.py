@@ -119,12 +119,12 @@ def acquire(path: Path) -> Lease:
             if inherited := path.exists():
                 if not _dead(path, lock.now()):
                     raise Held(f"{path.name} is at work already: {describe(path)}")
-                if not lock.real:
+                if not lock.real and path.exists():
                     raise UserError(
                         f"{path} was left by a dead process, and this file system has no locks to take it over safely: "
                         "delete it"
                     )
-                path.unlink()
+                path.unlink(missing_ok=True)
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
             except FileExistsError:  # without locks somebody may have come between

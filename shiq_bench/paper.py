@@ -6,7 +6,6 @@ time; a study is drawn as soon as the folder has one of its runs, and what it la
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from shiq_bench import study as studies
 from shiq_bench.api import Metric, tasks
 from shiq_bench.records import SCHEMA_VERSION, RunRecord, UserError, canonical_json
 from shiq_bench.reporting import pictures, runs, tables
+from shiq_bench.reporting.blocks import Comparison
 from shiq_bench.reporting.tables import BY, By
 from shiq_bench.store import write_atomic, write_json
 from shiq_bench.study_cells import Cell, expand, look_up
@@ -51,10 +51,11 @@ def paper(
     allow_mixed: bool = False,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[list[Made], list[str]]:
-    """Write everything, and the manifest last; what an earlier manifest lists and this one does not is deleted.
+    """Write everything, and the manifest last.
 
     Records are read once and everything is drawn before anything is written, so that a refusal leaves
-    the folder as it was.
+    the folder as it was. What an earlier paper wrote, nobody has changed and no record backs any more is
+    deleted, unless some record cannot be read.
 
     Args:
         folders: of run records.
@@ -77,9 +78,11 @@ def paper(
         made += _study(path, records, folders[0], allow_mixed)
     for file in made:
         write_atomic(out / file.path, file.data)
-    _delete(_listed(out) - {file.path for file in made}, out)
+    left = {name: digest for name, digest in _listed(out).items() if name not in {m.path for m in made}}
+    if not problems:
+        _delete(left, out)
     command = " ".join(["shiq-bench table --paper", *(f"--study {name}" for name in given)])
-    _write_manifest(records, made, command, out)
+    _write_manifest(records, made, left if problems else {}, command, out)
     return made, problems
 
 
@@ -93,19 +96,19 @@ def _tables(records: Sequence[RunRecord], allow_mixed: bool, report: Callable[[s
         report("tables", i, len(by_task))
         metrics: Sequence[Metric] = tasks.get(task).metrics if task in known else ()
         ids = tuple(sorted(r.run_id for r in some))
+        try:
+            comparison = tables.compare(some, metrics, allow_mixed=allow_mixed)
+        except UserError as error:
+            raise UserError(f"{task}: {error}") from None
         for by in BY:
             name = task if by == "task" else f"{task}-by-{by}"
-            try:
-                texts = _rendered(some, metrics, by, allow_mixed)
-            except UserError as error:
-                raise UserError(f"{task}: {error}") from None
+            texts = _rendered(comparison, by)
             made += [Made(f"tables/{name}.{suffix}", text.encode(), ids) for suffix, text in texts.items()]
     return made
 
 
-def _rendered(records: Sequence[RunRecord], metrics: Sequence[Metric], by: By, allow_mixed: bool) -> dict[str, str]:
+def _rendered(comparison: Comparison, by: By) -> dict[str, str]:
     """Suffix -> text. The csv holds every number, whatever the table is by: it is written once."""
-    comparison = tables.compare(records, metrics, allow_mixed=allow_mixed)
     out = {
         "md": tables.markdown(comparison, by),
         "html": tables.html(comparison, by),
@@ -141,25 +144,30 @@ def _problem(cell: Cell, there: Mapping[str, RunRecord]) -> str:
     return "it was not run" if record is None else f"{record.status}: {record.error or 'it was stopped'}"
 
 
-def _listed(out: Path) -> set[str]:
-    """The files of the manifest that is there; none where there is no readable one."""
+def _listed(out: Path) -> dict[str, str]:
+    """The files of the manifest that is there, with their hashes; none where there is no readable one."""
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        return {str(name) for name in manifest["files"]} if manifest["kind"] == "paper" else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        assert manifest["kind"] == "paper"
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        return {str(name): str(digest) for name, digest in {**manifest.get("kept", {}), **files}.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        return {}
 
 
-def _delete(names: Iterable[str], out: Path) -> None:
-    """Delete files of an earlier paper, and nothing outside its two folders, whatever a manifest says."""
-    for name in names:
+def _delete(files: Mapping[str, str], out: Path) -> None:
+    """Delete unchanged files of an earlier paper, and nothing outside its two folders, whatever a manifest says."""
+    for name, digest in files.items():
         path = Path(name)
-        if len(path.parts) == 2 and path.parts[0] in ("tables", "studies") and path.name != "..":
-            with contextlib.suppress(FileNotFoundError):
-                (out / path).unlink()
+        ours = len(path.parts) == 2 and path.parts[0] in ("tables", "studies") and (out / path).is_file()
+        if ours and hashlib.sha256((out / path).read_bytes()).hexdigest() == digest:
+            (out / path).unlink()
 
 
-def _write_manifest(records: Iterable[RunRecord], made: Sequence[Made], command: str, out: Path) -> None:
+def _write_manifest(
+    records: Iterable[RunRecord], made: Sequence[Made], kept: Mapping[str, str], command: str, out: Path
+) -> None:
+    """With what an earlier paper wrote and was not deleted, for the next one to do so."""
     write_json(
         out / MANIFEST,
         {
@@ -167,6 +175,7 @@ def _write_manifest(records: Iterable[RunRecord], made: Sequence[Made], command:
             "kind": "paper",
             "runs": {r.run_id: _origin(r) for r in records},
             "files": {m.path: {"sha256": hashlib.sha256(m.data).hexdigest(), "runs": list(m.runs)} for m in made},
+            **({"kept": kept} if kept else {}),
         },
     )
     lines = [

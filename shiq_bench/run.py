@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,7 @@ def _execute(
         if done := _earlier(run, resume, fresh) if needed() else runs.load(run.folder):
             report(f"{done.run_id} is done already: this is its record", 0, 0)
             return done
+        resume = resume and (run.folder / runs.RECORD).exists()
         run.keep()
         claims.log(spec.results, spec.run_id, "start")
         try:
@@ -240,7 +242,7 @@ def _earlier(run: Run, resume: bool, fresh: Fresh) -> RunRecord | None:
     """What an earlier attempt left: the record if it is done, nothing if there is work to do."""
     path = run.folder / runs.RECORD
     if fresh is True:
-        shutil.rmtree(run.folder, ignore_errors=True)
+        _delete(run.folder)
         return None
     if not path.exists():
         return None
@@ -251,7 +253,7 @@ def _earlier(run: Run, resume: bool, fresh: Fresh) -> RunRecord | None:
     ours = run.record
     same_code = (record.source_hash, record.code_hash) == (ours.source_hash, ours.code_hash)
     if not same_code and fresh == "foreign":
-        shutil.rmtree(run.folder, ignore_errors=True)
+        _delete(run.folder)
         return None
     if (
         not same_code
@@ -272,6 +274,17 @@ def _earlier(run: Run, resume: bool, fresh: Fresh) -> RunRecord | None:
             "add --resume to go on, or --fresh to start again"
         )
     return None
+
+
+def _delete(folder: Path) -> None:
+    """At once for all who look, however long it takes: of a folder half deleted a checkpoint might be gone on from."""
+    if folder.exists():
+        away = folder.parent / claims.FOLDER / f"deleted-{secrets.token_hex(6)}"
+        try:
+            folder.rename(away)
+        except OSError as error:
+            raise UserError(f"cannot replace {folder}: {error.strerror or error}") from error
+        shutil.rmtree(away, ignore_errors=True)
 
 
 # --- the record ----------------------------------------------------------------------------------

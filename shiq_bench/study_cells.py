@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from shiq_bench import api
 from shiq_bench.config import Resolved, merged, resolve
-from shiq_bench.records import RunRecord, RunSpec, UserError
+from shiq_bench.records import Evaluation, RunRecord, RunSpec, UserError
 from shiq_bench.reporting import runs
 from shiq_bench.reporting.sheet import Cell as Shown
 from shiq_bench.reporting.tables import ENGINE_METRICS
@@ -163,9 +163,15 @@ def _looked_up(cell: Cell, record: RunRecord | None, source: str) -> Cell:
 
 def shortened(record: RunRecord) -> RunRecord:
     """Losses of every update, and dialogues, are most of a record, and no picture shows them."""
-    if record.spec.model == "table":
-        return replace(record, training=())
-    return replace(record, training=(), evaluations=tuple(replace(e, examples=()) for e in record.evaluations))
+    return replace(record, training=(), evaluations=tuple(_numbers(e) for e in record.evaluations))
+
+
+def _numbers(evaluation: Evaluation) -> Evaluation:
+    bare = [
+        {k: v for k, v in e.items() if k == "prompt_id" or not isinstance(v, str | list | dict)}
+        for e in evaluation.examples
+    ]
+    return replace(evaluation, examples=bare)
 
 
 def refuse_mixture(study: Study, cells: Sequence[Cell]) -> None:

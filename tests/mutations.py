@@ -881,7 +881,7 @@ MUTATIONS = [
         "shiq_bench/run.py",
         'if not same_code and fresh == "foreign":',
         'if fresh == "foreign":',
-        f"{WORKER}::test_several_workers_replace_what_other_code_left_once",
+        f"{WORKER}::test_what_this_code_left_is_gone_on_from",
     ),
     Mutation(
         "a lost run is said to have failed",
@@ -900,7 +900,7 @@ MUTATIONS = [
     Mutation(
         "a dead holder is followed without a lock",
         "shiq_bench/leases.py",
-        "                if not lock.real:\n",
+        "                if not lock.real and path.exists():\n",
         "                if False:\n",
         f"{LEASES}::test_without_locks_a_dead_holder_is_not_followed",
     ),

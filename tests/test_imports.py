@@ -97,7 +97,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "shiq_bench/reporting": (
         {"shiq_bench.api", "shiq_bench.records", "shiq_bench.store", "shiq_bench.reporting"},
-        {"jinja2", "matplotlib", "numpy", "scipy", "pandas", "plotly", "rich"},
+        {"jinja2", "matplotlib", "numpy", "pandas", "plotly", "pydantic", "rich", "scipy"},
     ),
 }
 

@@ -133,14 +133,15 @@ def test_what_no_record_backs_any_more_is_deleted(results: Path, tmp_path: Path)
     paper([tmp_path / "r"], out)
     assert (out / "tables" / "zzz.csv").exists()
     (out / "tables" / "mine.csv").write_text("not of the manifest")
+    (out / "tables" / "zzz.tex").write_text("changed by hand")
+    record_file = tmp_path / "r" / other.run_id / "record.json"
+    record_file.write_text(record_file.read_text()[:99])
+    paper([tmp_path / "r"], out)
+    assert (out / "tables" / "zzz.csv").exists(), "a record that cannot be read may be mended"
     shutil.rmtree(tmp_path / "r" / other.run_id)
     paper([tmp_path / "r"], out)
-    assert set(contents(out)) == {
-        *json.loads((out / MANIFEST).read_text())["files"],
-        MANIFEST,
-        INDEX,
-        "tables/mine.csv",
-    }
+    listed = json.loads((out / MANIFEST).read_text())["files"]
+    assert set(contents(out)) == {*listed, MANIFEST, INDEX, "tables/mine.csv", "tables/zzz.tex"}
 
 
 def test_a_manifest_cannot_have_other_files_deleted(results: Path, tmp_path: Path) -> None:

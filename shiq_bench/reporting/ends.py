@@ -171,6 +171,3 @@ def reference_row(sheet: Sheet, panel: str, columns: int, *cells: str) -> tuple[
     ending = ["", EMPTY] if sheet.split else [str(start(sheet, panel).units)]
     row = ["(reference)", *cells, *beside, *ending]
     return (*row, *([""] * (columns - len(row))))
-
-
-# --- speed ---------------------------------------------------------------------------------------

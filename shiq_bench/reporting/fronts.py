@@ -149,6 +149,3 @@ def _pairs_grid(
         rows.append((f"{a} against {b}", where, interval(duel.difference), ahead, number(duel.p)))
     headers = ("at equal " + sheet.x_metric_label, "range (mean)", "the first is better by", "ahead on", "p")
     return Grid(f"{panel}: fronts in pairs", headers, tuple(rows))
-
-
-# --- tables --------------------------------------------------------------------------------------

@@ -37,8 +37,17 @@ def save(record: RunRecord, results: Path | str) -> Path:
         ValueError: the record holds NaN or infinity, which JSON cannot carry.
     """
     path = run_folder(results, record.run_id) / RECORD
-    write_json(path, record.to_json())
+    write_json(path, _readable(record.to_json()))
     return path
+
+
+def _readable(data: Any) -> Any:
+    """Half of a pair of surrogates, which Python holds and no other reader of JSON takes, replaced in every text."""
+    if isinstance(data, str):
+        return data if data.isascii() else data.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(data, dict):
+        return {_readable(k): _readable(v) for k, v in data.items()}
+    return [_readable(v) for v in data] if isinstance(data, list | tuple) else data
 
 
 def load(path: Path | str) -> RunRecord:

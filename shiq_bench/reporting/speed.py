@@ -107,6 +107,3 @@ def _geometric(x: Iterable[float]) -> str:
     e = mean_ci_t(log(v) for v in x if v > 0)
     low, mean, high = (None if v is None else exp(v) for v in (e.low, e.mean, e.high))
     return interval(Estimate(mean, None, low, high, e.n, e.units))
-
-
-# --- against something that varies ---------------------------------------------------------------

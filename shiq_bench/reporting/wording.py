@@ -112,6 +112,3 @@ def too_few(sheet: Sheet, found: Sequence[Duel]) -> str:
     if not sheet.split or not found or lowest < ALPHA:
         return ""
     return f" n = {n} seeds are too few to call a winner: p, adjusted, cannot fall below {lowest:.2g}."
-
-
-# --- curves --------------------------------------------------------------------------------------

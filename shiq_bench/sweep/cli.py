@@ -156,20 +156,20 @@ def show_status(results: Path, watch: bool) -> None:
         UserError: no such folder, or nothing was ever run there.
     """
     console = Console()
-    lines, problems = status(results)
-    if not lines and not problems:
+    now = status(results)
+    if not now.lines and not now.problems:
         raise UserError(f"nothing was run in {results} yet: start with shiq-bench run or shiq-bench sweep")
     if watch:
         from rich.live import Live
 
-        with Live(table(lines), console=console, auto_refresh=False) as live:
-            while any(line.state in ("running", "waiting") for line in lines):
+        with Live(table(now.lines), console=console, auto_refresh=False) as live:
+            while now.under_way:
                 time.sleep(2)
-                lines, problems = status(results)
-                live.update(table(lines, rows=max(5, console.height - 4)), refresh=True)
+                now = status(results)
+                live.update(table(now.lines, rows=max(5, console.height - 4)), refresh=True)
     else:
-        console.print(table(lines, rows=len(lines)))
-    if problems:
-        for problem in problems:
+        console.print(table(now.lines, rows=len(now.lines)))
+    if now.problems:
+        for problem in now.problems:
             console.print(f"skipped: {problem}", highlight=False, markup=False, soft_wrap=True)
-        raise UserError(f"{len(problems)} records cannot be read: delete their folders to run them again")
+        raise UserError(f"{len(now.problems)} records cannot be read: delete their folders to run them again")

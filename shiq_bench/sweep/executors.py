@@ -7,6 +7,7 @@ so an executor only starts workers, starts new ones for those that died, and sto
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ from shiq_bench.sweep.worker import environment, work
 
 #: Seconds that workers have for a checkpoint once they are asked to stop.
 GRACE = 120.0
+#: What submitit raises where Slurm refuses a job, or does not know what it is asked.
+REFUSALS = (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError)
 #: Workers that die one after the other without having begun or ended a run, until that is an error.
 DEATHS = 3
 
@@ -57,16 +60,20 @@ class Executor(ABC):
     ``with executor:`` stops them at the end, whatever it is.
     """
 
-    _deaths: list[int]
+    #: Workers that died one after the other, while nobody began or ended a run.
+    idle_deaths = 0
 
-    def died(self, plan: Path) -> None:
+    def died(self, plan: Path, since: int) -> None:
         """Count a death; a new worker may be started afterwards.
 
+        Args:
+            since: how long the log was when that worker was started.
+
         Raises:
-            UserError: so many have died one after the other before any of them began or ended a run.
+            UserError: so many have died one after the other, and nobody has begun or ended a run meanwhile.
         """
-        self._deaths.append(logged(plan.parent.parent))
-        if len(self._deaths) >= DEATHS and len(set(self._deaths[-DEATHS:])) == 1:
+        self.idle_deaths = self.idle_deaths + 1 if logged(_results(plan)) == since else 0
+        if self.idle_deaths >= DEATHS:
             log = plan.with_suffix(".log")
             raise UserError(f"{DEATHS} workers died one after the other before they began a run: see {log}")
 
@@ -102,9 +109,9 @@ class Local(Executor):
     """Processes of this machine, its cores and GPUs shared out among them."""
 
     resources: Resources
-    _deaths: list[int] = field(default_factory=list)
     _plan: Path = Path()
     _workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _since: dict[int, int] = field(default_factory=dict)
     _places: list[Mapping[str, str]] = field(default_factory=list)
 
     def start(self, plan: Path, count: int) -> None:
@@ -116,10 +123,12 @@ class Local(Executor):
         command = [sys.executable, "-m", "shiq_bench.sweep.worker", str(self._plan), str(os.getpid())]
         with self._plan.with_suffix(".log").open("ab") as log:
             # A session of its own: Ctrl-C reaches this process, which asks the workers once.
-            return subprocess.Popen(
+            worker = subprocess.Popen(
                 command, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
+        self._since[worker.pid] = logged(_results(self._plan))
+        return worker
 
     def alive(self) -> int:
         for i, worker in enumerate(self._workers):
@@ -127,7 +136,7 @@ class Local(Executor):
             if code == 2:
                 raise UserError(_last_line(self._plan.with_suffix(".log")))
             if code not in (None, 0, 130):
-                self.died(self._plan)
+                self.died(self._plan, self._since[worker.pid])
                 self._workers[i] = self._started(self._places[i])
         return sum(worker.poll() is None for worker in self._workers)
 
@@ -167,10 +176,9 @@ class Ray(Executor):
         cores = self.resources.cores or 1
         gpus = self.resources.gpus if self.resources.gpus is not None else float(have.get("GPU", 0) >= 1)
         fit = int(min(have.get("CPU", 0) / cores, have.get("GPU", 0) / gpus if gpus else float("inf")))
-        if fit < max(1, self.resources.workers):
+        if not fit:
             there = f"{have.get('CPU', 0):g} cores and {have.get('GPU', 0):g} GPUs"
-            asked = f"{max(1, self.resources.workers)} workers ask for {cores} and {gpus:g} each"
-            raise UserError(f"Ray has {there}, and {asked}: lower --workers, --cores or --gpus")
+            raise UserError(f"Ray has {there}, and a worker asks for {cores} and {gpus:g}: lower --cores or --gpus")
         variables = {k: v for k, v in os.environ.items() if k.startswith(("SHIQ_BENCH_", "HF_", "VLLM_"))}
         task = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=-1, max_calls=1)(worked).options(
             runtime_env={"env_vars": {**variables, **environment(cores, None)}}
@@ -214,7 +222,7 @@ class Slurm(Executor):
     _plan: Path = Path()
     _executor: Any = None
     _jobs: list[Any] = field(default_factory=list)
-    _deaths: list[int] = field(default_factory=list)
+    _since: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if 0 < (self.resources.gpus or 0) < 1:
@@ -235,22 +243,33 @@ class Slurm(Executor):
             self._executor.update_parameters(**{**defaults, **gpus, **self.options})
             with self._executor.batch():
                 self._jobs = [self._submitted() for _ in range(min(self.resources.workers, count))]
-        except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError) as error:
+        except REFUSALS as error:
             raise UserError(f"Slurm takes no jobs: {' '.join(str(error).split())}") from error
 
     def _submitted(self) -> Any:
-        return self._executor.submit(Requeued(), str(self._plan))
+        job = self._executor.submit(Requeued(), str(self._plan))
+        self._since[id(job)] = logged(_results(self._plan))
+        return job
 
     def alive(self) -> int:
         for i, job in enumerate(self._jobs):
             if not job.done():
                 continue
             if job.exception() is not None:  # killed, or its machine lost
-                self.died(self._plan)
-                self._jobs[i] = self._submitted()
+                self._follow(i, job)
             elif problem := job.result():
                 raise UserError(problem)
         return sum(not job.done() for job in self._jobs)
+
+    def _follow(self, i: int, job: Any) -> None:
+        """Put a new job in the place of one that died; where Slurm takes none now, it is asked again later."""
+        if (since := self._since.pop(id(job), None)) is not None:  # not counted yet
+            self.died(self._plan, since)
+        try:
+            self._jobs[i] = self._submitted()
+        except REFUSALS as error:
+            if all(other.done() for other in self._jobs):
+                raise UserError(f"Slurm takes no more jobs: {' '.join(str(error).split())}") from error
 
     def stop(self) -> None:
         for job in self._jobs:
@@ -369,6 +388,17 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("error: ") if lines else f"a worker ended with an error: see {log}"
 
 
+def _typed(text: str) -> Any:
+    """submitit wants numbers as numbers; ``12:00:00``, ``0123`` and all else stay what they are."""
+    if re.fullmatch(r"-?[1-9]\d*|0", text):
+        return int(text)
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _results(plan: Path) -> Path:
+    return plan.parent.parent
+
+
 EXECUTORS = ("local", "ray", "slurm")
 
 
@@ -389,9 +419,6 @@ def make_executor(
     if name == "ray":
         return Ray(resources, address)
     if name == "slurm":
-        import yaml
-
-        # submitit wants numbers as numbers, and here all is text.
-        given = {key: yaml.safe_load(str(value)) for key, value in (options or {}).items()}
+        given = {key: _typed(str(value)) for key, value in (options or {}).items()}
         return Slurm(resources, folder, given, str(given.pop("cluster", "slurm")))
     return Local(resources)

@@ -180,10 +180,22 @@ def over(state: State) -> bool:
     return state in ("done", "failed", "diverged")
 
 
-def status(results: Path) -> tuple[list[Line], list[str]]:
-    """How everything stands that is in a results folder or is being run there, and a line a record that is unreadable.
+@dataclass(frozen=True)
+class Status:
+    """How everything stands that is in a results folder or is being run there.
 
-    What sweeps have planned and not begun is waiting while one of them is under way, and else not there.
+    Attributes:
+        problems: a line a record that cannot be read.
+        under_way: whether a sweep or a run is.
+    """
+
+    lines: list[Line]
+    problems: list[str]
+    under_way: bool
+
+
+def status(results: Path) -> Status:
+    """What records, the log and the sweeps under way say; what was planned and not begun is only of the last.
 
     Raises:
         UserError: no such folder.
@@ -198,9 +210,14 @@ def status(results: Path) -> tuple[list[Line], list[str]]:
         if record.run_id not in lines and record.status != "started":
             name = names.get(record.run_id, record.run_id)
             lines[record.run_id] = Line(record.run_id, name, record.status, record.error or "")
+    there = {record.run_id for record in records}
+    # A run that has ended and whose record is gone was deleted, to be done again.
+    gone = {i for i, entry in lines.items() if entry.state in ("done", "diverged") and i not in there}
+    lines = {i: entry for i, entry in lines.items() if i not in gone}
     for run_id in planned:
         lines.setdefault(run_id, Line(run_id, names[run_id], "waiting"))
-    return sorted(lines.values(), key=lambda entry: (ORDER.index(entry.state), entry.name)), problems
+    shown = sorted(lines.values(), key=lambda entry: (ORDER.index(entry.state), entry.name))
+    return Status(shown, problems, bool(planned) or any(entry.state == "running" for entry in shown))
 
 
 def _planned(results: Path) -> tuple[dict[str, str], list[str]]:

@@ -104,8 +104,7 @@ def _attempt(plan: Plan, job: Job) -> bool:
     with _output(plan, job) as report:
         try:
             record = record_of(plan.results, job)
-            if record is not None and claims.crashes(_news(plan, job)) >= CRASHES:
-                _give_up(plan, record)
+            if record is not None and claims.crashes(_news(plan, job)) >= CRASHES and _given_up(plan, job):
                 return True
             # What other code left unfinished is of no use, and its finished runs were asked about.
             execute(
@@ -129,11 +128,16 @@ def _news(plan: Plan, job: Job) -> list[dict[str, Any]]:
     return claims.events(plan.results, plan.since).get(job.run_id, [])
 
 
-def _give_up(plan: Plan, record: RunRecord) -> None:
+def _given_up(plan: Plan, job: Job) -> bool:
+    """Close a run's record as failed, unless it turns out that another process has ended it meanwhile."""
     error = f"it took its process down {CRASHES} times, one after the other (killed, or out of memory?)"
-    with claims.claim(plan.results, record.run_id):
+    with claims.claim(plan.results, job.run_id):
+        record = record_of(plan.results, job)
+        if record is None or record.status != "started" or claims.crashes(_news(plan, job)) < CRASHES:
+            return False
         runs.save(replace(record, status="failed", error=error), plan.results)
-        claims.log(plan.results, record.run_id, "failed", error)
+        claims.log(plan.results, job.run_id, "failed", error)
+    return True
 
 
 @contextlib.contextmanager

@@ -420,7 +420,7 @@ def test_a_run_measures_before_and_after_and_the_reference_once(
     assert asked_for[2:] == ["reference"]
 
     text = terminal_text(compare([record], Told.metrics), 120)
-    panel = text.split("\nlm-eval\n")[1]
+    panel = text.split("\nshiq_preference, lm-eval\n")[1]
     assert "acc (%) ↑" in panel and "acc norm (%) ↑" in panel and "minus reference" in panel
 
 

@@ -22,10 +22,12 @@ from shiq_bench.records import Evaluation, RunRecord, RunSpec
 from shiq_bench.reporting import pictures
 from shiq_bench.reporting.findings import findings
 from shiq_bench.reporting.fronts import front, gaps
+from shiq_bench.reporting.literal import in_markdown
 from shiq_bench.reporting.sheet import Cell, Findings, Sheet, View, duels
 from shiq_bench.reporting.speed import updates_until
 from shiq_bench.reporting.statistics import summarise
 from shiq_bench.reporting.wording import number
+from shiq_bench.study_cells import shortened
 
 ROOT = Path(__file__).parents[2]
 N = 8
@@ -163,7 +165,7 @@ def test_a_language_model_ends_worse_than_the_reference_beyond_the_luck_of_promp
         return replace(made, evaluations=tuple(found))
 
     def said(*falls: float) -> str:
-        cells = [Cell("chat", "Worse", record=scored(seed, falls), seed=seed) for seed in range(6)]
+        cells = [Cell("chat", "Worse", record=shortened(scored(seed, falls)), seed=seed) for seed in range(6)]
         told = {"kind": "table", "metric": "reward", "better": "higher", "split": "heldout", "mode": "sampled"}
         return claims(sheet(cells, focus="", **told))
 
@@ -584,12 +586,18 @@ def test_a_page_says_it_and_the_index_repeats_it_without_the_numbers(tmp_path: P
     pictures.write(made, tmp_path)
     text = (tmp_path / "example.md").read_text()
     said: Findings = findings(made)
-    for part in ("# An example", "Who wins?", "![An example](example.png)", said.claims[0], "A remark\\_of the study."):
+    for part in (
+        "# An example",
+        "Who wins?",
+        "![An example](example.png)",
+        in_markdown(said.claims[0]),
+        "A remark\\_of the study.",
+    ):
         assert part in text
     assert "| Worse |" in text
     pictures.index(tmp_path, ["example", "never-drawn"])
     whole = (tmp_path / pictures.INDEX).read_text()
-    assert "## An example" in whole and said.claims[0] in whole and "| Worse |" not in whole
+    assert "## An example" in whole and in_markdown(said.claims[0]) in whole and "| Worse |" not in whole
     assert "never" not in whole
 
 

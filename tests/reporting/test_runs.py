@@ -199,3 +199,10 @@ def _put(data: Any, place: tuple[Any, ...], value: Any) -> None:
     for key in place[:-1]:
         data = data[key]
     data[place[-1]] = value
+
+
+def test_half_a_pair_of_surrogates_can_be_stored_and_read(tmp_path: Path) -> None:
+    made = record(prompts={"rl": 1})
+    made = dataclasses.replace(made, error="half \ud83d, whole \U0001f600, and é")
+    found = runs.load(runs.save(made, tmp_path))
+    assert found.error == "half \ufffd, whole \U0001f600, and é"

@@ -127,6 +127,20 @@ def test_workers_that_die_before_they_begin_are_not_followed_for_ever(
         finished(executor, within=60)
 
 
+def test_workers_that_are_killed_at_work_are_all_followed(tmp_path: Path) -> None:
+    """Three at once, as where memory is short: they had begun."""
+    todo = jobs(tmp_path, steps=200_000, count=3)
+    with Local(Resources(workers=3, cores=0)) as executor:
+        executor.start(write_plan(tmp_path, todo), len(todo))
+        until = time.monotonic() + 200
+        while len(claims.events(tmp_path)) < 3 and time.monotonic() < until:
+            time.sleep(0.1)
+        for worker in executor._workers:
+            worker.kill()
+            worker.wait()
+        assert executor.alive() == 3
+
+
 def test_workers_are_stopped_with_the_executor(tmp_path: Path) -> None:
     todo = jobs(tmp_path, steps=200_000, count=1)
     with Local(Resources(workers=1)) as executor:
@@ -235,6 +249,37 @@ def test_a_job_of_submitit_that_is_killed_is_followed_by_another(tmp_path: Path)
         finished(executor)
     check_done(tmp_path, todo)
     assert "crashed" in [e["event"] for lines in claims.events(tmp_path).values() for e in lines]
+
+
+def test_a_job_that_slurm_refuses_for_now_is_asked_for_again(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    todo = jobs(tmp_path, steps=1500, count=3)
+    with Slurm(Resources(workers=2), tmp_path / "slurm", cluster="local") as executor:
+        executor.start(write_plan(tmp_path, todo), len(todo))
+        submit, refused = executor._executor.submit, []
+
+        def refuse(*given: object) -> object:
+            if len(refused) < 2:
+                refused.append(given)
+                raise RuntimeError("QOSMaxSubmitJobPerUserLimit")
+            return submit(*given)
+
+        executor._executor.submit = refuse
+        os.kill(wait_for_holder(tmp_path, todo), signal.SIGKILL)
+        finished(executor)
+    assert len(refused) == 2
+    check_done(tmp_path, todo)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("60", 60), ("0", 0), ("12:00:00", "12:00:00"), ("0123", "0123"), ("[a|b]", "[a|b]"), ("no", "no"),
+     ("run: a: b", "run: a: b"), ("true", True), ("8GB", "8GB")],
+)  # fmt: skip
+def test_options_of_slurm_stay_what_they_are(text: str, value: object, tmp_path: Path) -> None:
+    executor = make_executor("slurm", Resources(workers=1), tmp_path, options={"slurm_x": text})
+    assert isinstance(executor, Slurm) and executor.options == {"slurm_x": value}
+    assert type(executor.options["slurm_x"]) is type(value)
 
 
 def test_an_error_of_a_job_of_submitit_ends_the_sweep(tmp_path: Path) -> None:

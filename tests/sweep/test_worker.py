@@ -164,6 +164,22 @@ def test_a_lost_lease_ends_the_run_without_a_record(tmp_path: Path, monkeypatch:
     assert kinds(tmp_path, job.run_id) == ["start"], "how it ends is for the other to say"
 
 
+def test_what_this_code_left_is_gone_on_from(tmp_path: Path) -> None:
+    """Only what other code has made is deleted, for its checkpoints are of no use."""
+    from shiq_bench.run import execute
+
+    (job,) = jobs(tmp_path, "shiq")
+    work(write_plan(tmp_path, [job]))
+    record = runs.load(runs.run_folder(tmp_path, job.run_id))
+    checkpoint = tmp_path / job.run_id / "checkpoints" / "checkpoint-3"
+    for source, stays in ((record.source_hash, True), ("other", False)):
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        runs.save(replace(record, source_hash=source, status="started"), tmp_path)
+        execute(job.resolved(), resume=True, fresh="foreign", report=lambda *_: None)
+        assert checkpoint.exists() == stays
+    assert not list((tmp_path / claims.FOLDER).glob("deleted-*"))
+
+
 def test_several_workers_replace_what_other_code_left_once(tmp_path: Path) -> None:
     """Each finds all of it unfinished at first; what the first has done since is not deleted by the second."""
     todo = fitting(
