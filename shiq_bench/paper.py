@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,12 @@ def paper(
     left = {name: digest for name, digest in _listed(out).items() if name not in {m.path for m in made}}
     if not problems:
         _delete(left, out)
-    command = " ".join(["shiq-bench table --paper", *(f"--study {name}" for name in given)])
+    where = (
+        [] if [*folders] == [Path("results")] else [word for folder in folders for word in ("--results", str(folder))]
+    )
+    command = shlex.join(
+        ["shiq-bench", "table", "--paper", *where, *(word for name in given for word in ("--study", str(name)))]
+    )
     _write_manifest(records, made, left if problems else {}, command, out)
     return made, problems
 
@@ -130,7 +136,10 @@ def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed:
     shown = [replace(cell.shown, problem=_problem(cell, there)) for cell in cells]
     files = pictures.files_of(studies.sheet(study, cells, shown))
     name = study.name if path == shipped().get(study.name) else str(path)
-    ids, command = tuple(sorted(r.run_id for r in found)), f"shiq-bench study {name}"
+    command = shlex.join(
+        ["shiq-bench", "study", name, *([] if results == Path("results") else ["--results", str(results)])]
+    )
+    ids = tuple(sorted(r.run_id for r in found))
     return [Made(f"studies/{study.name}.{suffix}", data, ids, command) for suffix, data in files.items()]
 
 

@@ -52,8 +52,9 @@ def test_every_file_is_in_the_manifest_with_its_runs(results: Path, tmp_path: Pa
         manifest["files"]
     )
     index = (tmp_path / INDEX).read_text()
-    assert f"drawn by `shiq-bench study {results / 'small.yaml'}`" in index
-    assert f"Written by `shiq-bench table --paper --study {results / 'small.yaml'}`" in index
+    study = results / "small.yaml"
+    assert f"drawn by `shiq-bench study {study} --results {results}`" in index
+    assert f"Written by `shiq-bench table --paper --results {results} --study {study}`" in index
 
 
 def test_what_a_study_lacks_is_said_in_it(results: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ function begin() {
   fill($("filter-task"), [["", "all"], ...tasks.map((name) => [name, name])]);
   fill($("filter-method"), [["", "all"], ...["reference", ...algos].map((name) => [name, name])]);
   fill($("filter-place"), [["", "held-out where there is"], ...places.map((name) => [name, name])]);
-  for (const control of $("filters").querySelectorAll("select, input")) control.addEventListener("input", drawBoard);
+  for (const control of $("filters").querySelectorAll("select, input"))
+    control.addEventListener(control.tagName === "SELECT" ? "change" : "input", drawBoard);
   for (const form of document.querySelectorAll("form"))
     form.addEventListener("submit", (event) => event.preventDefault());
   drawBoard();
