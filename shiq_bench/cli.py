@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -367,6 +368,8 @@ def report(
     plugin: Plugins = None,
 ) -> None:
     """Write one HTML page of all stored runs, to be opened anywhere: tables, pictures, episodes, settings."""
+    from rich.console import Console
+
     from shiq_bench.reporting.payload import payload
     from shiq_bench.reporting.report import page
     from shiq_bench.store import write_atomic
@@ -375,8 +378,8 @@ def report(
     folders = results or [Path("results")]
     records, torn = _records(folders)
     path = out or folders[0] / "report.html"
-    with _live() as live:
-        live(f"comparing {len(records)} runs", 0, 0)
+    said = Console(stderr=True)
+    with said.status(f"comparing {len(records)} runs") if said.is_terminal else nullcontext():
         html = page(payload(records, _metrics(records), allow_mixed=allow_mixed))
     write_atomic(path, html)
     typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
