@@ -26,9 +26,10 @@ TABLES = [
     "--algo", "shiq,dpo,copg", "--task", "bandit,tree", "--seeds", "0-3", "--set", "steps=600",
     "--grid", "beta=0.03,0.05,0.1,0.2,0.3,0.5,1,2",
 ]  # fmt: skip
+#: What a killed run has trained so far is gone on from.
 MODELS = [
     "--algo", "shiq,sft", "--task", "tree", "--seeds", "0,1", "--model", "tiny", "--set", "engine=hf",
-    "--set", "steps=40", "--set", "save_every=5", "--set", "depth=2", "--set", "eval_samples=0",
+    "--set", "steps=300", "--set", "save_every=10", "--set", "depth=2", "--set", "eval_samples=0",
 ]  # fmt: skip
 
 #: What a second execution may do otherwise: it takes its own time, and counts its own memory.
