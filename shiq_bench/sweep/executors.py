@@ -263,6 +263,8 @@ class Slurm(Executor):
 
     def _follow(self, i: int, job: Any) -> None:
         """Put a new job in the place of one that died; where Slurm takes none now, it is asked again later."""
+        if any(other.done() and other.exception() is None for other in self._jobs):
+            return  # a worker ends well only when nothing is left to do
         if (since := self._since.pop(id(job), None)) is not None:  # not counted yet
             self.died(self._plan, since)
         try:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -251,24 +252,46 @@ def test_a_job_of_submitit_that_is_killed_is_followed_by_another(tmp_path: Path)
     assert "crashed" in [e["event"] for lines in claims.events(tmp_path).values() for e in lines]
 
 
+@dataclass
+class Queued:
+    """What is asked of a job of submitit, at one moment: ``ended`` is None while it runs, and else how it ended."""
+
+    ended: str | None = None
+
+    def done(self) -> bool:
+        return self.ended is not None
+
+    def exception(self) -> Exception | None:
+        return RuntimeError("killed") if self.ended == "killed" else None
+
+    def result(self) -> str:
+        return ""
+
+
+class Queue:
+    """Refuses so many jobs."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+
+    def submit(self, *_: object) -> Queued:
+        if self.refusals:
+            self.refusals -= 1
+            raise RuntimeError("QOSMaxSubmitJobPerUserLimit")
+        return Queued()
+
+
 def test_a_job_that_slurm_refuses_for_now_is_asked_for_again(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    todo = jobs(tmp_path, steps=1500, count=3)
-    with Slurm(Resources(workers=2), tmp_path / "slurm", cluster="local") as executor:
-        executor.start(write_plan(tmp_path, todo), len(todo))
-        submit, refused = executor._executor.submit, []
-
-        def refuse(*given: object) -> object:
-            if len(refused) < 2:
-                refused.append(given)
-                raise RuntimeError("QOSMaxSubmitJobPerUserLimit")
-            return submit(*given)
-
-        executor._executor.submit = refuse
-        os.kill(wait_for_holder(tmp_path, todo), signal.SIGKILL)
-        finished(executor)
-    assert len(refused) == 2
-    check_done(tmp_path, todo)
+    executor = Slurm(Resources(workers=2), tmp_path)
+    executor._plan, executor._executor = write_plan(tmp_path, jobs(tmp_path)), Queue(refusals=2)
+    running, killed = Queued(), Queued("killed")
+    executor._jobs = [running, killed]
+    assert [executor.alive() for _ in range(3)] == [1, 1, 2], "the others go on meanwhile"
+    executor._jobs, executor._executor = [Queued("killed")], Queue(refusals=1)
+    with pytest.raises(UserError, match="Slurm takes no more jobs: QOSMaxSubmitJobPerUserLimit"):
+        executor.alive()
+    executor._jobs = [Queued("killed"), Queued("well")]
+    assert executor.alive() == 0, "all is done: nobody is missed"
 
 
 @pytest.mark.parametrize(
