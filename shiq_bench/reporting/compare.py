@@ -100,6 +100,8 @@ def select(records: Sequence[RunRecord], name: str, task: str = "") -> list[RunR
     algo, _, given = name.partition(":")
     found = [r for r in records if r.spec.algo == algo and task in ("", r.spec.task)]
     if not found:
+        if elsewhere := sorted({r.spec.task for r in records if r.spec.algo == algo}):
+            raise UserError(f"{name!r} has no run on {task}; it has some on {', '.join(elsewhere)}")
         names = [*dict.fromkeys(r.spec.algo for r in records), *(r.run_id for r in records)]
         raise UserError(
             f"no run, and no method{f' on {task}' if task else ''}, is called {name!r}{suggest(name, names)}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("rich", "md", "csv")
 
 #: Lines that either side of an example may take.
-LINES = 12
+LINES = 20
 
 
 def print_versus(versus: Versus, *, format: str = "rich", console: Console | None = None) -> None:
@@ -60,7 +60,8 @@ def terminal(versus: Versus, width: int = WIDTH) -> RenderableType:
         )  # fmt: skip
         for name in (versus.one, versus.other):
             shown.add_column(Text(in_line(name), style="bold"), width=half, overflow="fold")
-        sides = (Text("\n".join(shortened(told(e, versus), half))) for e in (example.one, example.other))
+        pairs = ((example.one, example.other), (example.other, example.one))
+        sides = (Text("\n".join(shortened(told(*pair, versus), half))) for pair in pairs)
         shown.add_row(*sides)
         parts += [Text(""), shown]
     return Group(*parts)
@@ -80,7 +81,8 @@ def markdown(versus: Versus) -> str:
     """The same as pipe tables."""
     out = [markdown_sections([_section(versus)], ())]
     for example in versus.examples:
-        sides = (shortened(told(e, versus), 100) for e in (example.one, example.other))
+        pairs = ((example.one, example.other), (example.other, example.one))
+        sides = (shortened(told(*pair, versus), 100) for pair in pairs)
         cells = ["<br>".join(map(in_markdown, side)) for side in sides]
         head = [in_markdown(name) for name in (versus.one, versus.other)]
         out += [f"**{in_markdown(_headline(versus, example))}**", "", pipe(head), "|:--|:--|", pipe(cells), ""]
@@ -105,14 +107,18 @@ def csv(versus: Versus) -> str:
     return out.getvalue()
 
 
-def told(example: Mapping[str, Any], versus: Versus) -> list[str]:
-    """An episode in lines: its numbers, and what its task has kept of it."""
+def told(example: Mapping[str, Any], beside: Mapping[str, Any], versus: Versus) -> list[str]:
+    """An episode in lines: its numbers and what its task has kept of it, short before long, where the two differ."""
     known = {row.metric.name for row in versus.rows}
-    numbers = [f"{k} {example[k]:g}" for k in example if k in known and isinstance(example[k], (int, float))]
-    lines = [", ".join(numbers)]
-    details = example.get("details") or {}
-    for name, value in details.items():
-        text = value if isinstance(value, str) else canonical_json(value)
+    numbers = [k for k in example if k in known and isinstance(example[k], int | float) and example[k] != beside.get(k)]
+    lines = [", ".join(f"{k} {example[k]:g}" for k in numbers)]
+    details, others = example.get("details") or {}, beside.get("details") or {}
+    texts = {
+        name: value if isinstance(value, str) else canonical_json(value)
+        for name, value in details.items()
+        if name not in others or value != others[name]
+    }
+    for name, text in sorted(texts.items(), key=lambda item: len(item[1])):
         first, *rest = visible(text).split("\n")
         lines += [f"{visible(str(name))}: {first}", *rest]
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -162,7 +163,7 @@ def show_status(results: Path, watch: bool) -> None:
     if watch:
         from rich.live import Live
 
-        with Live(table(now.lines), console=console, auto_refresh=False) as live:
+        with suppress(KeyboardInterrupt), Live(table(now.lines), console=console, auto_refresh=False) as live:
             while now.under_way:
                 time.sleep(2)
                 now = status(results)

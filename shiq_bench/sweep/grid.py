@@ -68,7 +68,7 @@ def whole_numbers(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         number = str.isdecimal
         if not number(first) or (dash and not number(last)) or (dash and int(last) < int(first)):
-            raise UserError(f"--seeds {text}: expected whole numbers such as 0-5 or 0,1,2")
+            raise UserError(f"--seeds {text}: expected whole numbers, the lower first, such as 0-5 or 0,1,2")
         if int(last or first) - int(first) >= MOST_SEEDS:
             raise UserError(f"--seeds {text}: expected {MOST_SEEDS} seeds at most")
         out += range(int(first), int(last or first) + 1)

@@ -27,7 +27,7 @@ from shiq_bench.reporting.statistics import (
     sign_flip_p,
     summarise,
 )
-from shiq_bench.reporting.versus import csv, markdown, print_versus, shortened, terminal_text
+from shiq_bench.reporting.versus import csv, markdown, print_versus, shortened, terminal_text, told
 from tests.reporting.synthetic import METRICS, record
 
 SMALL = {"rl": 8, "heldout": 5}
@@ -164,7 +164,7 @@ def _with_text(r: RunRecord, scores: dict[str, float], text: str) -> RunRecord:
 
 def _duel(text: str = "said") -> Any:
     a = _with_text(record("shiq", 0), {"p0": 1.0, "p1": 0.0, "p2": 0.5, "p3": 1.0, "mine": 1.0}, text)
-    b = _with_text(record("dpo", 0), {"p0": 0.9, "p1": 1.0, "p2": 0.5, "p3": 0.2, "theirs": 0.0}, text)
+    b = _with_text(record("dpo", 0), {"p0": 0.9, "p1": 1.0, "p2": 0.5, "p3": 0.2, "theirs": 0.0}, f"{text} otherwise")
     return versus([a], [b], NAMES, METRICS, count=2)
 
 
@@ -226,6 +226,14 @@ def test_model_text_is_text(width: int) -> None:
         assert "[bold red]x[/bold red]" in text and r"\x1b[2J" in text and r"\u202e" in text
     md = markdown(_duel(HOSTILE))
     assert not any(c in md for c in "\x1b\x07\u202e\r") and "a\\|b" in md
+
+
+def test_what_is_equal_on_both_sides_is_left_out() -> None:
+    """The question is the same for both, and long; what they answered is not."""
+    question = {"question": "long " * 200}
+    one = {"prompt_id": "p", "reward": 1.0, "length": 3.0, "details": question | {"said": "yes " * 9, "ok": "y"}}
+    other = {**one, "reward": 0.0, "details": question | {"said": "no", "ok": "n"}}
+    assert told(one, other, _duel()) == ["reward 1", "ok: y", "said: " + "yes " * 9]
 
 
 def test_visible_and_shortened() -> None:

@@ -73,7 +73,7 @@ def test_tables_in_markdown_hold_no_more_than_tables(by: tables.By) -> None:
 
 def test_two_compared_in_markdown() -> None:
     say = " ".join(LIVE)
-    a, b = (_with_text(record(m), {"p0": x, "p1": 0.5}, say) for m, x in (("shiq", 1.0), ("dpo", 0.0)))
+    a, b = (_with_text(record(m), {"p0": x, "p1": 0.5}, f"{say} {m}") for m, x in (("shiq", 1.0), ("dpo", 0.0)))
     md = versus.markdown(versus_of([a], [b], ("![x](https://evil)", "dpo\n| a |"), METRICS, count=1))
     assert {"img", "a", "h1", "code", "del"}.isdisjoint(elements(rendered(md)))
     assert set(re.findall(r"(?<!\\)<\w+>", md)) == {"<br>"}
