@@ -66,8 +66,8 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         yield (
             f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more, none of them lost; its lead on "
             f"every other of them has a 95% interval above 0 and p below {ALPHA:g}, {sign_flip_name(units)}, not "
-            f"adjusted, over {BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods it marks at most {FALSE_MARKS} "
-            f"(measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
+            f"adjusted, over {BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods it marks at "
+            f"most {FALSE_MARKS} (measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
         )
     if block.unmarked:
         rows = Counter(label for _, _, label, _ in block.unmarked)
