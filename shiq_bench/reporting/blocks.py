@@ -164,6 +164,7 @@ class Comparison:
 
 
 def conditions(spec: RunSpec) -> dict[str, Any]:
+    """What runs of one table share: settings that change what is measured, and not who is measured."""
     outcome = spec.outcome()
     # A table's run holds many instances: runs that share some are no independent seeds of each other.
     names = (*CONDITIONS, "seed", "seeds") if spec.model == "table" else CONDITIONS
@@ -189,12 +190,14 @@ def flat(spec: RunSpec) -> dict[str, Any]:
 
 
 def sortable(value: Any) -> tuple[int, float, str]:
+    """A key that orders numbers as numbers, before text."""
     if isinstance(value, (int, float)):
         return (0, float(value), "")
     return (1, 0.0, plain(value))
 
 
 def plain(value: Any) -> str:
+    """A setting's value as a person would type it."""
     return "none" if value == "" else value if isinstance(value, str) else canonical_json(value)
 
 

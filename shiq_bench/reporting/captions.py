@@ -26,6 +26,7 @@ from shiq_bench.reporting.statistics import binomial_stderr, detectable, detecta
 
 
 def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
+    """Every sentence under one block, in order; computed from its runs and cells alone."""
     trained = block.columns[1:]
     table = block.conditions["model"] == "table"
     numbers = [*block.cells.values(), *block.differences.values()]

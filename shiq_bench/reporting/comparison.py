@@ -115,6 +115,11 @@ def comparison_frame(
 
 
 def columns_of(records: Sequence[RunRecord]) -> list[Column]:
+    """One column for all runs that differ in their seed alone, labelled by what tells it from the others.
+
+    Raises:
+        UserError: two columns would have one label.
+    """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         outcome = {k: v for k, v in record.spec.outcome().items() if k != "seed"}

@@ -38,6 +38,7 @@ def ends_of(sheet: Sheet, panel: str) -> dict[str, Estimate]:
 
 
 def panel_claim(sheet: Sheet, panel: str) -> str:
+    """Who ends best on a panel, who the focus wins against, and who ends below its start, in sentences."""
     ends = ends_of(sheet, panel)
     if not ends:
         return f"{panel}: no finished run."
@@ -126,6 +127,7 @@ def contrast_of(sheet: Sheet, one: str, other: str) -> str:
 
 
 def final_grid(sheet: Sheet, panel: str) -> Grid:
+    """The numbers behind :func:`panel_claim`, a row a method, best first."""
     against = {d.method: d for d in duels(sheet, panel)} if sheet.focus else {}
     headers = ["method", f"{sheet.label} at the end", *headers_beside(sheet), "n"]
     if sheet.focus:
@@ -162,6 +164,7 @@ def values_beside(sheet: Sheet, panel: str, method: str, x: float | None) -> lis
 
 
 def headers_beside(sheet: Sheet) -> list[str]:
+    """Heads of the columns of :func:`values_beside`."""
     return [*(title for title, _ in metrics_beside(sheet)), "failed"] if sheet.split else []
 
 

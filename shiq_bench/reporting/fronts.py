@@ -73,6 +73,7 @@ def _polylines(sheet: Sheet, panel: str, method: str) -> dict[str, np.ndarray]:
 
 
 def front_findings(sheet: Sheet) -> Findings:
+    """What is said of a study whose kind is ``front``."""
     claims, points, pairs, units = [], [], [], set()
     for panel in sheet.panels:
         compared = {pair: gaps(sheet, panel, *pair) for pair in combinations(sheet.methods, 2)}

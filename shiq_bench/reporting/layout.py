@@ -96,6 +96,7 @@ def decimals(estimates: Sequence[Estimate], metric: Metric) -> int:
 
 
 def cell_text(cell: Cell | None, metric: Metric, decimals: int, signed: bool = False) -> str:
+    """A cell as a table prints it."""
     return EMPTY if cell is None else estimate_text(cell.estimate, metric, decimals, signed)
 
 
@@ -199,6 +200,7 @@ def place_title(block: Block, place: Place) -> str:
 
 
 def mode_title(block: Block, mode: str) -> str:
+    """How answers were drawn, in words."""
     if mode == "stored":
         return "stored answers, by the policy's implicit reward"
     if mode != "sampled":

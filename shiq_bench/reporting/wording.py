@@ -34,6 +34,7 @@ def listed(names: Sequence[str], none: str = "none") -> str:
 
 
 def lead_of(sheet: Sheet, marks: str) -> str:
+    """How to read a picture or table: the metric, n, the unit, the intervals and the test."""
     places = [measured(sheet, panel, method).values() for panel in sheet.panels for method in sheet.methods]
     counts = sorted({len(units) for found in places for units in found} - {0})
     n = EMPTY if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -86,6 +87,7 @@ def _left_out(sheet: Sheet) -> list[str]:
 
 
 def source_of(sheet: Sheet) -> list[str]:
+    """Which versions of the code the records are from; more than one is said loudly."""
     counts = Counter(r.source_hash or "unknown" for r in sheet.done)
     text = ", ".join(f"{n} of source {h}" for h, n in sorted(counts.items()))
     lines = [f"Records: {text or 'none'}."]
@@ -95,6 +97,7 @@ def source_of(sheet: Sheet) -> list[str]:
 
 
 def notes_of(sheet: Sheet) -> tuple[str, ...]:
+    """What was left out and why, the study's own remarks, deviations, and where the records are from."""
     return (*_left_out(sheet), *sheet.notes, *_deviations(sheet), *source_of(sheet))
 
 
