@@ -16,9 +16,10 @@ from shiq_bench.config import merged, parse_sets
 from shiq_bench.records import UserError
 from shiq_bench.study_cells import overridden
 from shiq_bench.study_file import find, load
-from shiq_bench.sweep.executors import Executor, Resources, make_executor
+from shiq_bench.sweep.executors import Executor, make_executor
 from shiq_bench.sweep.grid import Job, grid, of_flags, of_study, whole_numbers
 from shiq_bench.sweep.main import Options, print_plan, sweep
+from shiq_bench.sweep.resources import Resources
 from shiq_bench.sweep.tune import Tuning, chosen, trials
 from shiq_bench.sweep.watch import Line, status, table
 from shiq_bench.sweep.worker import stoppable

@@ -17,8 +17,9 @@ import pytest
 from shiq_bench import claims, leases
 from shiq_bench.records import UserError
 from shiq_bench.reporting import runs
-from shiq_bench.sweep.executors import Executor, Local, Ray, Resources, Slurm, make_executor, places
+from shiq_bench.sweep.executors import Executor, Local, Ray, Slurm, make_executor
 from shiq_bench.sweep.grid import Job, fitting, of_flags, write_plan
+from shiq_bench.sweep.resources import Resources, places
 
 SMALL = {"arms": "3", "contexts": "2", "draws": "6", "off_policy": "0"}
 
