@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shiq_bench.api import Algorithm, Reference, Rewards, Support, ValueHead, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.ops import log_ratio
+from shiq_bench import Algorithm, Batch, LossOutput, Reference, Rewards, Stats, Support, ValueHead, algorithm, log_ratio
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
+    from shiq_bench import Exact
 
 
 @algorithm("dro")

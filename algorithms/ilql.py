@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from shiq_bench.api import Algorithm, BehaviourModel, Need, QHeads, Rewards, TargetNetwork, ValueHead, algorithm
-from shiq_bench.batch import Batch, Dense, LossOutput, Stats
-from shiq_bench.ops import masked_mean, next_step
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
 
-
-@algorithm("ilql")
+@sb.algorithm("ilql")
 @dataclass(frozen=True)
-class ILQL(Algorithm):
+class ILQL(sb.Algorithm):
     """ILQL: an expectile of Q for the value, one-step backups for two Qs, a conservative term; per token
 
         |expectile - 1(u < 0)| u^2,  u = min_i Q_i^target(s, a) - V(s)
@@ -49,30 +45,30 @@ class ILQL(Algorithm):
             raise ValueError(f"tau is {self.tau}; expected a share above 0, up to 1")
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[sb.Need, ...]:
         """Q and V, their moving averages, and the behaviour, which proposes the actions."""
-        return (QHeads(2), ValueHead(), TargetNetwork(self.tau), BehaviourModel(), Rewards())
+        return (sb.QHeads(2), sb.ValueHead(), sb.TargetNetwork(self.tau), sb.BehaviourModel(), sb.Rewards())
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """The three terms summed over heads, tokens and trajectories."""
         assert stats.value is not None and stats.target is not None
         value = stats.value * batch.mask
         best = torch.stack([q.logp + q.lse for q in stats.target.q]).amin(0)
         u = best - value
-        each = torch.where(u < 0, 1 - self.expectile, self.expectile) * u.square()
-        backup = batch.rewards + self.gamma * next_step(value.detach())
+        each = (self.expectile - (u < 0).to(u.dtype)).abs() * u.square()
+        backup = batch.rewards + self.gamma * sb.next_step(value.detach())
         for q in stats.q:
             each = each + (backup - q.logp - q.lse).square() - self.cql * q.logp
-        metrics = {"value": masked_mean(value, batch.mask), "backup": masked_mean(backup, batch.mask)}
-        return LossOutput(((each * batch.mask).sum(-1) * batch.weight).sum(), metrics)
+        metrics = {"value": sb.masked_mean(value, batch.mask), "backup": sb.masked_mean(backup, batch.mask)}
+        return sb.LossOutput(((each * batch.mask).sum(-1) * batch.weight).sum(), metrics)
 
-    def act(self, dense: Dense) -> Tensor:
+    def act(self, dense: sb.Dense) -> Tensor:
         """The behaviour, tilted by the more careful of the two Qs."""
         assert dense.behaviour is not None
         return dense.behaviour.log_softmax(-1) + self.alpha * torch.stack(dense.q).amin(0)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """Its own backup, iterated from the end of the episodes, and acted on; both heads agree there."""
         q = torch.from_numpy(exact.expectile_backup(self.gamma, self.expectile, self.cql))
-        logits = self.act(Dense(logits=q, q=(q,), behaviour=torch.from_numpy(exact.behaviour())))
+        logits = self.act(sb.Dense(logits=q, q=(q,), behaviour=torch.from_numpy(exact.behaviour())))
         return logits.log_softmax(-1).numpy()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shiq_bench.api import Algorithm, Labels, Mismatched, Reference, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.ops import log_ratio
+from shiq_bench import Algorithm, Batch, Labels, LossOutput, Mismatched, Reference, Stats, algorithm, log_ratio
 
 
 @algorithm("kto")

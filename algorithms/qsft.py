@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from shiq_bench.api import Algorithm, BehaviourModel, MaxRatio, Need, Rewards, SumLogits, TargetNetwork, algorithm
-from shiq_bench.batch import Batch, Dense, LossOutput, Stats
-from shiq_bench.ops import masked_mean, next_step
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
 
-
-@algorithm("qsft-direct")
+@sb.algorithm("qsft-direct")
 @dataclass(frozen=True)
-class QSFTDirect(Algorithm):
+class QSFTDirect(sb.Algorithm):
     """The p_theta of Q-SFT, acting by itself.
 
     A cross-entropy whose label is soft, over a trajectory's action tokens:
@@ -55,30 +51,30 @@ class QSFTDirect(Algorithm):
             raise ValueError(f"floor is {self.floor}; expected a probability from 0, below 1")
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[sb.Need, ...]:
         """Behaviour and target give the label, the sum of logits the other actions' share of the loss."""
-        behaviour, target = BehaviourModel(start=True), TargetNetwork(self.tau)
-        return (behaviour, target, SumLogits(), MaxRatio(self.floor), Rewards(unit=True))
+        behaviour, target = sb.BehaviourModel(start=True), sb.TargetNetwork(self.tau)
+        return (behaviour, target, sb.SumLogits(), sb.MaxRatio(self.floor), sb.Rewards(unit=True))
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Soft cross-entropies summed over tokens and trajectories."""
         assert stats.sum_logits is not None and stats.max_ratio is not None
-        backup = batch.rewards + self.gamma * next_step(stats.max_ratio * batch.mask)
+        backup = batch.rewards + self.gamma * sb.next_step(stats.max_ratio * batch.mask)
         y = backup.clamp(0, 1)
         taken = stats.policy.logp
         others = stats.sum_logits - stats.actions * stats.policy.lse - taken
         each = -(y * taken + (1 - y) / max(stats.actions - 1, 1) * others) * batch.mask
-        metrics = {"clipped": masked_mean((backup != y).float(), batch.mask), "y": masked_mean(y, batch.mask)}
-        return LossOutput((each.sum(-1) * batch.weight).sum(), metrics)
+        metrics = {"clipped": sb.masked_mean((backup != y).float(), batch.mask), "y": sb.masked_mean(y, batch.mask)}
+        return sb.LossOutput((each.sum(-1) * batch.weight).sum(), metrics)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """Its own backup, iterated from the end of the episodes, and acted on."""
         p = torch.from_numpy(exact.behaviour_backup(self.gamma, self.floor))
-        logits = self.act(Dense(logits=p.log(), behaviour=torch.from_numpy(exact.behaviour())))
+        logits = self.act(sb.Dense(logits=p.log(), behaviour=torch.from_numpy(exact.behaviour())))
         return logits.log_softmax(-1).numpy()
 
 
-@algorithm("qsft")
+@sb.algorithm("qsft")
 @dataclass(frozen=True)
 class QSFT(QSFTDirect):
     """Q-SFT: learns as ``qsft-direct`` and acts by pi ∝ pi_b exp(alpha p_theta)."""
@@ -90,7 +86,7 @@ class QSFT(QSFTDirect):
         if not self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha}; expected a positive weight of what was learned")
 
-    def act(self, dense: Dense) -> Tensor:
+    def act(self, dense: sb.Dense) -> Tensor:
         """The behaviour, tilted by the learned probabilities (not by their logarithms)."""
         assert dense.behaviour is not None
         return dense.behaviour.log_softmax(-1) + self.alpha * dense.logits.softmax(-1)

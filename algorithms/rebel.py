@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from shiq_bench.api import Algorithm, Need, Pairs, Reference, Rewards, Support, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.ops import log_ratio
+from shiq_bench import (
+    Algorithm,
+    Batch,
+    LossOutput,
+    Need,
+    Pairs,
+    Reference,
+    Rewards,
+    Stats,
+    Support,
+    algorithm,
+    log_ratio,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
+    from shiq_bench import Exact
 
 
 @algorithm("rebel")

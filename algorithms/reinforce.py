@@ -5,14 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shiq_bench.api import Algorithm, Need, OnPolicy, Reference, Rewards, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.ops import group_mean, log_ratio, masked_mean, sum_to_end
+from shiq_bench import (
+    Algorithm,
+    Batch,
+    LossOutput,
+    Need,
+    OnPolicy,
+    Reference,
+    Rewards,
+    Stats,
+    algorithm,
+    group_mean,
+    log_ratio,
+    masked_mean,
+    sum_to_end,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
+    from shiq_bench import Exact
 
 
 @algorithm("reinforce")

@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shiq_bench.api import Algorithm, Need, OnPolicy, Reference, Rewards, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.ops import group_mean, log_ratio, masked_mean
+from shiq_bench import (
+    Algorithm,
+    Batch,
+    LossOutput,
+    Need,
+    OnPolicy,
+    Reference,
+    Rewards,
+    Stats,
+    algorithm,
+    group_mean,
+    log_ratio,
+    masked_mean,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
+    from shiq_bench import Exact
 
 
 @algorithm("rloo")

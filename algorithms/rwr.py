@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shiq_bench.api import Algorithm, Rewards, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.ops import masked_mean
+from shiq_bench import Algorithm, Batch, LossOutput, Rewards, Stats, algorithm, masked_mean
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
+    from shiq_bench import Exact
 
 
 @algorithm("rwr")

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiq_bench.api import Algorithm, Rewards, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.ops import masked_mean
+from shiq_bench import Algorithm, Batch, LossOutput, Rewards, Stats, algorithm, masked_mean
 
 if TYPE_CHECKING:
-    from shiq_bench.exact import Exact
+    from shiq_bench import Exact
 
 
 @algorithm("sft")

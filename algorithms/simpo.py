@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from shiq_bench.api import Algorithm, Pairs, algorithm
-from shiq_bench.batch import Batch, LossOutput, Stats
+from shiq_bench import Algorithm, Batch, LossOutput, Pairs, Stats, algorithm
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench.exact import Exact
+    from shiq_bench import Exact
 
 
 @algorithm("simpo")

@@ -16,8 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from shiq_bench.ops import stats_from_logits, token_stats
-from shiq_bench.records import UserError
+from shiq_bench.api.token_stats import stats_from_logits, token_stats
+from shiq_bench.records.errors import UserError
+from shiq_bench.training.policy import load_policy
 
 
 def peak_rss() -> float:
@@ -103,12 +104,13 @@ def print_generation(task_name: str, count: int, max_tokens: int, model: str) ->
     """The same prompts, sampled once by each engine with the same seeds."""
     from transformers.utils import logging as transformers_logging
 
-    from shiq_bench.api import tasks
-    from shiq_bench.console import LiveReport
+    from shiq_bench.api.registry import tasks
+    from shiq_bench.api.trajectory import Transcript
     from shiq_bench.evaluation.evaluate import score_paths
-    from shiq_bench.generation import make_generator
-    from shiq_bench.models import resolve_model
-    from shiq_bench.records import RunSpec, Transcript
+    from shiq_bench.generation.opening import make_generator
+    from shiq_bench.records.spec import RunSpec
+    from shiq_bench.runs.progress import LiveReport
+    from shiq_bench.training.starting_policy import resolve_model
 
     transformers_logging.disable_progress_bar()
     if count < 1 or max_tokens < 1:
@@ -117,7 +119,7 @@ def print_generation(task_name: str, count: int, max_tokens: int, model: str) ->
     spec = RunSpec("", task_name, **{**task.defaults, "model": model, "max_tokens": max_tokens})
     with LiveReport(Console(stderr=True)) as report:
         source = resolve_model(spec, task, report)
-        codec, policy = source.codec(), source.policy()
+        codec, policy = source.codec(), load_policy(source)
         ids = task.prompts("rl") + task.prompts("heldout")
         chosen = [ids[i % len(ids)] for i in range(count)]
         prompts = [e.transcript.token_ids for e in task.episodes(chosen, codec, spec.max_length)]
@@ -165,11 +167,11 @@ def print_seeds(algo: str, task_name: str, count: int, steps: int) -> None:
     Raises:
         UserError: the task is no table, or the method learns from samples that this does not draw.
     """
-    from shiq_bench.api import OnPolicy
-    from shiq_bench.config import resolve
-    from shiq_bench.training.data import in_unit_range
-    from shiq_bench.training.tabular import tabulate, train_tables
-    from shiq_bench.world import TabularTask
+    from shiq_bench.api.needs import OnPolicy
+    from shiq_bench.data.groups import in_unit_range
+    from shiq_bench.runs.settings import resolve
+    from shiq_bench.tabular.task import TabularTask
+    from shiq_bench.tabular.training import tabulate, train_tables
 
     resolved = resolve(algo, task_name, {"steps": steps, "seeds": count})
     task, algorithm = resolved.task, resolved.algorithm
@@ -229,12 +231,12 @@ def print_rollout(task_name: str, sets: list[str], split: str) -> None:
     Raises:
         UserError: the task has no demonstrations, or no tokenizer of its own.
     """
-    from shiq_bench.api import tasks
-    from shiq_bench.config import parse_sets, resolve_data
-    from shiq_bench.console import LiveReport
+    from shiq_bench.api.registry import tasks
     from shiq_bench.generation.rollout import replay
-    from shiq_bench.models import resolve_model
-    from shiq_bench.records import RunSpec
+    from shiq_bench.records.spec import RunSpec
+    from shiq_bench.runs.progress import LiveReport
+    from shiq_bench.runs.settings import parse_sets, resolve_data
+    from shiq_bench.training.starting_policy import resolve_model
 
     plain = tasks.get(task_name)()  # its tokenizer serves whatever the options are
     _, task = resolve_data(task_name, parse_sets(sets), ())

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shiq_bench.api import task
-from shiq_bench.records import UserError
-from shiq_bench.world import TabularTask
+from shiq_bench import TabularTask, UserError, task
 
 
 @task("bandit")

@@ -7,9 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from shiq_bench.api import task
-from shiq_bench.records import UserError
-from shiq_bench.world import TabularTask
+from shiq_bench import TabularTask, UserError, task
 
 MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1), (0, 0)])  # up, right, down, left, stay
 

@@ -28,7 +28,7 @@ from tests.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("shiq_bench", "algorithms", "tasks", "tests", "README.md", "pyproject.toml")
-OURS = ("shiq_bench", "algorithms", "tasks")
+OURS = ("shiq_bench",)
 #: Third parties that most of the named tests import, down to where importing takes its time.
 HEAVY = (
     "numpy", "scipy.optimize", "scipy.special", "scipy.stats", "torch", "torch.func", "torch.distributed",
@@ -171,7 +171,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     for name in COPIED:
         source, target = ROOT / name, folder / "copy" / name
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
     environment = {
@@ -197,7 +197,7 @@ def test_the_list_is_a_list() -> None:
     assert MUTATIONS, "no bug is planted"
     assert len({m.name for m in MUTATIONS}) == len(MUTATIONS)
     for m in MUTATIONS:
-        assert m.file.split("/")[0] in OURS, f"{m.name}: a bug in a test proves nothing"
+        assert m.file.split("/")[0] in COPIED[:3], f"{m.name}: a bug in a test proves nothing"
         assert m.old.strip() and m.old != m.new, m.name
 
 
@@ -215,12 +215,12 @@ def test_planted_bug_is_caught(bench: Bench, mutation: Mutation) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"old": "There is one log-probability path", "new": "There are two"}, "SURVIVES"),
+        ({"old": "The few reductions that", "new": "The many reductions that"}, "SURVIVES"),
         ({"old": "no such text"}, "occurs 0 times"),
-        ({"old": "def "}, r"occurs \d\d times"),
+        ({"old": "def "}, r"occurs \d times"),
         ({"new": "return ("}, "leaves no Python"),
         ({"new": "return stats.nothing"}, "otherwise than by a failed assertion"),
-        ({"test": "tests/test_ops.py::test_of_nothing"}, "does not pass without any bug"),
+        ({"test": "tests/api/test_ops.py::test_of_nothing"}, "does not pass without any bug"),
         ({"test": "tests/algorithms/test_values.py::test_copg_and_rebel"}, "2 tests ran"),
     ],
     ids=["survivor", "gone", "ambiguous", "no Python", "another error", "no test", "two tests"],
@@ -228,7 +228,7 @@ def test_planted_bug_is_caught(bench: Bench, mutation: Mutation) -> None:
 def test_what_proves_nothing_is_told(bench: Bench, changes: dict[str, str], says: str) -> None:
     caught = Mutation(
         "sign of w",
-        "shiq_bench/ops.py",
+        "shiq_bench/api/ops.py",
         "return stats.policy.logp - reference_of(stats).logp",
         "return reference_of(stats).logp - stats.policy.logp",
         "tests/algorithms/test_values.py::test_shiq_multi_step",

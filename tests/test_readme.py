@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from shiq_bench.api import algorithms, load_plugin
-from shiq_bench.config import resolve
-from shiq_bench.exact import kl
-from shiq_bench.models import resolve_model
-from shiq_bench.training.data import prepare
+from shiq_bench.api.registry import algorithms, load_plugin
+from shiq_bench.data.groups import prepare
+from shiq_bench.runs.settings import resolve
+from shiq_bench.tabular.exact import kl
+from shiq_bench.tabular.task import TabularTask
+from shiq_bench.tabular.training import tabulate, train_tables
+from shiq_bench.training.policy import load_policy
 from shiq_bench.training.reference import reference_pass
-from shiq_bench.training.tabular import tabulate, train_tables
+from shiq_bench.training.starting_policy import resolve_model
 from shiq_bench.training.trainer import train
-from shiq_bench.world import TabularTask
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -29,7 +30,7 @@ def test_the_baseline_it_shows_trains(tmp_path: Path, monkeypatch: pytest.Monkey
     try:
         resolved = resolve("my-method", "tree", {"model": "tiny", "steps": 40, "engine": "hf"})
         source = resolve_model(resolved.spec, resolved.task)
-        data, policy = resolved.task.trajectories("rl", source.codec(), resolved.spec), source.policy()
+        data, policy = resolved.task.trajectories("rl", source.codec(), resolved.spec), load_policy(source)
         stats = reference_pass(policy, source.weights_hash, data, "padded", "fp32")
         groups = prepare(data, stats, resolved.algorithm, False)
         history = train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path / "run").history

@@ -10,11 +10,15 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from shiq_bench.api import Codec, Episode, Task
-from shiq_bench.generation import Generator
+from shiq_bench.api.codec import Codec
+from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.trajectory import Score, Trajectory
+from shiq_bench.generation.generator import Generator
 from shiq_bench.generation.rollout import rollout
-from shiq_bench.records import Evaluation, RunSpec, Score, Trajectory, UserError
-from shiq_bench.reporting.statistics import summarise
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.record import Evaluation
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.stats.clustered import summarise
 from shiq_bench.training.policy import Scorer
 from shiq_bench.training.reference import model_inputs, over_actions
 

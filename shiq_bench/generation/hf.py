@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from shiq_bench.adapters import is_adapter
-from shiq_bench.generation import Generator, Guide, Request, check_weights
-from shiq_bench.records import Completion, UserError
+from shiq_bench.api.trajectory import Completion
+from shiq_bench.generation.generator import Generator, Guide, Request, check_weights
+from shiq_bench.models.lora import is_adapter
+from shiq_bench.records.errors import UserError
 
 #: Most tokens (rows times the longest prompt and answer among them) of one batch.
 BATCH_TOKENS = 32_768

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from shiq_bench.adapters import is_adapter
-from shiq_bench.generation import Generator, Request, check_weights
-from shiq_bench.records import Completion, UserError
+from shiq_bench.api.trajectory import Completion
+from shiq_bench.generation.generator import Generator, Request, check_weights
+from shiq_bench.models.lora import is_adapter
+from shiq_bench.records.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from shiq_bench.dataset import check_free
-from shiq_bench.models import Progress, fingerprint
-from shiq_bench.records import Preference, UserError
-from shiq_bench.reporting.statistics import Estimate, clustered_mean
+from shiq_bench.api.trajectory import Preference
+from shiq_bench.data.dataset import check_free
+from shiq_bench.models.source import Progress, fingerprint
+from shiq_bench.records.errors import UserError
 from shiq_bench.rewards.model import (
     Dialogues,
     RewardModel,
@@ -32,6 +32,8 @@ from shiq_bench.rewards.model import (
     scores_of,
     set_pad,
 )
+from shiq_bench.stats.clustered import clustered_mean
+from shiq_bench.stats.intervals import Estimate
 
 #: Share of the updates in which the learning rate rises.
 WARMUP = 0.05

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from shiq_bench.chat import PLAIN_TEMPLATE, ChatCodec
-from shiq_bench.models import Progress, fingerprint
-from shiq_bench.records import UserError, stable_hash
-from shiq_bench.store import home
+from shiq_bench.models.chat import PLAIN_TEMPLATE, ChatCodec
+from shiq_bench.models.source import Progress, fingerprint, locate
+from shiq_bench.records.cache import home
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.hashing import stable_hash
 
 #: Tokens of a batch, padding included.
 TOKENS = 16384
@@ -30,7 +31,7 @@ CACHE_VERSION = 1
 class Dialogues(ChatCodec):
     """Whole dialogues to ids, as a reward model reads them: by its own template, to the end of the last answer.
 
-    A tokenizer without a template gets :data:`shiq_bench.chat.PLAIN_TEMPLATE`, with CLS for BOS and
+    A tokenizer without a template gets :data:`shiq_bench.models.chat.PLAIN_TEMPLATE`, with CLS for BOS and
     SEP for EOS where an encoder has those instead.
 
     Attributes:
@@ -170,7 +171,7 @@ class RewardModel:
     Attributes:
         name: the folder or hub id it was opened by.
         fingerprint: hash of its weights, configuration, tokenizer and template.
-        plain_template: it has no chat template, and reads :data:`shiq_bench.chat.PLAIN_TEMPLATE`.
+        plain_template: it has no chat template, and reads :data:`shiq_bench.models.chat.PLAIN_TEMPLATE`.
         cut: dialogues scored so far that were longer than it can read.
     """
 
@@ -207,7 +208,7 @@ class RewardModel:
     ) -> list[float]:
         """The score of each dialogue: messages that end with the assistant's answer.
 
-        What was scored before is read from the cache under :func:`shiq_bench.store.home`; new
+        What was scored before is read from the cache under :func:`shiq_bench.records.cache.home`; new
         scores are put there batch by batch, so an interruption loses one batch.
 
         Raises:
@@ -277,3 +278,25 @@ class RewardModel:
         if not torch.isfinite(scores).all():
             raise UserError(f"{self.name} gives a score that is no finite number")
         return scores.tolist()
+
+
+def open_reward_model(
+    name: str,
+    *,
+    revision: str = "main",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    trust_remote_code: bool = False,
+) -> RewardModel:
+    """The reward model of a folder or a hub id: any sequence classifier of transformers with one label.
+
+    Its weights are loaded when a score is asked for that is not in the cache.
+
+    Args:
+        precision: of the weights; a linear head computes in float32 even so.
+        trust_remote_code: run the code that came with the model. Such a model may have several
+            labels if its output has a ``score``.
+
+    Raises:
+        UserError: there is no such model, it is no reward model, or its weights are not safetensors.
+    """
+    return RewardModel(name, locate(name, revision, trust_remote_code), precision, trust_remote_code)

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.api import Task
-from shiq_bench.hardware import fast_precision
-from shiq_bench.models import build_tiny
-from shiq_bench.records import stable_hash
+from shiq_bench.api.task import Task
+from shiq_bench.models.hardware import fast_precision
+from shiq_bench.records.cache import cached_folder
+from shiq_bench.records.hashing import stable_hash
 from shiq_bench.rewards.fit import fit_reward_model
-from shiq_bench.store import cached_folder
+from shiq_bench.training.starting_policy import build_tiny
 
 #: Raise it when the recipe changes, so that cached models of the old one are not used.
 VERSION = 1

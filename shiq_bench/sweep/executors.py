@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.api import suggest
-from shiq_bench.claims import logged
-from shiq_bench.records import UserError
+from shiq_bench.records.errors import UserError, suggest
+from shiq_bench.records.event_log import logged
 from shiq_bench.sweep.resources import Resources, places, visible_gpus
 from shiq_bench.sweep.worker import environment, work
 

@@ -11,14 +11,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.api import algorithms, suggest, tasks
-from shiq_bench.claims import FOLDER, logged
-from shiq_bench.config import Resolved, merged, resolve, settings
-from shiq_bench.demands import check_demands, collects_fresh
-from shiq_bench.records import SCHEMA_VERSION, RunSpec, UserError, canonical_json, stable_hash
-from shiq_bench.store import write_atomic
-from shiq_bench.study_cells import expand
-from shiq_bench.study_file import Study
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.registry import algorithms, tasks
+from shiq_bench.api.task import Task
+from shiq_bench.records.errors import UserError, suggest
+from shiq_bench.records.event_log import FOLDER, logged
+from shiq_bench.records.files import write_atomic
+from shiq_bench.records.hashing import canonical_json, stable_hash
+from shiq_bench.records.record import SCHEMA_VERSION
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.resolved import Resolved, collects_fresh
+from shiq_bench.runs.settings import merged, resolve, settings
+from shiq_bench.runs.validation import check_demands
+from shiq_bench.studies.schema import Study
+from shiq_bench.studies.trials import expand
 
 #: More seeds than this are a slip of the hand.
 MOST_SEEDS = 10_000
@@ -33,7 +39,7 @@ class Job:
 
     Attributes:
         name: in words, for people.
-        values: the settings, as :func:`~shiq_bench.config.resolve` takes them.
+        values: the settings, as :func:`~shiq_bench.runs.settings.resolve` takes them.
         run_id: of the run; "" where there can be none.
         problem: why method and task do not fit.
     """
@@ -49,12 +55,16 @@ class Job:
         """Everything that the job names.
 
         Raises:
-            UserError: as :func:`~shiq_bench.config.resolve`, or this code makes another run of the same settings.
+            UserError: as :func:`~shiq_bench.runs.settings.resolve`, or this code makes another run of these settings.
         """
         made = resolve(self.algo, self.task, self.values)
         if made.spec.run_id != self.run_id:
             raise UserError(f"{self.name} was planned as {self.run_id} and is {made.spec.run_id} here: plan it again")
         return made
+
+    def code(self) -> tuple[type[Algorithm], type[Task]]:
+        """The classes that it runs."""
+        return algorithms.get(self.algo), tasks.get(self.task)
 
 
 def whole_numbers(text: str) -> list[int]:

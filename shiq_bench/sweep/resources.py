@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shiq_bench.records import UserError
+from shiq_bench.records.errors import UserError
 from shiq_bench.sweep.worker import environment
 
 

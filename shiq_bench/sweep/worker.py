@@ -16,13 +16,12 @@ from typing import Any
 
 from rich.console import Console
 
-from shiq_bench import claims, leases
-from shiq_bench.api import load_plugin
-from shiq_bench.config import Resolved
-from shiq_bench.console import LiveReport
-from shiq_bench.records import RunRecord, UserError
-from shiq_bench.reporting import runs
-from shiq_bench.store import code_hash, source_hash
+from shiq_bench.api.registry import load_plugin
+from shiq_bench.records import event_log, leases, run_store
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.provenance import same_code
+from shiq_bench.records.record import RunRecord
+from shiq_bench.runs.progress import LiveReport
 from shiq_bench.sweep.grid import Job, Plan, read_plan
 
 #: Seconds between two looks at jobs that others have.
@@ -47,7 +46,7 @@ def work(path: Path) -> None:
         load_plugin(Path(plugin))
     left = list(plan.jobs)
     while left:
-        log = claims.events(plan.results, plan.since)
+        log = event_log.events(plan.results, plan.since)
         taken = {job.run_id for job in left if busy(plan, job)}
         left = [job for job in left if job.run_id in taken or not over(plan, job, log.get(job.run_id, []))]
         if not any(_attempt(plan, job) for job in left if job.run_id not in taken) and left:
@@ -56,7 +55,7 @@ def work(path: Path) -> None:
 
 def busy(plan: Plan, job: Job) -> bool:
     """Whether a live process is at it."""
-    return leases.holder(claims.lease_path(plan.results, job.run_id)) is not None
+    return leases.holder(event_log.lease_path(plan.results, job.run_id)) is not None
 
 
 def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
@@ -76,7 +75,7 @@ def settled(job: Job, record: RunRecord | None, retry: bool, fresh: bool) -> boo
     """Whether a job's record stays as it is in a sweep that was told so much."""
     if record is None or record.status == "started":
         return False
-    if foreign(job.resolved(), record):
+    if not same_code(record, *job.code()):
         return not fresh
     return record.status == "done" or not retry
 
@@ -84,27 +83,21 @@ def settled(job: Job, record: RunRecord | None, retry: bool, fresh: bool) -> boo
 def record_of(results: Path | str, job: Job) -> RunRecord | None:
     """A job's record; None where there is none, or none that can be read, which the run itself will say."""
     try:
-        return runs.load(runs.run_folder(results, job.run_id))
+        return run_store.load(run_store.run_folder(results, job.run_id))
     except UserError:
         return None
-
-
-def foreign(made: Resolved, record: RunRecord) -> bool:
-    """Whether other code than this has made a record."""
-    ours = (source_hash(), code_hash(type(made.algorithm), type(made.task)))
-    return (record.source_hash, record.code_hash) != ours
 
 
 def _attempt(plan: Plan, job: Job) -> bool:
     """Run a job; False where another process is at it."""
     if busy(plan, job):
         return False
-    from shiq_bench.run import execute
+    from shiq_bench.runs.execute import execute
 
     with _output(plan, job) as report:
         try:
             record = record_of(plan.results, job)
-            if record is not None and claims.crashes(_news(plan, job)) >= CRASHES and _given_up(plan, job):
+            if record is not None and event_log.crashes(_news(plan, job)) >= CRASHES and _given_up(plan, job):
                 return True
             # What other code left unfinished is of no use, and its finished runs were asked about.
             execute(
@@ -120,23 +113,23 @@ def _attempt(plan: Plan, job: Job) -> bool:
             if not known:
                 traceback.print_exc(file=report.console.file)
             if not any(e["event"] == "failed" for e in _news(plan, job)[-1:]):  # refused before there was a record
-                claims.log(plan.results, job.run_id, "failed", text)
+                event_log.log(plan.results, job.run_id, "failed", text)
     return True
 
 
 def _news(plan: Plan, job: Job) -> list[dict[str, Any]]:
-    return claims.events(plan.results, plan.since).get(job.run_id, [])
+    return event_log.events(plan.results, plan.since).get(job.run_id, [])
 
 
 def _given_up(plan: Plan, job: Job) -> bool:
     """Close a run's record as failed, unless it turns out that another process has ended it meanwhile."""
     error = f"it took its process down {CRASHES} times, one after the other (killed, or out of memory?)"
-    with claims.claim(plan.results, job.run_id):
+    with event_log.claim(plan.results, job.run_id):
         record = record_of(plan.results, job)
-        if record is None or record.status != "started" or claims.crashes(_news(plan, job)) < CRASHES:
+        if record is None or record.status != "started" or event_log.crashes(_news(plan, job)) < CRASHES:
             return False
-        runs.save(replace(record, status="failed", error=error), plan.results)
-        claims.log(plan.results, job.run_id, "failed", error)
+        run_store.save(replace(record, status="failed", error=error), plan.results)
+        event_log.log(plan.results, job.run_id, "failed", error)
     return True
 
 
@@ -164,7 +157,7 @@ def _output(plan: Plan, job: Job) -> Iterator[LiveReport]:
 
 def log_path(results: Path | str, run_id: str) -> Path:
     """Where a run of a sweep prints to."""
-    return Path(results) / claims.FOLDER / f"{run_id}.log"
+    return Path(results) / event_log.FOLDER / f"{run_id}.log"
 
 
 def stoppable() -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shiq_bench.adapters import Lora, refuse_targets
-from shiq_bench.api import suggest
-from shiq_bench.records import UserError
+from shiq_bench.models.lora import Lora, refuse_targets
+from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.training.policy import Policy, Scorer, States
 
 

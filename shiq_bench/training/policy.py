@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from shiq_bench.api import Algorithm, QHeads, SumLogits, ValueHead
-from shiq_bench.batch import Dense
-from shiq_bench.ops import kl_rows, stats_from_logits, token_stats
-from shiq_bench.records import UserError
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.batch import Dense
+from shiq_bench.api.needs import QHeads, SumLogits, ValueHead
+from shiq_bench.api.token_stats import kl_rows, stats_from_logits, token_stats
+from shiq_bench.models.source import ModelSource, one_line
+from shiq_bench.records.errors import UserError
 
 #: What a policy knows about the states of some actions: tensors whose first axis is the action. ``[M, ...]``
 States = tuple[Tensor, ...]
@@ -316,3 +319,25 @@ def buckets(lengths: list[int], shortest: float = 0.8) -> list[tuple[list[int], 
             out.append(([], lengths[row]))
         out[-1][0].append(row)
     return out
+
+
+def load_policy(source: ModelSource, folder: Path | None = None) -> Policy:
+    """The causal LM of ``folder`` (by default the source's own) in float32, on the GPU where there is one.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder or source.folder,
+            dtype=torch.float32,
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder or source.folder} holds no causal language model: {one_line(error)}") from error
+    policy = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), len(source.tokenizer()))
+    policy.eval()
+    return policy

@@ -11,9 +11,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from shiq_bench.records import Trajectory, stable_hash
-from shiq_bench.store import cached_folder
-from shiq_bench.training.data import Layout, lay_out
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data.layout import Layout, lay_out
+from shiq_bench.records.cache import cached_folder
+from shiq_bench.records.hashing import stable_hash
 from shiq_bench.training.policy import Policy
 
 #: Raise it when the same inputs would give other statistics, so that older ones are not used.

@@ -17,11 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from shiq_bench.adapters import is_adapter
-from shiq_bench.api import Algorithm, Mismatched
-from shiq_bench.records import RunSpec, Trajectory, UserError
-from shiq_bench.training.companions import Companions
-from shiq_bench.training.data import Collator, Row, group_rows, prepare, seed_of, to_batch, to_stats, with_mismatches
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.needs import Mismatched
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data.collation import Collator, to_batch, to_stats
+from shiq_bench.data.groups import Row, group_rows, prepare, with_mismatches
+from shiq_bench.data.pairs import seed_of
+from shiq_bench.models.lora import is_adapter
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.training.auxiliary_models import Companions
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import model_inputs
 from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag, last_checkpoint

@@ -8,10 +8,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from shiq_bench.api import tasks
-from shiq_bench.records import UserError, stable_hash
-from tasks.bfcl.data import entries, split_ids
-from tasks.bfcl.fetch import locate
+from shiq_bench import UserError
+from shiq_bench.api.registry import tasks
+from shiq_bench.records.hashing import stable_hash
+from shiq_bench.tasks.bfcl.data import entries, split_ids
+from shiq_bench.tasks.bfcl.fetch import locate
 
 #: BFCL's single-turn Python categories whose entries offer several functions and call for one.
 CATEGORIES = ("multiple", "live_multiple")

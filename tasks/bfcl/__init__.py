@@ -14,13 +14,26 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from shiq_bench.api import Codec, Episode, Metric, Scores, Task, TinyModel, suggest, task
-from shiq_bench.records import Completion, RunSpec, Score, Trajectory, UserError
-from tasks.bfcl import data, fetch, oddities, score
-from tasks.bfcl.aggregate import SIZES, weights
-from tasks.bfcl.dialogue import Dialogue
-from tasks.bfcl.executor import Executor, Outcome
-from tasks.bfcl.prompts import TEXT
+from shiq_bench import (
+    Codec,
+    Completion,
+    Episode,
+    Metric,
+    RunSpec,
+    Score,
+    Scores,
+    Task,
+    TinyModel,
+    Trajectory,
+    UserError,
+    suggest,
+    task,
+)
+from shiq_bench.tasks.bfcl import data, fetch, oddities, score
+from shiq_bench.tasks.bfcl.aggregate import SIZES, weights
+from shiq_bench.tasks.bfcl.dialogue import Dialogue
+from shiq_bench.tasks.bfcl.executor import Executor, Outcome
+from shiq_bench.tasks.bfcl.prompts import TEXT
 
 #: The verdict on a single-turn entry whose prompt leaves no room for an answer, which might have been to do nothing.
 UNFIT = {"valid": False, "error_type": "unfit", "partial": 0.0}
@@ -125,7 +138,7 @@ class Bfcl(Task):
         return data.split_ids(self.entries, split)
 
     def score_lines(self, lines: Iterable[str], report: score.Report | None = None) -> Scores:
-        """Official verdicts on the answers of a file; see :func:`tasks.bfcl.score.score`."""
+        """Official verdicts on the answers of a file; see :func:`shiq_bench.tasks.bfcl.score.score`."""
         return score.score_lines(self, lines, report)
 
     def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
@@ -375,7 +388,7 @@ def _pooled(
     """A weighted mean of categories' accuracies; None where one of them was not run.
 
     The four multi-turn categories retell the same scenarios, so the scenario is the unit of the error, which is
-    otherwise as in :func:`shiq_bench.reporting.statistics.clustered_mean`.
+    otherwise as in :func:`shiq_bench.stats.clustered.clustered_mean`.
     """
     found = {category: metrics.get(category, {}) for category in weights}
     if any(about.get("mean") is None for about in found.values()):

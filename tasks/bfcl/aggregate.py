@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.bfcl import data
+from shiq_bench.tasks.bfcl import data
 
 #: Entries of each category, in official order.
 SIZES = {

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shiq_bench.api import suggest
-from shiq_bench.records import UserError
-from tasks.bfcl.parse import Call, parse_gold
+from shiq_bench import UserError, suggest
+from shiq_bench.tasks.bfcl.parse import Call, parse_gold
 
 NON_LIVE = ("simple", "irrelevance", "parallel", "multiple", "parallel_multiple", "java", "javascript")
 LIVE = (

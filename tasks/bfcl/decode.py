@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tasks.bfcl.parse import call_nodes, is_empty
+from shiq_bench.tasks.bfcl.parse import call_nodes, is_empty
 
 if TYPE_CHECKING:
-    from tasks.bfcl.data import Entry
+    from shiq_bench.tasks.bfcl.data import Entry
 
 #: Characters that a parser is given at most: thousands of calls. It runs in a worker, so a text that brings it down
 #: costs its own entry only.

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.api import Codec, Episode
-from shiq_bench.records import Completion, ToolCall, Transcript, UserError
-from tasks.bfcl.data import Entry
-from tasks.bfcl.decode import gold_calls, gold_text
-from tasks.bfcl.executor import Outcome, Session
-from tasks.bfcl.official import IN_VAIN
-from tasks.bfcl.parse import ERROR, Call, Refusal, is_empty, parse_answer
-from tasks.bfcl.prompts import TEXT, Message, next_turn, opening, tool_messages
+from shiq_bench import Codec, Completion, Episode, ToolCall, Transcript, UserError
+from shiq_bench.tasks.bfcl.data import Entry
+from shiq_bench.tasks.bfcl.decode import gold_calls, gold_text
+from shiq_bench.tasks.bfcl.executor import Outcome, Session
+from shiq_bench.tasks.bfcl.official import IN_VAIN
+from shiq_bench.tasks.bfcl.parse import ERROR, Call, Refusal, is_empty, parse_answer
+from shiq_bench.tasks.bfcl.prompts import TEXT, Message, next_turn, opening, tool_messages
 
 #: Tokens that must be left for an answer, or the dialogue ends here.
 ROOM = 1

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.records import UserError
-from tasks.bfcl.official import Turns
+from shiq_bench import UserError
+from shiq_bench.tasks.bfcl.official import Turns
 
 #: Workers a core, unless told: one that a call holds up leaves the others of its core at work.
 A_CORE = 2
@@ -34,7 +34,7 @@ STARTUP = 60.0
 #: Single-turn answers judged by one message.
 BATCH = 64
 
-_PROJECT = Path(__file__).parents[2]
+_PROJECT = Path(__file__).parents[3]
 
 
 @dataclass
@@ -255,7 +255,7 @@ class _Worker:
         environment = {"PATH": os.defpath, "PYTHONPATH": str(_PROJECT), "PYTHONHASHSEED": "0"}
         environment |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tasks.bfcl.worker", str(root.resolve())],
+            [sys.executable, "-P", "-m", "shiq_bench.tasks.bfcl.worker", str(root.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """Find the official package, or fetch it: exactly one release, checked by hash, never installed.
 
 Its own pins cannot live beside torch, so it is no dependency: pip downloads the wheel alone, through the
-user's own configuration, and it is unpacked into the cache. ``python -m tasks.bfcl.fetch`` does so by hand.
+user's own configuration, and it is unpacked into the cache. ``python -m shiq_bench.tasks.bfcl.fetch`` does so by hand.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from shiq_bench.records import UserError, stable_hash
-from shiq_bench.store import cached_folder, home
+from shiq_bench import UserError
+from shiq_bench.records.cache import cached_folder, home
+from shiq_bench.records.hashing import stable_hash
 
 VERSION = "2025.7.17"
 SHA256 = "1982d6804db2389d9f241d5ded49286ca47d9654fc518ea70857f5051217f88b"
@@ -89,7 +90,7 @@ def _advice(stderr: str) -> str:
     cache = home() / "bfcl" / stable_hash(KEY)[:24]
     return (
         f"bfcl-eval {VERSION} is not cached and could not be fetched ({said[:160]}): where there is a network run "
-        f"`python -m tasks.bfcl.fetch`, then copy the folder it prints to {cache}"
+        f"`python -m shiq_bench.tasks.bfcl.fetch`, then copy the folder it prints to {cache}"
     )
 
 

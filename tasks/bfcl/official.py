@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from tasks.bfcl.decode import Decoded, chosen_by_name, decode, language
+from shiq_bench.tasks.bfcl.decode import Decoded, chosen_by_name, decode, language
 
 #: Evaluates to a string that no ground truth yields: takes the place of a call that was made in vain (refused, an
 #: unknown name, out of time), which the official checker knows as one more useless result.

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.bfcl.data import Entry, constants, signature
+from shiq_bench.tasks.bfcl.data import Entry, constants, signature
 
 Message = Mapping[str, Any]
 

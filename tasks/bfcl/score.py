@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiq_bench.api import Scores, suggest
-from tasks.bfcl import data
-from tasks.bfcl.aggregate import PARTS, aggregate
-from tasks.bfcl.executor import Executor, Outcome
-from tasks.bfcl.official import IN_VAIN
-from tasks.bfcl.parse import Call, parse_answer, parse_call
+from shiq_bench import Scores, suggest
+from shiq_bench.tasks.bfcl import data
+from shiq_bench.tasks.bfcl.aggregate import PARTS, aggregate
+from shiq_bench.tasks.bfcl.executor import Executor, Outcome
+from shiq_bench.tasks.bfcl.official import IN_VAIN
+from shiq_bench.tasks.bfcl.parse import Call, parse_answer, parse_call
 
 if TYPE_CHECKING:
-    from tasks.bfcl import Bfcl
+    from shiq_bench.tasks.bfcl import Bfcl
 
 FORMS = ("calls", "turns", "text")
 FIELDS = ("category", "id", *FORMS)

@@ -1,4 +1,4 @@
-"""The process in which official code runs: ``python -m tasks.bfcl.worker <root>``, JSON lines in and out.
+"""The process in which official code runs: ``python -m shiq_bench.tasks.bfcl.worker <root>``, JSON lines in and out.
 
 Requests: ``{"op": "step", "session", "calls", "limit"}``, with ``"entry"`` and ``"history"`` when the session is
 new here or has to be replayed; ``{"op": "judge", "session", "entry", "turns", "timeout", "limit"}``, which also
@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tasks.bfcl.official import IN_VAIN, Official
-from tasks.bfcl.parse import is_canonical
+from shiq_bench.tasks.bfcl.official import IN_VAIN, Official
+from shiq_bench.tasks.bfcl.parse import is_canonical
 
 #: Address space of a worker. A simulated file system takes a few MB; a runaway call is stopped here.
 MEMORY = 2 << 30

@@ -8,12 +8,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
-from shiq_bench.api import Algorithm, Codec, Episode, Metric, Rewards, Task, TinyModel, suggest, task
-from shiq_bench.records import Completion, Preference, RunSpec, Score, Trajectory, Transcript, UserError, stable_hash
-from tasks.ultrafeedback import data
+from shiq_bench import (
+    Algorithm,
+    Codec,
+    Completion,
+    Episode,
+    Metric,
+    Preference,
+    Rewards,
+    RunSpec,
+    Score,
+    Task,
+    TinyModel,
+    Trajectory,
+    Transcript,
+    UserError,
+    suggest,
+    task,
+)
+from shiq_bench.records.hashing import stable_hash
+from shiq_bench.tasks.ultrafeedback import data
 
 if TYPE_CHECKING:
-    from shiq_bench.rewards import RewardModel
+    from shiq_bench.rewards.model import RewardModel
 
 Source = Literal["auto", "dataset", "model"]
 Precision = Literal["fp32", "bf16"]
@@ -157,7 +174,7 @@ class UltraFeedback(Task):
         return self._opened(self.judge) if self.judge not in ("", self.reward_model) else self._payer
 
     def _opened(self, name: str) -> RewardModel:
-        from shiq_bench.rewards import open_reward_model
+        from shiq_bench.rewards.model import open_reward_model
         from shiq_bench.rewards.tiny import tiny_reward_model
 
         if name != TINY:
@@ -165,7 +182,7 @@ class UltraFeedback(Task):
         return open_reward_model(str(tiny_reward_model(self, "ultrafeedback")), precision=self.reward_precision)
 
     def _named(self, name: str) -> RewardModel:
-        from shiq_bench.rewards import open_reward_model
+        from shiq_bench.rewards.model import open_reward_model
 
         where, at, revision = name.rpartition("@")
         if Path(name).expanduser().is_dir() or not at:
@@ -378,7 +395,8 @@ class UltraFeedback(Task):
 
         An answer meets every one that the reference gave to the same prompt.
         """
-        from shiq_bench.reporting.statistics import clustered_mean, length_controlled
+        from shiq_bench.stats.clustered import clustered_mean
+        from shiq_bench.stats.length_control import length_controlled
 
         def told(estimate: Any) -> dict[str, float | None]:
             return {"mean": estimate.mean, "n": estimate.n, "stderr": estimate.stderr}

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.records import UserError, stable_hash
+from shiq_bench import UserError
+from shiq_bench.records.hashing import stable_hash
 
 #: Datasets of the hub by name: the split that is read, and the revision it is pinned to.
 HUB: Mapping[str, tuple[str, str]] = {

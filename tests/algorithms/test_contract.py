@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shiq_bench.api import (
-    Algorithm,
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.batch import Batch, Stats, TokenStats
+from shiq_bench.api.needs import (
     BehaviourModel,
     Labels,
     MaxRatio,
@@ -26,13 +27,12 @@ from shiq_bench.api import (
     SumLogits,
     TargetNetwork,
     ValueHead,
-    algorithms,
 )
-from shiq_bench.batch import Batch, Stats, TokenStats
-from shiq_bench.config import resolve
-from shiq_bench.exact import kl
-from shiq_bench.training.tabular import Tables, table_stats, tabulate, train_tables
-from shiq_bench.world import TabularTask
+from shiq_bench.api.registry import algorithms
+from shiq_bench.runs.settings import resolve
+from shiq_bench.tabular.exact import kl
+from shiq_bench.tabular.task import TabularTask
+from shiq_bench.tabular.training import Tables, table_stats, tabulate, train_tables
 
 NAMES = algorithms.names()
 ABLATIONS = {

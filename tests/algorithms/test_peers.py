@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.dpo import DPO
-from algorithms.grpo import GRPO
-from algorithms.ipo import IPO
-from algorithms.kto import KTO
-from algorithms.rloo import RLOO
-from algorithms.simpo import SimPO
-from shiq_bench.api import Algorithm
-from shiq_bench.batch import Batch, Stats, TokenStats
-from shiq_bench.ops import stats_from_logits
+from shiq_bench.algorithms.dpo import DPO
+from shiq_bench.algorithms.grpo import GRPO
+from shiq_bench.algorithms.ipo import IPO
+from shiq_bench.algorithms.kto import KTO
+from shiq_bench.algorithms.rloo import RLOO
+from shiq_bench.algorithms.simpo import SimPO
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.batch import Batch, Stats, TokenStats
+from shiq_bench.api.token_stats import stats_from_logits
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TRL currently supports vLLM"),

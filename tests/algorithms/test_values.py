@@ -11,23 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.copg import CoPG
-from algorithms.dpo import DPO
-from algorithms.dro import DRO
-from algorithms.grpo import GRPO
-from algorithms.ilql import ILQL
-from algorithms.ipo import IPO
-from algorithms.kto import KTO
-from algorithms.qsft import QSFT, QSFTDirect
-from algorithms.rebel import REBEL
-from algorithms.reinforce import Reinforce
-from algorithms.rloo import RLOO
-from algorithms.rwr import RWR
-from algorithms.sft import SFT
-from algorithms.shiq import ShiQ
-from algorithms.simpo import SimPO
-from shiq_bench.api import Algorithm, BehaviourModel, MaxRatio, OnPolicy, Reference, TargetNetwork, algorithms
-from shiq_bench.batch import Batch, Dense, Stats, TokenStats
+from shiq_bench.algorithms.copg import CoPG
+from shiq_bench.algorithms.dpo import DPO
+from shiq_bench.algorithms.dro import DRO
+from shiq_bench.algorithms.grpo import GRPO
+from shiq_bench.algorithms.ilql import ILQL
+from shiq_bench.algorithms.ipo import IPO
+from shiq_bench.algorithms.kto import KTO
+from shiq_bench.algorithms.qsft import QSFT, QSFTDirect
+from shiq_bench.algorithms.rebel import REBEL
+from shiq_bench.algorithms.reinforce import Reinforce
+from shiq_bench.algorithms.rloo import RLOO
+from shiq_bench.algorithms.rwr import RWR
+from shiq_bench.algorithms.sft import SFT
+from shiq_bench.algorithms.shiq import ShiQ
+from shiq_bench.algorithms.simpo import SimPO
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.batch import Batch, Dense, Stats, TokenStats
+from shiq_bench.api.needs import BehaviourModel, MaxRatio, OnPolicy, Reference, TargetNetwork
+from shiq_bench.api.registry import algorithms
 
 F = torch.float64
 LN2, LN3 = math.log(2), math.log(3)

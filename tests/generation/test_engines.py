@@ -17,8 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shiq_bench.generation import Generator, hf, make_generator
-from shiq_bench.records import Completion, UserError
+from shiq_bench.api.trajectory import Completion
+from shiq_bench.generation import hf
+from shiq_bench.generation.generator import Generator
+from shiq_bench.generation.opening import make_generator
+from shiq_bench.records.errors import UserError
 from tests.generation.conftest import MAX_LENGTH, VOCABULARY, build
 
 VLLM = pytest.param("vllm", marks=pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vllm here"))

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from shiq_bench.api import Algorithm, QHeads, ValueHead
-from shiq_bench.batch import Batch, Dense, LossOutput, Stats
-from shiq_bench.generation import make_generator
-from shiq_bench.records import Trajectory, UserError
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.batch import Batch, Dense, LossOutput, Stats
+from shiq_bench.api.needs import QHeads, ValueHead
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.generation.opening import make_generator
+from shiq_bench.records.errors import UserError
 from shiq_bench.training.policy import ActingPolicy, Policy
 from shiq_bench.training.reference import model_inputs, over_actions
 from tests.generation.conftest import MAX_LENGTH, VOCABULARY

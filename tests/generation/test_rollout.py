@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api import Codec, Episode, Task, TextCodec
-from shiq_bench.generation import Generator, Request
+from shiq_bench.api.codec import Codec, TextCodec
+from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.trajectory import Completion, Score, Trajectory, Transcript
+from shiq_bench.generation.generator import Generator, Request
 from shiq_bench.generation.rollout import replay, rollout
-from shiq_bench.records import Completion, Score, Trajectory, Transcript
 
 END = 0
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, Qwen2Config, Qwen2ForSequenceClassification
 
-from tests.test_chat import tokenizer
+from tests.models.test_chat import tokenizer
 
 #: Writes its own BOS, as Llama's does.
 LLAMA = (

@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from shiq_bench.records import Preference, UserError
-from shiq_bench.rewards import fit, open_reward_model
+from shiq_bench.api.trajectory import Preference
+from shiq_bench.records.errors import UserError
+from shiq_bench.rewards import fit
 from shiq_bench.rewards.fit import calibration_error, fit_reward_model, judge_pairs
+from shiq_bench.rewards.model import open_reward_model
+from tests.models.test_chat import tokenizer
 from tests.rewards.conftest import LLAMA, SHAPE, llama, llama_tokenizer, qwen, says
-from tests.test_chat import tokenizer
 
 WORDS = ["one", "two", "three", "four", "said", "the", "user", "to", "assistant"]
 

@@ -20,13 +20,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from shiq_bench.chat import PLAIN_TEMPLATE
-from shiq_bench.records import UserError
+from shiq_bench.models.chat import PLAIN_TEMPLATE
+from shiq_bench.records.errors import UserError
 from shiq_bench.rewards import model as rewards
-from shiq_bench.rewards import open_reward_model
-from shiq_bench.rewards.model import RewardModel, free_pad
+from shiq_bench.rewards.model import RewardModel, free_pad, open_reward_model
+from tests.models.test_chat import tokenizer
 from tests.rewards.conftest import DIALOGUES, SHAPE, llama, llama_tokenizer, qwen, save, says
-from tests.test_chat import tokenizer
 
 
 def by_hand(folder: Path, dialogue: list[dict[str, str]]) -> float:

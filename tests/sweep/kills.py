@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.claims import events, logged
+from shiq_bench.records.event_log import events, logged
 
 #: A run takes about as long as the moments between two kills: some end, and some are torn.
 TABLES = [

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from shiq_bench import claims, leases
-from shiq_bench.records import UserError
-from shiq_bench.reporting import runs
+from shiq_bench.records import event_log, leases, run_store
+from shiq_bench.records.errors import UserError
 from shiq_bench.sweep.executors import Executor, Local, Ray, Slurm, make_executor
 from shiq_bench.sweep.grid import Job, fitting, of_flags, write_plan
 from shiq_bench.sweep.resources import Resources, places
@@ -39,8 +38,8 @@ def finished(executor: Executor, within: float = 240.0) -> None:
 
 def check_done(results: Path, todo: list[Job]) -> None:
     for job in todo:
-        assert runs.load(runs.run_folder(results, job.run_id)).status == "done"
-        assert [e["event"] for e in claims.events(results)[job.run_id]].count("done") == 1
+        assert run_store.load(run_store.run_folder(results, job.run_id)).status == "done"
+        assert [e["event"] for e in event_log.events(results)[job.run_id]].count("done") == 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_a_worker_that_is_killed_is_followed_by_another(tmp_path: Path) -> None:
         os.kill(victim, signal.SIGKILL)
         finished(executor)
     check_done(tmp_path, todo)
-    assert "crashed" in [e["event"] for lines in claims.events(tmp_path).values() for e in lines]
+    assert "crashed" in [e["event"] for lines in event_log.events(tmp_path).values() for e in lines]
 
 
 def test_a_worker_that_cannot_work_ends_the_sweep(tmp_path: Path) -> None:
@@ -135,7 +134,7 @@ def test_workers_that_are_killed_at_work_are_all_followed(tmp_path: Path) -> Non
     with Local(Resources(workers=3, cores=0)) as executor:
         executor.start(write_plan(tmp_path, todo), len(todo))
         until = time.monotonic() + 200
-        while len(claims.events(tmp_path)) < 3 and time.monotonic() < until:
+        while len(event_log.events(tmp_path)) < 3 and time.monotonic() < until:
             time.sleep(0.1)
         for worker in executor._workers:
             worker.kill()
@@ -149,8 +148,8 @@ def test_workers_are_stopped_with_the_executor(tmp_path: Path) -> None:
         executor.start(write_plan(tmp_path, todo), 1)
         wait_for_holder(tmp_path, todo)
     assert executor.alive() == 0
-    assert [e["event"] for e in claims.events(tmp_path)[todo[0].run_id]] == ["start", "interrupted"]
-    assert runs.load(runs.run_folder(tmp_path, todo[0].run_id)).status == "started"
+    assert [e["event"] for e in event_log.events(tmp_path)[todo[0].run_id]] == ["start", "interrupted"]
+    assert run_store.load(run_store.run_folder(tmp_path, todo[0].run_id)).status == "started"
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     while leases._born(worker) and time.monotonic() < until:
         time.sleep(0.1)
     assert not leases._born(worker)
-    assert [e["event"] for e in claims.events(tmp_path)[todo[0].run_id]] == ["start", "interrupted"]
+    assert [e["event"] for e in event_log.events(tmp_path)[todo[0].run_id]] == ["start", "interrupted"]
 
 
 def wait_for_holder(results: Path, todo: list[Job], within: float = 120.0) -> int:
@@ -176,8 +175,8 @@ def wait_for_holder(results: Path, todo: list[Job], within: float = 120.0) -> in
     until = time.monotonic() + within
     while time.monotonic() < until:
         for job in todo:
-            who = leases.holder(claims.lease_path(results, job.run_id))
-            found = claims.progress(results, job.run_id)
+            who = leases.holder(event_log.lease_path(results, job.run_id))
+            found = event_log.progress(results, job.run_id)
             if who and found is not None and found.stage == "training":
                 return int(who["pid"])
         time.sleep(0.05)
@@ -210,7 +209,7 @@ def test_two_workers_of_ray_and_one_is_killed_in_the_middle_of_a_run(tmp_path: P
         os.kill(victim, signal.SIGKILL)
         finished(executor)
     check_done(tmp_path, todo)
-    events = [e for lines in claims.events(tmp_path).values() for e in lines]
+    events = [e for lines in event_log.events(tmp_path).values() for e in lines]
     assert sum(e["event"] == "crashed" for e in events) == 1
     assert len({e["pid"] for e in events if e["event"] == "start"}) >= 2
 
@@ -250,7 +249,7 @@ def test_a_job_of_submitit_that_is_killed_is_followed_by_another(tmp_path: Path)
         os.kill(wait_for_holder(tmp_path, todo), signal.SIGKILL)
         finished(executor)
     check_done(tmp_path, todo)
-    assert "crashed" in [e["event"] for lines in claims.events(tmp_path).values() for e in lines]
+    assert "crashed" in [e["event"] for lines in event_log.events(tmp_path).values() for e in lines]
 
 
 @dataclass

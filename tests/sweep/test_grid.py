@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shiq_bench.records import UserError
-from shiq_bench.study_file import load, shipped
+from shiq_bench.records.errors import UserError
+from shiq_bench.studies.schema import load, shipped
 from shiq_bench.sweep.grid import Job, fitting, grid, of_flags, of_study, read_plan, whole_numbers, write_plan
 
 
@@ -97,7 +97,7 @@ def test_a_name_that_is_none_ends_the_sweep(
 @pytest.mark.parametrize("name", [n for n in shipped() if not n.startswith("ultrafeedback")])
 def test_a_study_s_cells(name: str, tmp_path: Path) -> None:
     """A sweep of a study is its cells: none is lost, and each is the run that the study would do."""
-    from shiq_bench.study_cells import expand
+    from shiq_bench.studies.trials import expand
 
     study = load(shipped()[name])
     jobs, cells = list(of_study(study, tmp_path)), expand(study, tmp_path)

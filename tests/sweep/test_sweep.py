@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shiq_bench import claims
-from shiq_bench.reporting import runs
+from shiq_bench.records import event_log, run_store
 from tests.sweep.kills import TABLES, killed
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +59,10 @@ def test_failures_are_shown_and_retried_when_asked(tmp_path: Path) -> None:
     assert "2 runs: 1 failed, 1 done" in failed.stdout
     assert re.search(r"failed: dpo on bandit.*: one episode a context: dpo compares two", failed.stdout)
     assert "1 of 2 runs did not end well" in failed.stderr and "--retry" in failed.stderr
-    (dpo,) = [i for i in claims.events(tmp_path) if i.startswith("dpo")]
-    count = len(claims.events(tmp_path)[dpo])
+    (dpo,) = [i for i in event_log.events(tmp_path) if i.startswith("dpo")]
+    count = len(event_log.events(tmp_path)[dpo])
     shiq_bench(*words, "--retry", code=2)
-    assert len(claims.events(tmp_path)[dpo]) == count + 2
+    assert len(event_log.events(tmp_path)[dpo]) == count + 2
 
 
 def test_a_study_by_workers_is_the_study(tmp_path: Path) -> None:
@@ -75,16 +74,16 @@ def test_a_study_by_workers_is_the_study(tmp_path: Path) -> None:
     )
     done = shiq_bench("sweep", study, "--results", tmp_path / "r", "--workers", "1")
     assert "2 runs: 2 done" in done.stdout and "draw it: shiq-bench study" in done.stdout
-    events = claims.events(tmp_path / "r")
+    events = event_log.events(tmp_path / "r")
     shiq_bench("study", study, "--results", tmp_path / "r")
-    assert claims.events(tmp_path / "r") == events and (tmp_path / "r" / "studies" / "small.md").exists()
+    assert event_log.events(tmp_path / "r") == events and (tmp_path / "r" / "studies" / "small.md").exists()
 
 
 def test_tuned_on_validation_and_then_run(tmp_path: Path) -> None:
     words = ["--algo", "shiq", "--task", "bandit", "--tune", "beta=0.03,0.1", "--budget", "2", "--seeds", "0-1"]
     done = shiq_bench("sweep", *words, *SMALL, "--results", tmp_path, "--workers", "1")
     assert re.search(r"chosen for shiq on bandit: beta=0\.\d+", done.stdout)
-    specs = [runs.load(p).spec for p in tmp_path.glob("*/record.json")]
+    specs = [run_store.load(p).spec for p in tmp_path.glob("*/record.json")]
     assert sorted((s.seed, s.seeds) for s in specs) == [(0, 2), (2, 2), (2, 2)]
 
 
@@ -100,13 +99,13 @@ def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(tmp_path: Path) -
     command = [sys.executable, "-m", "shiq_bench.cli", *words, "--results", str(tmp_path), "--workers", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
-    while not claims.events(tmp_path) and time.monotonic() < until:
+    while not event_log.events(tmp_path) and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
-    assert not list((tmp_path / claims.FOLDER).glob("*.lease"))
-    (lines,) = claims.events(tmp_path).values()
+    assert not list((tmp_path / event_log.FOLDER).glob("*.lease"))
+    (lines,) = event_log.events(tmp_path).values()
     assert [e["event"] for e in lines] == ["start", "interrupted"]
     assert "interrupted" in shiq_bench("status", "--results", tmp_path).stdout
 
@@ -117,7 +116,7 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [p.wait(300) for p in both] == [0, 0]
-    assert {tuple(e["event"] for e in lines) for lines in claims.events(tmp_path).values()} == {("start", "done")}
+    assert {tuple(e["event"] for e in lines) for lines in event_log.events(tmp_path).values()} == {("start", "done")}
     assert len(list(tmp_path.glob("*/record.json"))) == 6
 
 
@@ -169,6 +168,6 @@ def test_a_run_that_is_at_work_is_not_run_beside_it(tmp_path: Path) -> None:
     words = ["run", "--algo", "shiq", "--task", "bandit", *SMALL, "--results", str(tmp_path)]
     run_id = re.search(r"run_id: (\S+)", shiq_bench(*words, "--dry-run").stdout)
     assert run_id
-    with claims.claim(tmp_path, run_id[1]):
+    with event_log.claim(tmp_path, run_id[1]):
         assert "is being run by process" in shiq_bench(*words, code=2).stderr
     shiq_bench(*words)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from shiq_bench.api import Metric
-from shiq_bench.records import Evaluation, RunRecord, RunSpec, UserError
-from shiq_bench.reporting import runs
+from shiq_bench.records import run_store
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.metric import Metric
+from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.spec import RunSpec
 from shiq_bench.sweep.grid import Job
-from shiq_bench.sweep.tune import VALIDATION, Tuning, chosen, headline, trials, validation
+from shiq_bench.sweep.tuning import VALIDATION, Tuning, chosen, headline, trials, validation
 
 VARIED = {"beta": ["0.1", "0.3", "1"], "learning_rate": ["0.1", "0.01", "0.001"]}
 
@@ -57,7 +59,7 @@ def test_the_best_on_validation_is_chosen_and_everything_is_kept(tmp_path: Path)
     jobs = list(trials(tuning, ["shiq"], ["bandit"], [0], {}))
     # Regret: lower is better; the second best comes first, the failed one would be the best.
     for job, (mean, status) in zip(jobs, [(0.3, "done"), (0.2, "done"), (0.9, "done"), (0.1, "failed")], strict=True):
-        runs.save(record(job, mean, status), tmp_path)
+        run_store.save(record(job, mean, status), tmp_path)
     assert chosen(tuning, ["shiq"], ["bandit"], jobs, tmp_path) == {("shiq", "bandit"): {"beta": "0.3"}}
     (kept,) = (tmp_path / ".runs").glob("tuned-*.json")
     report = json.loads(kept.read_text())
@@ -82,8 +84,8 @@ def test_who_diverged_somewhere_is_not_chosen_for_where_it_did_not(tmp_path: Pat
     jobs = list(trials(tuning, ["shiq"], ["bandit"], [0], {}))
     steady, wild = record(jobs[0], 0.3), record(jobs[1], 0.01)
     lost = [{"prompt_id": "instance 1", "diverged": 1.0}, {"prompt_id": "instance 2", "diverged": 0.0, "regret": 0.01}]
-    runs.save(steady, tmp_path)
-    runs.save(replace(wild, evaluations=[replace(wild.evaluations[0], examples=lost)]), tmp_path)
+    run_store.save(steady, tmp_path)
+    run_store.save(replace(wild, evaluations=[replace(wild.evaluations[0], examples=lost)]), tmp_path)
     assert chosen(tuning, ["shiq"], ["bandit"], jobs, tmp_path) == {("shiq", "bandit"): {"beta": "0.1"}}
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api import TextCodec
-from shiq_bench.records import Completion, Score, ToolCall, Trajectory
-from tasks.bfcl import Bfcl, fetch
-from tasks.bfcl.dialogue import Dialogue
+from shiq_bench.api.codec import TextCodec
+from shiq_bench.api.trajectory import Completion, Score, ToolCall, Trajectory
+from shiq_bench.tasks.bfcl import Bfcl, fetch
+from shiq_bench.tasks.bfcl.dialogue import Dialogue
 
 END = 0x110000  # one past the last character
 LONG = 10**7

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.bfcl import data
-from tasks.bfcl.aggregate import PARTS, SIZES, aggregate, weights
+from shiq_bench.tasks.bfcl import data
+from shiq_bench.tasks.bfcl.aggregate import PARTS, SIZES, aggregate, weights
 
 #: The official aggregation, which prints its tables as files; a category's score is all it reads of a model.
 OFFICIAL = """

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
+from shiq_bench.api.trajectory import Completion, Score, ToolCall, Trajectory
 from shiq_bench.generation.rollout import replay
-from shiq_bench.models import demonstrations
-from shiq_bench.records import Completion, Score, ToolCall, Trajectory, UserError
-from shiq_bench.reporting.statistics import summarise
-from tasks.bfcl import Bfcl, data, oddities
-from tasks.bfcl.aggregate import SIZES
-from tasks.bfcl.dialogue import Dialogue
-from tasks.bfcl.executor import Outcome
-from tasks.bfcl.prompts import next_turn, opening
+from shiq_bench.records.errors import UserError
+from shiq_bench.stats.clustered import summarise
+from shiq_bench.tasks.bfcl import Bfcl, data, oddities
+from shiq_bench.tasks.bfcl.aggregate import SIZES
+from shiq_bench.tasks.bfcl.dialogue import Dialogue
+from shiq_bench.tasks.bfcl.executor import Outcome
+from shiq_bench.tasks.bfcl.prompts import next_turn, opening
+from shiq_bench.training.starting_policy import demonstrations
+from tests.models.test_chat import ChatCodec, needs_templates, template, tokenizer
+from tests.models.test_tool_calls import codec_of
 from tests.tasks.conftest import LONG, CharCodec, gold_script, play
-from tests.test_chat import ChatCodec, needs_templates, template, tokenizer
-from tests.test_toolcalls import codec_of
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tasks.bfcl import data
-from tasks.bfcl.decode import LONGEST, decode, gold_calls, gold_text
-from tasks.bfcl.executor import Executor
+from shiq_bench.tasks.bfcl import data
+from shiq_bench.tasks.bfcl.decode import LONGEST, decode, gold_calls, gold_text
+from shiq_bench.tasks.bfcl.executor import Executor
 from tests.tasks.test_bfcl_differential import IMPOSSIBLE, official
 
 

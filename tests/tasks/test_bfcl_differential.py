@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from tasks.bfcl import data
-from tasks.bfcl.decode import LONGEST, decode, gold_calls, gold_text, language
-from tasks.bfcl.executor import Executor
-from tasks.bfcl.score import judge
+from shiq_bench.tasks.bfcl import data
+from shiq_bench.tasks.bfcl.decode import LONGEST, decode, gold_calls, gold_text, language
+from shiq_bench.tasks.bfcl.executor import Executor
+from shiq_bench.tasks.bfcl.score import judge
 
 #: Ground truths that nobody can satisfy.
 IMPOSSIBLE = {

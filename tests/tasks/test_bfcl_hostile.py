@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tasks.bfcl import Bfcl, data
-from tasks.bfcl.decode import gold_text
-from tasks.bfcl.dialogue import Dialogue
-from tasks.bfcl.executor import BATCH, Executor
-from tasks.bfcl.score import judge
+from shiq_bench.tasks.bfcl import Bfcl, data
+from shiq_bench.tasks.bfcl.decode import gold_text
+from shiq_bench.tasks.bfcl.dialogue import Dialogue
+from shiq_bench.tasks.bfcl.executor import BATCH, Executor
+from shiq_bench.tasks.bfcl.score import judge
 from tests.tasks.conftest import LONG, CharCodec, gold_script, observed, play, run_official
 
 ERROR = "Error during execution: "

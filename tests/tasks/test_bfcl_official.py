@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api import tasks
+from shiq_bench.api.registry import tasks
+from shiq_bench.api.trajectory import Completion
 from shiq_bench.evaluation.evaluate import sample
-from shiq_bench.records import Completion, RunSpec, UserError, stable_hash
-from tasks.bfcl import Bfcl, credited, fetch
-from tasks.bfcl.data import Entry
-from tasks.bfcl.dialogue import Dialogue
-from tasks.bfcl.parse import Call
-from tasks.bfcl.prompts import opening, tool_messages
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.hashing import stable_hash
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.tasks.bfcl import Bfcl, credited, fetch
+from shiq_bench.tasks.bfcl.data import Entry
+from shiq_bench.tasks.bfcl.dialogue import Dialogue
+from shiq_bench.tasks.bfcl.parse import Call
+from shiq_bench.tasks.bfcl.prompts import opening, tool_messages
 from tests.tasks.conftest import END, LONG, CharCodec, gold_script, play, run_official
 
 FIRST = "multi_turn_base_0"
@@ -263,7 +266,7 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 
 def test_single_turn_checkers_import_without_vendor_packages(bfcl_root: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tasks.bfcl.official import Official; "
+        "import sys; from pathlib import Path; from shiq_bench.tasks.bfcl.official import Official; "
         f"Official(Path({str(bfcl_root)!r})); import bfcl_eval.eval_checker.ast_eval.ast_checker; "
         "assert not {'torch', 'openai', 'tree_sitter'} & set(sys.modules)"
     )
@@ -276,8 +279,8 @@ def test_nothing_is_left_of_a_scored_dialogue(bfcl: Bfcl) -> None:
     code = """
 import json, sys
 from pathlib import Path
-from tasks.bfcl.official import Official
-from tasks.bfcl.worker import Worker
+from shiq_bench.tasks.bfcl.official import Official
+from shiq_bench.tasks.bfcl.worker import Worker
 official = Official(Path(sys.argv[1]))
 state, entry = vars(official._executor), json.load(sys.stdin)
 worker, before = Worker(official), set(state)
@@ -322,7 +325,7 @@ def test_offline_says_what_to_do(empty_cache: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(UserError) as caught:
         fetch.locate()
     line = str(caught.value)
-    assert "\n" not in line and "python -m tasks.bfcl.fetch" in line
+    assert "\n" not in line and "python -m shiq_bench.tasks.bfcl.fetch" in line
     assert str(empty_cache / "bfcl" / stable_hash(fetch.KEY)[:24]) in line
     assert [path.name for path in (empty_cache / "bfcl").iterdir()] == [".lock"]
     assert "fetching bfcl-eval" in capsys.readouterr().err

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tasks.bfcl import data
-from tasks.bfcl.parse import MAX_TEXT, Call, Refusal, is_canonical, is_empty, parse_answer, parse_call, parse_gold
+from shiq_bench.tasks.bfcl import data
+from shiq_bench.tasks.bfcl.parse import (
+    MAX_TEXT,
+    Call,
+    Refusal,
+    is_canonical,
+    is_empty,
+    parse_answer,
+    parse_call,
+    parse_gold,
+)
 from tests.tasks.conftest import run_official
 
 OFFERED = {"cd", "ls", "mean", "f", "g"}

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tasks.bfcl import data
-from tasks.bfcl.decode import gold_calls, gold_text
+from shiq_bench.tasks.bfcl import data
+from shiq_bench.tasks.bfcl.decode import gold_calls, gold_text
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api import Codec, Episode, Task, tasks
-from shiq_bench.config import resolve
-from shiq_bench.models import _Recorder, build_tiny, demonstrations
-from shiq_bench.records import Completion, stable_hash
+from shiq_bench.api.codec import Codec
+from shiq_bench.api.registry import tasks
+from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.trajectory import Completion
+from shiq_bench.models.tiny import Recorder
+from shiq_bench.records.hashing import stable_hash
+from shiq_bench.runs.settings import resolve
+from shiq_bench.training.starting_policy import build_tiny, demonstrations
 from tests.preferences import options
 
 SPLITS = ("start", "rl", "heldout")
@@ -64,7 +68,7 @@ def test_scores_fit_trajectories(made: tuple[str, Task], source: str) -> None:
     """Even for nonsense: rewards on actions, their sum the total, every declared metric a finite number."""
     _, task = made
     prompts = [p for p in task.prompts("rl")[:2] for _ in range(2)]
-    episodes = play(task, _Recorder(), prompts)
+    episodes = play(task, Recorder(), prompts)
     finished = task.finish(episodes, source)
     assert [t.prompt_id for t, _ in finished] == prompts
     for trajectory, score in finished:
@@ -79,7 +83,7 @@ def test_scores_fit_trajectories(made: tuple[str, Task], source: str) -> None:
 
 def test_what_it_demonstrates_scores_at_least_as_well_as_nonsense(made: tuple[str, Task]) -> None:
     name, task = made
-    codec, spec = _Recorder(), resolve("sft", name, {}).spec
+    codec, spec = Recorder(), resolve("sft", name, {}).spec
     shown: list[Any] = demonstrations(task, "rl", codec, 1 << 16) or task.trajectories("rl", codec, spec)
     assert shown, "a task has demonstrations or ready-made trajectories to learn from"
     worst = task.finish(play(task, codec, task.prompts("rl")[:4]), "nonsense")

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shiq_bench.api import Codec
-from shiq_bench.config import resolve
-from shiq_bench.exact import kl, soft_optimum
-from shiq_bench.records import Completion, Trajectory, UserError
-from shiq_bench.world import LARGEST, TabularTask, World, log_softmax
-from tasks.bandit import Bandit
-from tasks.gridworld import Gridworld
-from tasks.tree import Tree
+from shiq_bench.api.codec import Codec
+from shiq_bench.api.trajectory import Completion, Trajectory
+from shiq_bench.records.errors import UserError
+from shiq_bench.runs.settings import resolve
+from shiq_bench.tabular.exact import kl, soft_optimum
+from shiq_bench.tabular.task import LARGEST, TabularTask
+from shiq_bench.tabular.world import World, log_softmax
+from shiq_bench.tasks.bandit import Bandit
+from shiq_bench.tasks.gridworld import Gridworld
+from shiq_bench.tasks.tree import Tree
 
 TASKS = {
     "bandit": Bandit(),

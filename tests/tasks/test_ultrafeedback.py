@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shiq_bench.api import algorithms
-from shiq_bench.chat import ChatCodec
-from shiq_bench.config import Resolved, data_setting, resolve
-from shiq_bench.demands import check_demands, collects_fresh
-from shiq_bench.models import _Recorder
-from shiq_bench.records import Completion, UserError
-from shiq_bench.run import execute
-from tasks.ultrafeedback import ROOM, Answering, UltraFeedback, data
+from shiq_bench.api.registry import algorithms
+from shiq_bench.api.trajectory import Completion
+from shiq_bench.models.chat import ChatCodec
+from shiq_bench.models.tiny import Recorder
+from shiq_bench.records.errors import UserError
+from shiq_bench.runs.execute import execute
+from shiq_bench.runs.resolved import Resolved, collects_fresh
+from shiq_bench.runs.settings import data_setting, resolve
+from shiq_bench.runs.validation import check_demands
+from shiq_bench.tasks.ultrafeedback import ROOM, Answering, UltraFeedback, data
 from tests.preferences import rows, write
 from tests.rewards.conftest import llama, llama_tokenizer, qwen_tokenizer
 
@@ -163,9 +165,8 @@ def test_no_data_and_no_file_are_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trl-lib/ultrafeedback_binarized", "HuggingFaceH4/ultrafeedback_binarised"])
 def test_a_hub_out_of_reach_is_one_line(name: str) -> None:
-    script = (
-        f"from tasks.ultrafeedback import data\ntry:\n data.read({name!r})\nexcept Exception as e: print(type(e), e)"
-    )
+    attempt = f"try:\n data.read({name!r})\nexcept Exception as e: print(type(e), e)"
+    script = f"from shiq_bench.tasks.ultrafeedback import data\n{attempt}"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
     assert "UserError" in done.stdout and done.stdout.count("\n") == 1
@@ -220,7 +221,7 @@ def test_stored_answers_end_as_sampled_ones_do(tokenizer: Callable[[], Any], tmp
 def test_a_prompt_that_fills_the_budget_is_dropped_and_counted(tmp_path: Path) -> None:
     long = {**rows(1)[0], "prompt": "word " * 200}
     task = UltraFeedback(dataset=str(write(tmp_path / "x.jsonl", [*rows(), long])), rewards="dataset")
-    codec = _Recorder()
+    codec = Recorder()
     (unfit,) = [i for i in task.prompts("all") if len(codec.prompt(task.corpus.questions[i].messages)) > 900]
     spec = resolve("dpo", "ultrafeedback", {"max_tokens": 80, "max_length": 1000 + ROOM - 1}).spec
     stored = {t.prompt_id for split in data.SPLITS for t in task.trajectories(split, codec, spec)}
@@ -259,7 +260,7 @@ def test_who_pays_and_who_judges_is_said(tmp_path: Path) -> None:
 
 def test_beside_samples_stored_answers_are_ranked_by_whoever_judged_those(home: Any, tmp_path: Path) -> None:
     resolved = settle("dpo", tmp_path, rewards="model", samples=2)
-    stored = resolved.task.trajectories("rl", _Recorder(), resolved.spec)
+    stored = resolved.task.trajectories("rl", Recorder(), resolved.spec)
     assert all(t.rank is None and t.merit == t.total_reward != 0 and t.sampler_logp is None for t in stored)
 
 
@@ -358,7 +359,7 @@ def test_a_reward_model_pays_fresh_answers_and_orders_stored_ones(home: Any, tmp
     resolved = settle("shiq", tmp_path, rewards="model")
     task = resolved.task
     assert isinstance(task, UltraFeedback)
-    codec = _Recorder()
+    codec = Recorder()
     found = task.trajectories("heldout", codec, resolved.spec)
     better = np.array([t.total_reward for t in found if t.rank == 1.0])
     worse = np.array([t.total_reward for t in found if t.rank == 0.0])

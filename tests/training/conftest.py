@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from shiq_bench.records import Trajectory
+from shiq_bench.api.trajectory import Trajectory
 
 VOCAB = 40
 

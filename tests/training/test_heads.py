@@ -15,28 +15,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shiq_bench.api import (
-    Algorithm,
-    BehaviourModel,
-    MaxRatio,
-    QHeads,
-    Reference,
-    SumLogits,
-    TargetNetwork,
-    ValueHead,
-)
-from shiq_bench.batch import Batch, Dense, LossOutput, Stats
-from shiq_bench.config import resolve
-from shiq_bench.models import WeightedLikelihood
-from shiq_bench.records import RunSpec, Trajectory, UserError
-from shiq_bench.training.companions import Companions
-from shiq_bench.training.data import Row, group_rows, lay_out, prepare, to_batch, to_stats
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.batch import Batch, Dense, LossOutput, Stats
+from shiq_bench.api.needs import BehaviourModel, MaxRatio, QHeads, Reference, SumLogits, TargetNetwork, ValueHead
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data.collation import to_batch, to_stats
+from shiq_bench.data.groups import Row, group_rows, prepare
+from shiq_bench.data.layout import lay_out
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.settings import resolve
+from shiq_bench.tabular.task import TabularTask
+from shiq_bench.tabular.training import table_stats, tabulate, train_tables
+from shiq_bench.training.auxiliary_models import Companions
 from shiq_bench.training.policy import ActingPolicy, Policy
 from shiq_bench.training.reference import autocast, model_inputs, policy_stats
+from shiq_bench.training.starting_policy import WeightedLikelihood
 from shiq_bench.training.stopping import Interrupted, StopFlag, last_checkpoint
-from shiq_bench.training.tabular import table_stats, tabulate, train_tables
 from shiq_bench.training.trainer import train
-from shiq_bench.world import TabularTask
 from tests.training.conftest import VOCAB, build, ragged
 
 SPEC = RunSpec(
@@ -344,8 +340,9 @@ def test_an_acting_policy_scores_by_both_models(any_model: Any) -> None:
 
 def test_mismatched_answers_reach_the_loss_beside_the_real_ones() -> None:
     """Statistics of both come out of one pass, and land in their own places."""
-    from shiq_bench.api import Mismatched
-    from shiq_bench.training.data import Collator, with_mismatches
+    from shiq_bench.api.needs import Mismatched
+    from shiq_bench.data.collation import Collator
+    from shiq_bench.data.groups import with_mismatches
 
     @dataclass(frozen=True)
     class Both(Algorithm):

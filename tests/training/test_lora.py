@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from shiq_bench.adapters import Lora, is_adapter, parse_lora
-from shiq_bench.api import algorithms
-from shiq_bench.config import resolve
+from shiq_bench.api.registry import algorithms
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data.groups import prepare
 from shiq_bench.evaluation.evaluate import score_paths
-from shiq_bench.generation import make_generator
-from shiq_bench.models import fingerprint
-from shiq_bench.records import Trajectory, UserError
-from shiq_bench.training.companions import Companions
-from shiq_bench.training.data import prepare
+from shiq_bench.generation.opening import make_generator
+from shiq_bench.models.lora import Lora, is_adapter, parse_lora
+from shiq_bench.models.source import fingerprint
+from shiq_bench.records.errors import UserError
+from shiq_bench.runs.settings import resolve
+from shiq_bench.training.auxiliary_models import Companions
 from shiq_bench.training.lora import WithoutAdapters, trainable, with_adapters
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import policy_stats
@@ -30,7 +31,7 @@ from shiq_bench.training.stopping import last_checkpoint
 from shiq_bench.training.trainer import train
 from tests.generation.conftest import MAX_LENGTH, VOCABULARY
 from tests.generation.conftest import build as build_served
-from tests.test_language_run import comparable, play, settle
+from tests.runs.test_language import comparable, play, settle
 from tests.training.conftest import VOCAB, build, ragged
 
 LORA = Lora(r=4, alpha=8)

@@ -13,20 +13,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.reinforce import Reinforce
-from shiq_bench import language_run
-from shiq_bench.api import Algorithm, Mismatched, OnPolicy, Reference, Rewards
-from shiq_bench.batch import Batch, LossOutput, Stats
-from shiq_bench.config import resolve
-from shiq_bench.generation import make_generator
-from shiq_bench.models import resolve_model
-from shiq_bench.ops import group_mean
-from shiq_bench.records import RunRecord, RunSpec, Trajectory, UserError, stable_hash
-from shiq_bench.run import Run
-from shiq_bench.training.policy import Policy
+from shiq_bench.algorithms.reinforce import Reinforce
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.batch import Batch, LossOutput, Stats
+from shiq_bench.api.needs import Mismatched, OnPolicy, Reference, Rewards
+from shiq_bench.api.ops import group_mean
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.generation.opening import make_generator
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.hashing import stable_hash
+from shiq_bench.records.record import RunRecord
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs import language_data
+from shiq_bench.runs.context import Run
+from shiq_bench.runs.settings import resolve
+from shiq_bench.tabular.training import tabulate, train_tables
+from shiq_bench.training.policy import Policy, load_policy
 from shiq_bench.training.reference import policy_stats
+from shiq_bench.training.starting_policy import resolve_model
 from shiq_bench.training.stopping import Interrupted, StopFlag
-from shiq_bench.training.tabular import tabulate, train_tables
 from shiq_bench.training.trainer import Collect, train
 from tests.training.conftest import VOCAB, build
 
@@ -102,8 +107,8 @@ def test_the_main_job_draws_from_the_weights_of_the_update(tmp_path: Path, monke
     resolved = resolve("reinforce", "tree", {"model": "tiny", "engine": "hf"})
     run = Run(resolved, lambda *_: None, StopFlag(), RunRecord(resolved.spec.run_id, "started", resolved.spec))
     source = resolve_model(resolved.spec, resolved.task)
-    policy = source.policy()
-    made = language_run._collect(run, source, policy, tmp_path / "scratch")
+    policy = load_policy(source)
+    made = language_data.collect_fresh(run, source, policy, tmp_path / "scratch")
     for step in range(3):
         drawn = made.sample(made.prompts, step)
         for t, (logp, _) in zip(drawn, policy_stats(policy, drawn, "padded", "fp32"), strict=True):

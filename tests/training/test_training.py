@@ -13,22 +13,17 @@ import pytest
 import torch
 from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from shiq_bench.api import Algorithm, BehaviourModel, Mismatched, OnPolicy, Pairs, Rewards, algorithms
-from shiq_bench.records import RunSpec, Trajectory, UserError
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.needs import BehaviourModel, Mismatched, OnPolicy, Pairs, Rewards
+from shiq_bench.api.registry import algorithms
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data.collation import Collator, to_batch
+from shiq_bench.data.groups import Row, centred, group_rows, in_unit_range, prepare, with_mismatches
+from shiq_bench.data.layout import lay_out
+from shiq_bench.data.pairs import make_labels, make_pairs
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.spec import RunSpec
 from shiq_bench.training import reference as reference_module
-from shiq_bench.training.data import (
-    Collator,
-    Row,
-    centred,
-    group_rows,
-    in_unit_range,
-    lay_out,
-    make_labels,
-    make_pairs,
-    prepare,
-    to_batch,
-    with_mismatches,
-)
 from shiq_bench.training.policy import Policy, buckets
 from shiq_bench.training.reference import model_inputs, policy_stats, reference_pass
 from shiq_bench.training.stopping import last_checkpoint

@@ -1,0 +1,195 @@
+"""One task: prompts, episodes, scoring, and the exact optimum where there is one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.codec import Codec
+from shiq_bench.api.trajectory import Completion, Preference, Score, Trajectory, Transcript
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.metric import Metric
+from shiq_bench.records.spec import RunSpec
+
+if TYPE_CHECKING:
+    from shiq_bench.tabular.world import World
+
+
+class Episode:
+    """One live dialogue: a transcript, and whether it is over. Tasks derive their own.
+
+    ``room`` caps the next answer, in tokens, where the task itself limits it.
+    """
+
+    def __init__(self, prompt_id: str, transcript: Transcript, room: int | None = None) -> None:
+        self.prompt_id = prompt_id
+        self.transcript = transcript
+        self.room = room
+        self.done = False
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """The embedded default of a task: a Llama small enough to be trained on the spot.
+
+    ``words`` fixes the vocabulary (one token a word); otherwise a byte-level BPE of ``vocabulary``
+    tokens is trained on the task's demonstrations, of at most ``max_length`` tokens. With ``steps``
+    0 the weights stay random, with ``logit_scale`` as the standard deviation of the logits.
+    """
+
+    vocabulary: int = 2048
+    words: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    steps: int = 500
+    batch: int = 8
+    learning_rate: float = 2e-3
+    context_weight: float = 0.1
+    logit_scale: float = 1.0
+    max_length: int = 4096
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What became of a file of answers (:meth:`Task.score_lines`).
+
+    Attributes:
+        results: one JSON object for every good line, in order.
+        problems: what is wrong with each bad line, behind its number.
+        table: headings, then rows to print.
+        groups: index of the first row that sums others up.
+        notes: lines to print below.
+    """
+
+    results: Sequence[Mapping[str, Any]]
+    problems: Sequence[str]
+    table: Sequence[Sequence[str]]
+    groups: int
+    notes: Sequence[str] = ()
+
+
+class Task(ABC):
+    """One task: prompts, episodes, scoring, and the exact optimum where there is one.
+
+    A frozen dataclass of options. Splits are ``start`` (fits a starting policy), ``rl`` (trained
+    on) and ``heldout``: disjoint, and the same for every algorithm and seed.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Licence and source of the task's data, the licence's SPDX identifier first: ``MIT, from ...``.
+    licence: ClassVar[str] = ""
+
+    @property
+    def largest_return(self) -> float:
+        """What the return of an episode cannot exceed; methods that want returns in [0, 1] divide by it."""
+        return 1.0
+
+    def defaults_for(self, model: str | None) -> Mapping[str, Any]:
+        """Settings this task starts from, given the model asked for (None: not said).
+
+        A key ``algorithm.x`` applies to algorithms that have a field ``x``, unless the field's
+        metadata say ``advised: False``.
+        """
+        return self.defaults
+
+    def world(self, seed: int) -> World | None:
+        """The task as tables, where it is one: instance number ``seed``. Else None."""
+        return None
+
+    @abstractmethod
+    def prompts(self, split: str) -> list[str]:
+        """Ids of the prompts of a split, in a fixed order."""
+
+    @abstractmethod
+    def episodes(self, prompt_ids: Sequence[str], codec: Codec, max_length: int) -> list[Episode]:
+        """Fresh dialogues, one for every id given (an id may repeat)."""
+
+    @abstractmethod
+    def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
+        """Feed one answer to each live episode: execute, observe, perhaps end."""
+
+    @abstractmethod
+    def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
+        """Score ended episodes."""
+
+    def demonstration(self, episode: Episode) -> str | Sequence[int] | None:
+        """What the task's own ground truth would answer now, as text or as ids; None where there is none."""
+        return None
+
+    def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+        """What options left open and the model decides, for the record; counts of data that were left out.
+
+        Raises:
+            UserError: the options do not go with the model.
+        """
+        return {}
+
+    def prepare(self, report: Callable[[str, int, int], None]) -> None:  # noqa: B027 (most tasks need nothing)
+        """Do what takes long before the first episode is scored; ``report(what, done, total)`` is told of it."""
+
+    def fingerprint(self) -> str:
+        """Hash of what decides scores beside code and options, such as a reward model's weights; "" for nothing."""
+        return ""
+
+    def vet(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
+        """What a reader must know of how this task serves this run, checked before anything is loaded.
+
+        Args:
+            fresh: every update learns from the current policy's own samples.
+
+        Raises:
+            UserError: it cannot, with what to type instead.
+        """
+        return ()
+
+    def aggregate(
+        self,
+        metrics: Mapping[str, Mapping[str, float | None]],
+        examples: Sequence[Mapping[str, Any]],
+        reference: Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, dict[str, float | None]]:
+        """Further metrics of an evaluation, each as {mean, n, stderr}.
+
+        Args:
+            metrics: its means.
+            examples: its episodes.
+            reference: the reference's episodes on the same prompts; none where it is itself evaluated.
+        """
+        return {}
+
+    def trajectories(self, split: str, codec: Codec, spec: RunSpec) -> list[Trajectory]:
+        """Data the task supplies ready-made, beside what is sampled, within the run's limits of length."""
+        return []
+
+    def preferences(self, split: str) -> list[Preference]:
+        """Pairs of answers that somebody has judged, where the task has them: what reward models are fitted to."""
+        return []
+
+    def tiny(self) -> TinyModel | None:
+        """How to build the embedded default model, or None."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Facts about the task that a reader of its tables should know."""
+        return []
+
+    def details(self) -> Mapping[str, Sequence[str]]:
+        """All that is known of the task, in lines by title, for whoever asks for it."""
+        return {"notes": self.notes()}
+
+    def score_lines(self, lines: Iterable[str], report: Callable[[str, int, int], None] | None = None) -> Scores:
+        """Judge the answers in a file, line by line, whoever gave them.
+
+        Raises:
+            UserError: the task cannot do that.
+        """
+        raise UserError(f"task {type(self).__module__.rpartition('.')[2]} cannot score a file")
+
+    def close(self) -> None:  # noqa: B027 (most tasks hold nothing)
+        """Free worker processes."""

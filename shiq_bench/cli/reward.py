@@ -1,0 +1,227 @@
+"""``shiq-bench reward``. Anything heavy is imported inside a command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from shiq_bench.records.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shiq_bench.rewards.fit import Judgement
+    from shiq_bench.stats.intervals import Estimate
+
+reward = typer.Typer(
+    help="Reward models: fit one to preference pairs, and score answers with one.", no_args_is_help=True
+)
+
+
+@reward.command()
+def train(
+    task: Annotated[str, typer.Option(help="A task with preference pairs; see `shiq-bench list`.")],
+    base: Annotated[str, typer.Option(help="Model to start from: 'tiny', a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; nothing is overwritten.")],
+    data: Annotated[Path | None, typer.Option(help="The task's file of pairs: its setting `dataset`.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs: 1 (tiny: 2).", min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate: 1e-5 (tiny: 3e-4).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pairs an update: 16.", min=1)] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a dialogue: 2048 (tiny: 512); a longer one loses its beginning.", min=2),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Training seed.", min=0, max=2**32 - 1)] = 0,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value: any setting of the task.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that registers tasks.")] = None,
+) -> None:
+    """Fit a reward model to the pairs of a task, and judge it on those held out."""
+    from rich.console import Console
+
+    from shiq_bench.api.registry import load_plugin, tasks
+    from shiq_bench.data.dataset import check_free
+    from shiq_bench.runs.settings import merged, parse_sets, resolve_data, settings
+
+    for path in plugin or []:
+        load_plugin(path)
+    if data is not None and "dataset" not in settings(tasks.get(task)):
+        raise UserError(f"task {task} reads no file of pairs: leave out --data")
+    given = {} if data is None else {"dataset": str(data)}
+    spec, made = resolve_data(task, merged(given, parse_sets(sets or [])), ())
+    check_free(out)
+
+    from shiq_bench.models.hardware import fast_precision
+    from shiq_bench.models.source import REPORT, locate
+    from shiq_bench.records.files import write_json
+    from shiq_bench.records.provenance import source_hash
+    from shiq_bench.rewards.fit import DEFAULTS, fit_reward_model, judge_pairs
+    from shiq_bench.rewards.model import open_reward_model
+    from shiq_bench.rewards.tiny import RECIPE
+    from shiq_bench.runs.progress import LiveReport
+    from shiq_bench.training.starting_policy import build_tiny
+
+    _quiet()
+    try:
+        pairs, heldout = made.preferences("start"), made.preferences("heldout")
+        if not pairs or not heldout:
+            lacking = "start" if not pairs else "heldout"
+            raise UserError(
+                f"task {task} has no preference pairs in split {lacking}: name a task that has, or more data"
+            )
+        asked = {"epochs": epochs, "learning_rate": learning_rate, "batch": batch, "max_length": max_length}
+        options: dict[str, Any] = {
+            **(RECIPE if base == "tiny" else DEFAULTS),
+            **{name: value for name, value in asked.items() if value is not None},
+            "precision": fast_precision(), "seed": seed,
+        }  # fmt: skip
+        with LiveReport(Console(stderr=True)) as live:
+            folder = build_tiny(task, made, live) if base == "tiny" else locate(base)
+            fit = fit_reward_model(folder, pairs, out, report=live, **options)
+            model = open_reward_model(str(out))
+            judgement = judge_pairs(model, heldout, live)
+    finally:
+        made.close()
+    write_json(
+        out / REPORT,
+        {
+            "task": task, "task_options": dict(spec.task_options), "base": base, "settings": options,
+            "fit": asdict(fit), "heldout": asdict(judgement), "fingerprint": model.fingerprint,
+            "source_hash": source_hash(),
+        },
+    )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(_table(judgement))
+    console.print(
+        f"fitted to {fit.pairs} pairs in {fit.steps} updates; left out as equal: {fit.equal}; cut to fit: "
+        f"{fit.cut} answers fitted to, {judgement.cut} judged",
+        style="dim",
+    )
+    if model.plain_template:
+        console.print("the tokenizer has no chat template: dialogues are read as plain text", style="dim")
+    command = shlex.join(["shiq-bench", "reward", "score", "--model", str(out), "IN.jsonl", "--out", "OUT.jsonl"])
+    console.print(f"\nscore with it: {command}", soft_wrap=True)
+
+
+def _quiet() -> None:
+    """No bars and warnings of transformers between ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _table(judgement: Judgement) -> Table:
+    from rich.table import Table
+
+    def share(estimate: Estimate) -> str:
+        if estimate.mean is None:
+            return "-"
+        # All alike bounds nothing.
+        between = (
+            ""
+            if estimate.low is None or not estimate.half
+            else f" [{100 * estimate.low:.1f}, {100 * (estimate.high or 0):.1f}]"
+        )
+        return f"{100 * estimate.mean:.1f}%{between}"
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    table = Table("held-out pairs", str(judgement.accuracy.n), box=None, pad_edge=False)
+    for name, value in {
+        "accuracy (95%, clustered by prompt)": share(judgement.accuracy),
+        "always the longer answer": share(judgement.longer),
+        "mean margin": number(judgement.margin),
+        "expected calibration error": number(judgement.calibration_error),
+        "Brier score (0.25 knows nothing)": number(judgement.brier),
+        "correlation with length (Spearman)": number(judgement.length_correlation),
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+@reward.command()
+def score(
+    answers: Annotated[
+        Path, typer.Argument(metavar="IN", help='JSON lines: {"messages": [...]} or {"prompt": ..., "answer": ...}.')
+    ],
+    model: Annotated[str, typer.Option(help="A reward model: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="The same lines with a score each.")],
+    revision: Annotated[str, typer.Option(help="Revision of a hub's model.")] = "main",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision of the weights.")] = "fp32",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that came with the model.")
+    ] = False,
+) -> None:
+    """Score the answers of a file with a reward model."""
+    from rich.console import Console
+
+    from shiq_bench.records.answer_file import check_out, read_lines
+    from shiq_bench.records.files import write_atomic
+    from shiq_bench.rewards.model import open_reward_model
+    from shiq_bench.runs.progress import LiveReport
+
+    lines = read_lines(answers)
+    check_out(out, answers)
+    _quiet()
+    opened = open_reward_model(model, revision=revision, precision=precision, trust_remote_code=trust_remote_code)
+    rows: list[dict[str, Any]] = []
+    dialogues: list[list[dict[str, str]]] = []
+    problems = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row, dialogue = _read(line)
+            opened.encode(dialogue)
+        except UserError as error:
+            typer.echo(f"{answers}: line {number}: {error}", err=True)
+            problems += 1
+        else:
+            rows.append(row)
+            dialogues.append(dialogue)
+    if not rows:
+        raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
+    with LiveReport(Console(stderr=True)) as live:
+        scores = opened.score(dialogues, live)
+    written = [json.dumps({**row, "score": one}) for row, one in zip(rows, scores, strict=True)]
+    write_atomic(out, ("\n".join(written) + "\n").encode())
+    console = Console(highlight=False)
+    console.print(f"{out}: {len(scores)} scores, mean {sum(scores) / len(scores):.4g}", soft_wrap=True, markup=False)
+    if opened.cut:
+        console.print(f"{opened.cut} dialogues were longer than the model can read, and lost their beginning")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _read(line: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """A line's own fields, and the dialogue in them.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError("holds text that is no Unicode") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError("is no JSON") from error
+    if not isinstance(row, dict):
+        raise UserError("is no JSON object")
+    messages = row.get("messages")
+    if messages is None and isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str):
+        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise UserError('expected {"messages": [{"role": ..., "content": ...}, ...]} or {"prompt": ..., "answer": ...}')
+    return row, [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))

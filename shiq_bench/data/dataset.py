@@ -1,0 +1,290 @@
+"""Offline data as a folder to keep and share: written by ``shiq-bench data build``, trained from by ``run``.
+
+Nothing here imports torch or transformers, so that looking at data is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Container, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data.card import card
+from shiq_bench.data.schema import (
+    CARD,
+    COLUMNS,
+    DATA,
+    DATASET_VERSION,
+    HASH,
+    KIND,
+    MANIFEST,
+    ORIGIN,
+    REQUIRED,
+    TOKENIZER,
+    Decoder,
+    describe,
+)
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.hashing import stable_hash
+
+if TYPE_CHECKING:
+    from shiq_bench.api.task import Task
+
+
+def check_free(out: Path) -> None:
+    """Find out before anything is drawn whether a dataset can be put at ``out``.
+
+    Raises:
+        UserError: something is there already, the folder above cannot be written, or it can have no such name.
+    """
+    try:
+        if out.is_symlink() or out.exists():
+            if not out.is_dir() or out.is_symlink():
+                raise UserError(f"{out} is no folder; expected one to be made: give another --out")
+            if any(out.iterdir()):
+                raise UserError(f"{out} is not empty, and nothing is overwritten: give another --out, or move it away")
+        above = next(p for p in out.absolute().parents if p.exists())
+    except OSError as error:
+        raise UserError(f"cannot make {out}: {error.strerror or error}: give another --out") from error
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"cannot make {out}: {above} cannot be written: give another --out")
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """What the ids and the turns of a dialogue mean: vocabulary, added tokens included, and chat template."""
+    return stable_hash({"vocabulary": tokenizer.get_vocab(), "template": tokenizer.chat_template})
+
+
+def write_dataset(
+    out: Path, trajectories: Sequence[Trajectory], tokenizer: Any, origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the folder whole or not at all; the same data give the same bytes.
+
+    Args:
+        out: absent or empty.
+        trajectories: in the order that training groups them by.
+        tokenizer: of transformers; its files come along.
+        origin: where they are from: settings and versions, ``task``, ``licence``, ``notes`` and the ``command``.
+
+    Returns:
+        The manifest: ``origin`` with hashes and counts.
+
+    Raises:
+        UserError: ``out`` is taken, or cannot be written.
+    """
+    check_free(out)
+    temporary = out.absolute().parent / f".shiq-bench.{os.getpid()}"  # shorter than a name that is just not too long
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        tokenizer.save_pretrained(temporary / TOKENIZER)
+        data = _parquet(trajectories, decoder_of(temporary))
+        manifest = {
+            **origin,
+            "kind": KIND,
+            "schema_version": DATASET_VERSION,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "counts": describe(trajectories),
+            "packages": {**origin.get("packages", {}), "pyarrow": version("pyarrow")},
+        }
+        (temporary / DATA).write_bytes(data)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        (temporary / CARD).write_text(card(manifest, [(t.source, t.total_reward) for t in trajectories]))
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}: give another --out") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    plain = {"string": pa.string(), "bool": pa.bool_(), "int32": pa.int32(), "double": pa.float64()}
+    kinds = {**plain, **{f"list<{name}>": pa.list_(kind) for name, kind in plain.items()}}
+    return pa.schema([(name, kinds[kind]) for name, (kind, _) in COLUMNS.items()])
+
+
+def _parquet(trajectories: Sequence[Trajectory], decoder: Decoder) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def value(t: Trajectory, name: str) -> Any:
+        if name == "text":
+            return decoder.decode(list(t.token_ids), skip_special_tokens=False)
+        return getattr(t, name)
+
+    schema = _schema()
+    columns = [pa.array([value(t, field.name) for t in trajectories], field.type) for field in schema]
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=schema), file, compression="zstd", row_group_size=1024)
+    return file.getvalue()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a dataset says of itself; the data are not looked at.
+
+    Raises:
+        UserError: there is no dataset, or one of a newer schema.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "holds no dataset" if folder.is_dir() else "is no folder"
+        expected = f"expected one made by `shiq-bench data build --task TASK --out {folder}`"
+        raise UserError(f"{folder} {what}: {expected}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise UserError(f"{path} is no manifest of a dataset: expected the kind {KIND!r}")
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or version > DATASET_VERSION:
+        raise UserError(f"{path}: schema {version} is newer than {DATASET_VERSION}: upgrade shiq-bench")
+    if wrong := [name for name, kind in REQUIRED.items() if not isinstance(manifest.get(name), kind)]:
+        raise UserError(f"{path} does not say {', '.join(wrong)}: build the dataset again")
+    return {**dict.fromkeys(ORIGIN), **manifest}
+
+
+def check_dataset(folder: Path, task: Task) -> None:
+    """What can be told before a model is there: a dataset that is whole, of nothing but the task's training prompts.
+
+    Raises:
+        UserError: it is damaged, or holds other prompts.
+    """
+    rows, allowed = rows_of(folder, read_manifest(folder)), set(task.prompts("rl"))
+    for n, prompt_id in enumerate(rows.column("prompt_id").to_pylist()):
+        _check_prompt(folder, n, prompt_id, allowed, task)
+
+
+def _check_prompt(folder: Path, n: int, prompt_id: str, allowed: Container[str], task: Task) -> None:
+    if prompt_id not in allowed:
+        where = "held out for evaluation" if prompt_id in task.prompts("heldout") else "no prompt of this task"
+        raise UserError(
+            f"row {n} of {folder / DATA}: prompt {prompt_id!r} is {where}; "
+            "expected prompts of the split rl alone: build the dataset with this task's options"
+        )
+
+
+def rows_of(folder: Path, manifest: Mapping[str, Any]) -> Any:
+    """The rows, undamaged and of the right columns and types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / DATA
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}: build the dataset again") from error
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        raise UserError(f"{path} is damaged: it is not the file that {MANIFEST} was written for; build it again")
+    try:
+        found = pq.ParquetFile(pa.BufferReader(data)).read()
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is no parquet file: {' '.join(str(error).split())}") from error
+    for field in _schema():
+        kind = COLUMNS[field.name][0]
+        if field.name not in found.column_names:
+            raise UserError(f"{path} has no column {field.name!r}; expected one of type {kind}")
+        column = found.column(field.name)
+        if column.type != field.type:
+            raise UserError(f"{path}: column {field.name!r} is of type {column.type}; expected {kind}")
+        holes = column.null_count if field.name not in ("sampler_logp", "rank") else 0
+        if pa.types.is_list(column.type):
+            holes += sum(chunk.flatten().null_count for chunk in column.chunks)
+        if holes:
+            raise UserError(f"{path}: column {field.name!r} has {holes} nulls; expected none")
+    if not len(found):
+        raise UserError(f"{path} holds no trajectories: build the dataset again")
+    return found
+
+
+def trajectories_of(rows: Any, numbers: Sequence[int]) -> Iterator[Trajectory]:
+    """Rows as trajectories; ``numbers`` are theirs in the file.
+
+    Raises:
+        UserError: one cannot be; its row is named.
+    """
+    fields = [name for name in COLUMNS if name not in ("text", "total_reward")]
+    columns = {name: rows.column(name).to_pylist() for name in (*fields, "total_reward")}
+    for n, number in enumerate(numbers):
+        row: dict[str, Any] = {name: tuple(v) if isinstance(v := columns[name][n], list) else v for name in fields}
+        try:
+            t = Trajectory(**row)
+            if not any(t.action_mask):
+                raise ValueError(f"trajectory of {t.prompt_id}: it has no action")
+            if not all(map(math.isfinite, (*t.rewards, t.weight, *(t.sampler_logp or ()), t.merit))) or t.weight <= 0:
+                raise ValueError(f"trajectory of {t.prompt_id}: a number is not finite, or its weight not positive")
+            if not math.isclose(t.total_reward, columns["total_reward"][n], rel_tol=1e-9, abs_tol=1e-9):
+                raise ValueError(f"trajectory of {t.prompt_id}: total_reward is not the sum of rewards")
+        except ValueError as error:
+            raise UserError(f"row {number} of {DATA}: {error}") from error
+        yield t
+
+
+def read_dataset(folder: Path, task: Task, tokenizer: Any, max_length: int, data_hash: str = "") -> list[Trajectory]:
+    """Trajectories exactly as they were written, for a run that may learn from them.
+
+    Args:
+        task: whose training prompts they must answer.
+        tokenizer: of the model to be trained; ids must mean to it what they meant to the sampler.
+        max_length: of a dialogue, in tokens.
+        data_hash: the dataset that is expected; empty is any.
+
+    Raises:
+        UserError: damaged, of another tokenizer, too long, invalid, or not of the split ``rl``.
+    """
+    manifest = read_manifest(folder)
+    if data_hash and manifest["sha256"][:HASH] != data_hash:
+        raise UserError(f"{folder} has changed since this run was asked for: type the command again")
+    if manifest["tokenizer_hash"] != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"{folder} was made with the tokenizer of {manifest['model']}, and this model's is another, so ids would "
+            f"mean other words: `shiq-bench data build --task {manifest['task']} --model MODEL --out FOLDER` "
+            "with the model to be trained"
+        )
+    allowed, vocabulary = set(task.prompts("rl")), len(tokenizer)
+    out = []
+    rows = rows_of(folder, manifest)
+    for n, t in enumerate(trajectories_of(rows, range(len(rows)))):
+        _check_prompt(folder, n, t.prompt_id, allowed, task)
+        if len(t.token_ids) > max_length:
+            raise UserError(
+                f"row {n} of {folder / DATA} has {len(t.token_ids)} tokens, and max_length is {max_length}: "
+                f"--set max_length={manifest['max_length'] or len(t.token_ids)}"
+            )
+        if not (min(t.token_ids) >= 0 and max(t.token_ids) < vocabulary):
+            raise UserError(
+                f"row {n} of {folder / DATA} has ids outside the vocabulary of {vocabulary}: build it again"
+            )
+        out.append(t)
+    return out
+
+
+def decoder_of(folder: Path) -> Decoder:
+    """The tokenizer of a dataset, without importing transformers where its own file is enough."""
+    path = folder / TOKENIZER / "tokenizer.json"
+    try:
+        if path.is_file():
+            from tokenizers import Tokenizer
+
+            bare: Decoder = Tokenizer.from_file(str(path))
+            return bare
+        from transformers import AutoTokenizer
+
+        slow: Decoder = AutoTokenizer.from_pretrained(folder / TOKENIZER)
+        return slow
+    except Exception as error:  # the library raises a bare Exception for a broken file
+        raise UserError(f"{folder / TOKENIZER} holds no tokenizer: {' '.join(str(error).split())}") from error

@@ -1,0 +1,1 @@
+"""Starting policies as files: tiny ones, folders, hubs; chat templates, tool calls, LoRA."""

@@ -1,0 +1,1 @@
+"""What is stored and found again: specs, records, caches, provenance, leases, the event log. No torch."""

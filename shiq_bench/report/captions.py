@@ -1,0 +1,280 @@
+"""The lines under a table: what its numbers are, what they cost, and what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from shiq_bench.records.record import RunRecord
+from shiq_bench.report.blocks import (
+    DROP,
+    LM_EVAL,
+    Block,
+    Column,
+    Key,
+    Place,
+    cell_n,
+    differing,
+    flat,
+    named,
+    plain,
+    where,
+)
+from shiq_bench.stats.power import binomial_stderr, detectable, detectable_difference
+from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS, Test
+from shiq_bench.stats.tests import sign_flip_name
+
+
+def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
+    """Every sentence under one block, in order; computed from its runs and cells alone."""
+    trained = block.columns[1:]
+    table = block.conditions["model"] == "table"
+    numbers = [*block.cells.values(), *block.differences.values()]
+    over = {c.over for k, c in block.cells.items() if k[2] != "reference"}
+    several = bool(over & {"seeds and prompts", "seeds"})
+    if table:
+        yield (
+            "±: 95% interval over instances, Student's t; every number of an instance is exact. "
+            "n: instances, each with data and training of its own. Minus reference: paired by instance. "
+            "Own fixed point: where the loss leads with exact expectations; sampled data lead elsewhere."
+        )
+    elif any(c.estimate.half for c in numbers):
+        text = "±: 95% interval"
+        if several:
+            text += f". Trained, several seeds: {_over_seeds(block)}. Reference: one checkpoint, over prompts"
+        else:
+            text += " over prompts"
+        text += ", errors clustered by prompt"
+        if "prompts" in over:
+            text += "; so is a single seed, and" if several else ";"
+            text += " it does not cover other training seeds"
+        text += "."
+        if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
+            text += " No ±: fewer than two of them, or all alike, which bounds nothing."
+        yield text
+    if numbers and not table:
+        text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them"
+        if _uneven(block):
+            text += "; a cell with another n has it in brackets"
+        if block.differences:
+            text += f". Minus reference: paired by prompt, n counts prompts{_over_differences(block)}"
+        yield text + "."
+    idle = sum(record.spec.steps == 0 for record in records)
+    if idle and not table:
+        yield f"Not trained (steps=0): {idle} of {len(records)} runs; of those the reference alone was evaluated."
+    if block.best:
+        units = [block.conditions["seeds"]] if table else [n for c in trained if (n := len(c.done)) >= BOLD_SEEDS]
+        yield (
+            f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more, none of them lost; its lead on "
+            f"every other of them has a 95% interval above 0 and p below {ALPHA:g}, {sign_flip_name(units)}, not "
+            f"adjusted, over {BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods it marks at "
+            f"most {FALSE_MARKS} (measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
+        )
+    if block.unmarked:
+        rows = Counter(label for _, _, label, _ in block.unmarked)
+        kept = ", ".join(f"{label} in {n} row{'s' if n > 1 else ''}" for label, n in sorted(rows.items()))
+        lost = f"lost {where(block)} (failed, diverged, unfinished or without a number)"
+        yield f"Bold kept from who is ahead, but {lost}: {kept}."
+    yield from _significance(block)
+    if any(mode == LM_EVAL for _, mode in block.places):
+        yield "lm-eval: without a chat template; documents stand in the place of prompts."
+    for task, mode, label, name in sorted(block.drops):
+        metric = next(m for m in block.metrics if m.name == name)
+        e = block.differences[(task, mode, label, name)].estimate
+        assert e.mean is not None and e.low is not None and e.high is not None
+        yield (
+            f"Drop{DROP}, {label}, {task}, {metric.title}: {100 * e.mean:+.1f} points to the reference, 95% interval "
+            f"{100 * e.low:+.1f} to {100 * e.high:+.1f}."
+        )
+    ends = {c.label: [e.step for r in c.done for e in r.evaluations if e.policy == "trained"] for c in trained}
+    steps = {label: max(found) for label, found in ends.items() if found}
+    if steps:
+        at = set(steps.values())
+        which = f"step {at.pop()}" if len(at) == 1 else ", ".join(f"{label} step {s}" for label, s in steps.items())
+        yield f"Checkpoint: the last one ({which})."
+    shown = {m.name for m in block.metrics}
+    if shown & {"kl", "kl_k1", "kl_token"}:
+        text = "KL: policy to reference, exact per-position, nats a dialogue, on its own samples at temperature 1"
+        yield text + ("; k1 is the sampled log-ratio, its check." if "kl_k1" in shown else ".")
+    if not table:
+        yield from _cut(block)
+    if block.conditions["model"] == "tiny":
+        yield "Model: tiny, trained from scratch on the spot for this task; it says nothing about larger models."
+    for metric in block.metrics:
+        if metric.headline and metric.percent and metric.name not in block.rates:
+            yield from _detectable(block, metric.name)
+    yield from _detectable_pairs(block)
+    yield from _settings(trained)
+    for column in trained:
+        if spent := column.consumed:
+            each, mean = ", an instance" if table else "", ", mean of a run" if len(column.done) > 1 else ""
+            amounts = ", ".join(f"{amount:,.0f} {n.replace('_', ' ')}" for n, amount in spent.items())
+            yield f"Consumed, {column.label}{each}{mean}: {amounts}."
+    if disagree:
+        yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
+    for column in trained:
+        for text, count in Counter(d for r in column.runs for d in dict.fromkeys(r.deviations)).items():
+            share = f" ({count} of {len(column.runs)} runs)" if len(column.runs) > 1 else ""
+            yield f"Deviation, {column.label}{share}: {text}"
+    for record in records:
+        if record.status != "done":
+            why = f": {record.error.splitlines()[0]}" if record.error else ""
+            yield f"Not in the means: {record.run_id}, {record.status}{why}"
+    for column in trained:
+        if len(column.runs) == 1:
+            yield f"Run: {column.runs[0].run_id}"
+        else:
+            prefix = f"{column.runs[0].spec.algo}-{column.runs[0].spec.task}-"
+            yield f"Runs of {column.label}: {prefix}{{{','.join(r.run_id.removeprefix(prefix) for r in column.runs)}}}"
+
+
+def _over_seeds(block: Block) -> str:
+    """What the intervals of trained policies are over, where they have several seeds."""
+    found = {c.over for k, c in block.cells.items() if k[2] != "reference"}
+    crossed = "t over seeds and prompts, from their variance components"
+    alone = "Student's t over the seeds' means, which does not cover other prompts"
+    if "seeds" not in found:
+        return crossed
+    if "seeds and prompts" not in found:
+        return alone
+    names = {k[3] for k, c in block.cells.items() if c.over == "seeds"}
+    titles = ", ".join(m.title for m in block.metrics if m.name in names)
+    return f"{crossed}; where not every seed has every prompt's number ({titles}) {alone}"
+
+
+def _over_differences(block: Block) -> str:
+    found = {c.over for c in block.differences.values()}
+    crossed = ", interval over seeds and prompts" if "seeds and prompts" in found else ""
+    if "seeds" not in found:
+        return crossed
+    where = " where not every seed has every prompt's number" if crossed else ""
+    return f"{crossed}, interval over the seeds' differences alone{where}, which {_UNCOVERED}"
+
+
+_UNCOVERED = "covers neither other prompts nor the reference's own sampling"
+
+
+def _significance(block: Block) -> Iterable[str]:
+    """P-values of headline metrics, a line a metric: against the reference, and of the best against the others."""
+    unit = where(block)
+    for metric in block.metrics:
+        if not metric.headline:
+            continue
+        for tests, what in ((block.to_reference, "difference to the reference"), (block.to_best, "")):
+            parts = []
+            over: set[str] = set()
+            counts: set[int] = set()
+            for place in block.places:
+                keys = [(*place, c.label, metric.name) for c in block.columns[1:]]
+                found = {key: tests[key] for key in keys if key in tests and tests[key].p is not None}
+                if not found:
+                    continue
+                each = ", ".join(f"{key[2]} {_p(test.adjusted)}" for key, test in found.items())
+                units = sorted({test.units for test in found.values()})
+                counts |= {*units}
+                over |= {block.differences[key].over for key in found} if what else set()
+                n = f"{units[0]}" if len(units) == 1 else f"{units[0]} to {units[-1]}"
+                best = "" if what else f"{_best(block, place, metric.name, tests)} against "
+                parts.append(f"{place[0]}, {place[1]}: {best}{each} ({n} {unit})")
+            if not parts:
+                continue
+            how = f"{sign_flip_name(counts)} over paired {unit}"
+            if "seeds and prompts" in over:
+                alone = f"; where not every seed has every prompt's number {how}, which {_UNCOVERED}"
+                how = "t over seeds and prompts" + (alone if len(over) > 1 else "")
+            elif what and unit == "seeds":
+                how += f", which {_UNCOVERED}"
+            how += "; Holm over methods" if what else "; Holm over all pairs of methods"
+            yield f"p, {metric.title}, {what or 'best against the others'} ({how}): {'; '.join(parts)}."
+
+
+def _best(block: Block, place: Place, metric: str, tests: Mapping[Key, Test]) -> str:
+    """The method that the others of a row were tested against: the one without a test of its own."""
+    there = [c.label for c in block.columns[1:] if (*place, c.label, metric) in block.cells]
+    return next((label for label in there if (*place, label, metric) not in tests), "best")
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _detectable_pairs(block: Block) -> Iterable[str]:
+    """What differences to the reference had to be to be found, from their own errors: the largest of the methods."""
+    parts = []
+    for metric in block.metrics:
+        for place in block.places:
+            keys = [(*place, c.label, metric.name) for c in block.columns[1:]]
+            found = [d for k in keys if k in block.differences and (d := detectable(block.differences[k].estimate))]
+            if found:
+                amount = f"{100 * max(found):.1f} points" if metric.percent else f"{max(found):.2g}"
+                parts.append(f"{metric.title} {amount} ({place[0]}, {place[1]})")
+    if parts:
+        yield f"Minimum detectable difference to the reference, paired (80% power): {', '.join(parts)}."
+
+
+def _uneven(block: Block) -> bool:
+    """Whether policies of one place and metric differ in n."""
+    for values in (block.cells, block.differences):
+        seen: dict[tuple[str, str, str], set[str]] = {}
+        for (split, mode, _, metric), cell in values.items():
+            if metric in block.rates and values is block.cells:
+                continue
+            seen.setdefault((split, mode, metric), set()).add(cell_n(cell))
+        if any(len(n) > 1 for n in seen.values()):
+            return True
+    return False
+
+
+def _cut(block: Block) -> Iterable[str]:
+    rates = [m for m in block.metrics if m.name.startswith(("truncated", "forced"))]
+    if not block.cells:
+        return
+    if not rates:
+        yield "Cut by a limit: not recorded."
+        return
+    parts = []
+    for metric in rates:
+        found = [(c.estimate.mean, k) for k, c in block.cells.items() if k[3] == metric.name]
+        known = [(mean, key) for mean, key in found if mean is not None]
+        if not known:
+            continue
+        mean, (split, mode, label, _) = max(known, key=lambda f: f[0])
+        value = f"{100 * mean:.1f}%" if metric.percent else f"{mean:.3g}"
+        parts.append(
+            f"{metric.title} at most {value} ({label}, {split}, {mode})" if mean else f"{metric.title} nowhere"
+        )
+    if parts:
+        yield f"Cut by a limit, and kept in every mean: {'; '.join(parts)}."
+
+
+def _detectable(block: Block, name: str) -> Iterable[str]:
+    """Minimum detectable effect of a rate: what the number of prompts cannot resolve."""
+    title = next((m.title for m in block.metrics if m.name == name), name)
+    for split in dict.fromkeys(split for split, _ in block.places):
+        for mode in ("greedy", "sampled"):
+            cell = block.cells.get((split, mode, "reference", name))
+            if cell is None or cell.estimate.mean is None or cell.estimate.units < 2:
+                continue
+            n = cell.estimate.units
+            # A rate of 0 or 1 has no binomial spread to go by: use (x + 1) / (n + 2).
+            rate = cell.estimate.mean if 0 < cell.estimate.mean < 1 else (cell.estimate.mean * n + 1) / (n + 2)
+            error = binomial_stderr(rate, n)
+            assert error is not None
+            yield (
+                f"Minimum detectable effect, {title}, {split}: {100 * detectable_difference(error):.1f} points between "
+                f"two unpaired policies (80% power; {n} prompts near {100 * rate:.1f}% have a standard error of "
+                f"{100 * error:.1f})."
+            )
+            break
+
+
+def _settings(columns: Sequence[Column]) -> Iterable[str]:
+    """Options of every column, and the shared settings that are not equal across them."""
+    specs = {c.label: c.runs[0].spec for c in columns}
+    options = {k: " ".join(f"{n}={plain(v)}" for n, v in sorted(s.algo_options.items())) for k, s in specs.items()}
+    if any(options.values()):
+        yield "Options: " + "; ".join(f"{k}: {v or 'none'}" for k, v in options.items()) + "."
+    settings = {k: {n: v for n, v in flat(s).items() if n not in named(s)} for k, s in specs.items()}
+    for name in sorted(differing(list(settings.values()))):
+        values = ", ".join(f"{plain(v[name])} for {label}" for label, v in settings.items() if name in v)
+        yield f"Not the same everywhere: {name} is {values}."

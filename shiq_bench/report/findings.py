@@ -1,0 +1,166 @@
+"""What the records of a study say, by the kind of study: sentences and tables, before anything is drawn.
+
+Every sentence is computed from the records. The same records give the same text: nothing here reads
+a clock or a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from shiq_bench.report.final_performance import contrast_of, final_grid, panel_claim
+from shiq_bench.report.multi_task import across_findings
+from shiq_bench.report.prose import interval, lead_of, listed, notes_of, number, problems_of, source_of, too_few
+from shiq_bench.report.reward_kl_frontier import front_findings
+from shiq_bench.report.steps_to_threshold import speed_of
+from shiq_bench.report.study_results import EMPTY, ROUNDING, Findings, Grid, Sheet, duels, final, series, values
+
+
+def findings(sheet: Sheet) -> Findings:
+    """Everything that can be said about a study's records."""
+    if sheet.kind == "across":
+        return across_findings(sheet)
+    table = _summary if sheet.split else _table
+    make = {"curves": _curves, "against": _against, "table": table, "front": front_findings}
+    return make[sheet.kind](sheet)
+
+
+def _curves(sheet: Sheet) -> Findings:
+    grids = [final_grid(sheet, panel) for panel in sheet.panels]
+    claims = [panel_claim(sheet, panel) for panel in sheet.panels]
+    claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
+    embedded: list[Grid] = []
+    if sheet.reach:
+        for panel in sheet.panels:
+            claim, grid = speed_of(sheet, panel, *sheet.reach)
+            claims.append(claim)
+            embedded.append(grid)
+    lead, grids = lead_of(sheet, "lines and bands, "), [*embedded, *grids]
+    return Findings(lead, tuple(claims), tuple(grids), problems_of(sheet), notes_of(sheet), tuple(embedded))
+
+
+def _against(sheet: Sheet) -> Findings:
+    claims = [_against_claim(sheet, panel) for panel in sheet.panels]
+    grids = [_against_grid(sheet, panel) for panel in sheet.panels]
+    return Findings(
+        lead_of(sheet, "points and bands, "), tuple(claims), tuple(grids), problems_of(sheet), notes_of(sheet)
+    )
+
+
+def _against_claim(sheet: Sheet, panel: str) -> str:
+    lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
+    xs = sorted({x for line in lines.values() for x in line})
+    if not xs:
+        return f"{panel}: no finished run."
+    sign = 1 if sheet.better == "lower" else -1
+    best: dict[tuple[str, ...], list[float]] = {}
+    for x in xs:
+        here = {m: sign * (line[x].mean or 0.0) for m, line in lines.items() if x in line}
+        best.setdefault(tuple(m for m in here if here[m] == min(here.values())), []).append(x)
+    word = "lowest" if sheet.better == "lower" else "highest"
+    text = f"{panel}: {word}: " + "; ".join(f"{listed(m)} at {_at(x, xs)}" for m, x in best.items()) + "."
+    if not sheet.focus:
+        return text
+    if not lines.get(sheet.focus):
+        return f"{text} {sheet.focus} has no finished run here: nothing is compared."
+    found = duels(sheet, panel)
+    parts = []
+    for verdict, phrase in (("wins", "wins against"), ("loses", "loses to"), ("undecided", "is undecided against")):
+        where: dict[str, list[float]] = {}
+        for d in found:
+            if d.verdict == verdict:
+                where.setdefault(d.method, []).append(d.x or 0.0)
+        grouped: dict[str, list[str]] = {}
+        for method, places in where.items():
+            grouped.setdefault(_at(places, xs), []).append(method)
+        said = "; ".join(f"{', '.join(m)} at {at}" for at, m in grouped.items())
+        parts.append(f"{sheet.focus} {phrase} {said or 'none'}.")
+    return " ".join([text, *parts]) + too_few(sheet, found)
+
+
+def _at(some: Sequence[float], every: Sequence[float]) -> str:
+    return "every value" if len(some) == len(every) > 1 else ", ".join(f"{x:g}" for x in some)
+
+
+def _against_grid(sheet: Sheet, panel: str) -> Grid:
+    lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
+    xs = sorted({x for line in lines.values() for x in line})
+    marks = {
+        (d.method, d.x): {"wins": " (+)", "loses": " (-)", "undecided": ""}[d.verdict] for d in duels(sheet, panel)
+    }
+    rows = [
+        (m, *(interval(line[x]) + marks.get((m, x), "") if x in line else EMPTY for x in xs))
+        for m, line in lines.items()
+    ]
+    title = panel + (f": (+) {sheet.focus} wins, (-) it loses" if sheet.focus else "")
+    return Grid(title, (f"{sheet.x_label} →", *(f"{x:g}" for x in xs)), tuple(rows))
+
+
+def _summary(sheet: Sheet) -> Findings:
+    """Of language models: a table a panel, and what holds over seeds."""
+    claims = [panel_claim(sheet, panel) for panel in sheet.panels]
+    claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
+    grids = tuple(final_grid(sheet, panel) for panel in sheet.panels)
+    return Findings(lead_of(sheet, ""), tuple(claims), grids, problems_of(sheet), notes_of(sheet))
+
+
+def _table(sheet: Sheet) -> Findings:
+    letters = {
+        reason: chr(ord("a") + i)
+        for i, reason in enumerate(dict.fromkeys(c.left_out for c in sheet.cells if c.left_out))
+    }
+    grids = [
+        Grid(
+            view.title,
+            ("", *view.panels),
+            tuple((m, *(_worst_text(sheet, p, m, letters) for p in view.panels)) for m in view.methods),
+        )
+        for view in sheet.views
+    ]
+    counts = sorted({len(e.examples) for r in sheet.done if (e := final(r))})
+    seeds = "–" if not counts else " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
+    lead = (
+        f"{sheet.label}: the worst of n = {seeds} seeds, each an instance of its own, and in parentheses their mean. "
+        f"{EMPTY} where none is declared, letters where nothing was run."
+    )
+    if bounds := sorted({c.bound for c in sheet.cells if c.bound is not None}):
+        lead += f" !: above {listed([number(b) for b in bounds])} where that is promised."
+    reasons = [f"({letter}) {reason}." for reason, letter in letters.items()]
+    notes = (*reasons, *sheet.notes, *source_of(sheet))
+    return Findings(lead, _bound_claims(sheet), tuple(grids), problems_of(sheet), notes)
+
+
+def _worst_text(sheet: Sheet, panel: str, method: str, letters: Mapping[str, str]) -> str:
+    cells = sheet.of(panel, method)
+    if not cells:
+        return ""
+    cell = cells[0]
+    if cell.left_out:
+        return letters[cell.left_out]
+    if cell.record is None:
+        return "failed" if cell.problem else ""
+    evaluation = final(cell.record)
+    found = list(values(evaluation, sheet.metric).values())
+    if not found:
+        return EMPTY
+    worst, mean = max(found), sum(found) / len(found)
+    text = f"<{ROUNDING:g}" if worst <= ROUNDING else f"{worst:.1e} ({mean:.1e})" if mean > ROUNDING else f"{worst:.1e}"
+    total = len(evaluation.examples) if evaluation else 0
+    if len(found) < total:
+        text += f" {len(found)} of {total}"
+    return text + (" !" if cell.bound is not None and worst > cell.bound else "")
+
+
+def _bound_claims(sheet: Sheet) -> tuple[str, ...]:
+    """How many cells keep what is promised of them, and which do not."""
+    kept: list[str] = []
+    broken: list[str] = []
+    for cell in sheet.cells:
+        found = [] if cell.record is None else list(values(final(cell.record), sheet.metric).values())
+        if found and cell.bound is not None:
+            (broken if max(found) > cell.bound else kept).append(f"{cell.name} ({number(max(found))})")
+    if not kept and not broken:
+        return ()
+    limits = listed([number(b) for b in sorted({c.bound for c in sheet.cells if c.bound is not None})])
+    text = f"At or under {limits} in {len(kept)} of the {len(kept) + len(broken)} cells of which that is promised"
+    return (f"{text}; above: {listed(broken)}." if broken else f"{text}.",)

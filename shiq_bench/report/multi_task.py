@@ -1,0 +1,181 @@
+"""What a study says over several tasks: normalised scores, profiles, interquartile means, who improves on whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from shiq_bench.report.final_performance import final_grid, panel_claim
+from shiq_bench.report.prose import interval, listed, notes_of, number, problems_of
+from shiq_bench.report.study_results import EMPTY, Findings, Grid, Sheet, measured, start
+from shiq_bench.stats.aggregates import (
+    FEW_TASKS,
+    Profile,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+)
+from shiq_bench.stats.intervals import Estimate
+
+#: Titles of the two pairs of axes.
+PROFILES = "Performance profiles"
+IMPROVEMENT = "Probability of improvement"
+
+#: Thresholds of a profile.
+POINTS = 101
+
+#: Method -> panel -> one normalised score a unit.
+Normalised = Mapping[str, Mapping[str, list[float]]]
+
+
+def normalised(sheet: Sheet) -> dict[str, dict[str, list[float]]]:
+    """Scores that panels share: 0 and 1 mean the same in each, and higher is better.
+
+    ``optimum``: the metric is a distance to the optimum, so 1 is the optimum, and 0 what the reference
+    has on average over the panel's units. ``minmax``: 0 is the worst and 1 the best unit of any method of
+    the panel. A panel whose two ends are one has no scores.
+    """
+    out: dict[str, dict[str, list[float]]] = {method: {} for method in sheet.methods}
+    for panel in sheet.panels:
+        found = {m: list(_ended(sheet, panel, m).values()) for m in sheet.methods}
+        every = [x for xs in found.values() for x in xs]
+        if not every:
+            continue
+        if sheet.normalise == "optimum":
+            worst, best = start(sheet, panel).mean, 0.0
+        else:
+            ends = (min(every), max(every))
+            best, worst = ends if sheet.better == "lower" else ends[::-1]
+        if worst is None or worst == best:
+            continue
+        for method, xs in found.items():
+            if xs:
+                out[method][panel] = [(worst - x) / (worst - best) for x in xs]
+    return out
+
+
+def _ended(sheet: Sheet, panel: str, method: str) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for units in measured(sheet, panel, method).values():
+        out |= units
+    return out
+
+
+def complete(sheet: Sheet, scores: Normalised) -> list[str]:
+    """Methods with scores on every panel that has any: only they can be summed up over tasks."""
+    panels = {p for by_panel in scores.values() for p in by_panel}
+    return [m for m in sheet.methods if panels and scores[m].keys() == panels]
+
+
+def thresholds(sheet: Sheet, scores: Normalised) -> list[float]:
+    """Where profiles are drawn: from the worst run, or a little below 0 where some are far worse, to the best.
+
+    Of all scores, those under -1 are cut: a method that diverges would squeeze the others into a line.
+    """
+    every = [x for m in complete(sheet, scores) for xs in scores[m].values() for x in xs]
+    low, high = max(-1.0, min(every, default=0.0)), max(every, default=1.0)
+    # Between scores that rounding alone tells apart there are not enough numbers for so many thresholds.
+    return [float(x) for x in np.linspace(low, high if high - low > 1e-9 else low + 1.0, POINTS)]
+
+
+def profiles(sheet: Sheet) -> dict[str, Profile]:
+    """Method -> its profile over all panels, with a pointwise band."""
+    scores = normalised(sheet)
+    at = thresholds(sheet, scores)
+    found = {m: performance_profile(scores[m], at, np.random.default_rng(0)) for m in complete(sheet, scores)}
+    return {m: profile for m, profile in found.items() if profile is not None}
+
+
+def means(sheet: Sheet) -> dict[str, Estimate]:
+    """Method -> interquartile mean over all panels, best first."""
+    scores = normalised(sheet)
+    found = {m: interquartile_mean(scores[m], np.random.default_rng(0)) for m in complete(sheet, scores)}
+    return dict(sorted(found.items(), key=lambda item: -(item[1].mean or 0.0)))
+
+
+def improvements(sheet: Sheet) -> dict[str, Estimate]:
+    """Other method -> how likely a run of the focus is better than one of it, over the panels both have."""
+    scores = normalised(sheet)
+    others = [m for m in sheet.methods if m != sheet.focus] if sheet.focus else []
+    found = {m: probability_of_improvement(scores[sheet.focus], scores[m], np.random.default_rng(0)) for m in others}
+    return {m: e for m, e in found.items() if e.mean is not None}
+
+
+def across_findings(sheet: Sheet) -> Findings:
+    """The caption: per-task intervals first where there are few tasks."""
+    scores = normalised(sheet)
+    panels = [p for p in sheet.panels if any(p in by_panel for by_panel in scores.values())]
+    by_task = [final_grid(sheet, panel) for panel in sheet.panels]
+    mean_grid = Grid(
+        "over all tasks",
+        ("method", "interquartile mean", "tasks", "runs", *([f"{sheet.focus} is better"] if sheet.focus else [])),
+        tuple(_rows(sheet, scores)),
+    )
+    few = len(panels) < FEW_TASKS
+    claims = [panel_claim(sheet, panel) for panel in sheet.panels] if few else []
+    claims += _claims(sheet, scores)
+    grids = (*by_task, mean_grid) if few else (mean_grid, *by_task)
+    return Findings(
+        _lead(sheet, panels, few), tuple(claims), grids, problems_of(sheet), notes_of(sheet),
+        grids if few else (mean_grid,),
+    )  # fmt: skip
+
+
+def _lead(sheet: Sheet, panels: list[str], few: bool) -> str:
+    ends = (
+        f"0 is the reference's mean {sheet.label} on the task, 1 the exact optimum"
+        if sheet.normalise == "optimum"
+        else f"0 is the worst {sheet.label} of any run on the task, 1 the best"
+    )
+    counts = sorted({len(xs) for by_panel in normalised(sheet).values() for xs in by_panel.values()})
+    n = EMPTY if not counts else " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
+    text = (
+        f"Scores of {len(panels)} tasks, n = {n} {sheet.unit} each: {ends}. Profiles: the share of runs above a score. "
+        "Improvement: the probability that a run is better than one of the other method on the same task, ties half. "
+        "Bands and intervals: 95%, stratified bootstrap over "
+        f"{sheet.unit} within tasks (Agarwal et al. 2021), not adjusted for the number of comparisons."
+    )
+    return f"Fewer than {FEW_TASKS} tasks: the intervals of every task come first. {text}" if few else text
+
+
+def _rows(sheet: Sheet, scores: Normalised) -> list[tuple[str, ...]]:
+    found, better = means(sheet), improvements(sheet)
+    order = [*found, *(m for m in sheet.methods if m not in found)]
+    rows = []
+    for method in order:
+        shown = _told(found[method]) if method in found else EMPTY
+        runs = sum(len(xs) for xs in scores[method].values())
+        row = [method, shown, str(len(scores[method])), str(runs)]
+        if sheet.focus:
+            row.append(_told(better[method]) if method in better else EMPTY)
+        rows.append(tuple(row))
+    return rows
+
+
+def _told(e: Estimate) -> str:
+    """With its interval; where no resample differs, that bounds nothing."""
+    return interval(e) if e.half else number(e.mean)
+
+
+def _claims(sheet: Sheet, scores: Normalised) -> list[str]:
+    found = means(sheet)
+    if not found:
+        return ["No method has a finished run on every task."]
+    (first, e), *rest = found.items()
+    text = f"Over all tasks: highest interquartile mean: {first} ({_told(e)})."
+    if rest:
+        text += f" Next: {rest[0][0]} ({_told(rest[0][1])})."
+    out = [text]
+    if missing := [m for m in sheet.methods if m not in found]:
+        out.append(f"Not summed up, for want of a run on some task: {listed(missing)}.")
+    if sheet.focus and (better := improvements(sheet)):
+        ahead = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.low is not None and b.low > 0.5]
+        behind = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.high is not None and b.high < 0.5]
+        said = {m.rpartition(" (")[0] for m in (*ahead, *behind)}
+        undecided = [m for m in better if m not in said]
+        out.append(
+            f"{sheet.focus} is more often better than {listed(ahead)}; more often worse than {listed(behind)}"
+            + (f"; undecided: {listed(undecided)}." if undecided else ".")
+        )
+    return out

@@ -1,0 +1,330 @@
+"""Two runs, or two methods over their shared seeds, side by side: what differs, by how much, and on which prompts.
+
+Everything is a difference of the first minus the second, on the prompts both answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from shiq_bench.records.errors import UserError, suggest
+from shiq_bench.records.hashing import canonical_json
+from shiq_bench.records.metric import Metric
+from shiq_bench.records.provenance import code_versions
+from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.report.blocks import Place, conditions, differing, flat, last, named, plain
+from shiq_bench.report.comparison import known_metrics
+from shiq_bench.stats.clustered import linearised_difference, paired_examples, prompts_with, summarise
+from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t
+from shiq_bench.stats.ranking import sign_p
+from shiq_bench.stats.tests import sign_flip_name, t_p
+
+Pairs = Sequence[tuple[Evaluation, Evaluation]]
+Over = Literal["seeds and prompts", "seeds", "prompts", "instances"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric on one split in one mode.
+
+    Attributes:
+        one, other: the two means over the shared prompts, in the metric's unit; None where undefined.
+        difference: their difference with its interval.
+        over: what the interval is over.
+        p: two-sided, of no difference: sign-flip over seeds (or a table's instances), else the paired t
+            test over prompts; None where there is nothing to test with.
+        prompts: shared, the fewest of any seed.
+        seeds: pairs of runs behind it, which both measured it.
+    """
+
+    split: str
+    mode: str
+    metric: Metric
+    one: float | None
+    other: float | None
+    difference: Estimate
+    over: Over
+    p: float | None
+    prompts: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt on which the two differ: by how much, and what each of them did, one pair of runs for all."""
+
+    split: str
+    mode: str
+    prompt: str
+    difference: float
+    one: Mapping[str, Any]
+    other: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Versus:
+    """Everything a comparison of two shows.
+
+    Attributes:
+        settings: name, the first's value, the second's: only where they differ.
+        by: metric by which examples were chosen.
+    """
+
+    title: str
+    one: str
+    other: str
+    rows: tuple[Row, ...]
+    settings: tuple[tuple[str, str, str], ...]
+    examples: tuple[Example, ...]
+    by: Metric | None
+    captions: tuple[str, ...]
+
+
+def select(records: Sequence[RunRecord], name: str, task: str = "") -> list[RunRecord]:
+    """The runs that a name stands for: a run id, or ``algo``, or ``algo:key=value,key=value``.
+
+    Raises:
+        UserError: none is called so, or those that are belong to several tasks or have several settings.
+    """
+    if exact := [r for r in records if r.run_id == name]:
+        return exact
+    algo, _, given = name.partition(":")
+    found = [r for r in records if r.spec.algo == algo and task in ("", r.spec.task)]
+    if not found:
+        if elsewhere := sorted({r.spec.task for r in records if r.spec.algo == algo}):
+            raise UserError(f"{name!r} has no run on {task}; it has some on {', '.join(elsewhere)}")
+        names = [*dict.fromkeys(r.spec.algo for r in records), *(r.run_id for r in records)]
+        raise UserError(
+            f"no run, and no method{f' on {task}' if task else ''}, is called {name!r}{suggest(name, names)}"
+        )
+    tasks = sorted({r.spec.task for r in found})
+    if len(tasks) > 1:
+        raise UserError(f"{name!r} was run on {', '.join(tasks)}: say which with --task")
+    for part in filter(None, given.split(",")):
+        key, equals, value = part.partition("=")
+        known = sorted({k for r in found for k in _settings(r)})
+        if not equals or key not in known:
+            raise UserError(f"{name!r}: expected key=value of a setting, and this is {part!r}{suggest(key, known)}")
+        there = sorted({plain(_settings(r).get(key)) for r in found})
+        found = [r for r in found if _same(_settings(r).get(key), value)]
+        if not found:
+            raise UserError(f"no run of {algo} has {key}={value}; there is {', '.join(there)}")
+    apart = differing([{k: v for k, v in _settings(r).items() if k != "seed"} for r in found])
+    if apart:
+        key = min(apart)
+        there = sorted({plain(_settings(r).get(key)) for r in found})
+        raise UserError(f"{name!r} has runs of different settings, {key} is {', '.join(there)}: say {algo}:{key}=...")
+    return sorted(found, key=lambda r: r.spec.seed)
+
+
+def versus(
+    one: Sequence[RunRecord],
+    other: Sequence[RunRecord],
+    names: tuple[str, str],
+    metrics: Sequence[Metric] = (),
+    *,
+    count: int = 5,
+    allow_mixed: bool = False,
+) -> Versus:
+    """Compare two selections.
+
+    Args:
+        names: what the two are called.
+        metrics: the task's, which give order, titles and units.
+        count: examples at most.
+        allow_mixed: compare runs of different versions of the source, and say so.
+
+    Raises:
+        UserError: other tasks, conditions or judges, mixed sources, no finished run, or no seed in common.
+    """
+    _check(one, other, names, allow_mixed)
+    pairs = _paired_runs(one, other, names)
+    table = pairs[0][0].spec.model == "table"
+    seen = dict.fromkeys((e.split, e.mode) for a, _ in pairs for e in a.evaluations if e.policy == "trained")
+    splits = list(dict.fromkeys(split for split, _ in seen))
+    rows: list[Row] = []
+    found: dict[Place, Pairs] = {}
+    for place in sorted(seen, key=lambda p: splits.index(p[0])):
+        both = [(last(a, "trained", place), last(b, "trained", place)) for a, b in pairs]
+        evaluated = [(a, b) for a, b in both if a is not None and b is not None]
+        if evaluated:
+            found[place] = evaluated
+            measured = {name for a, b in evaluated for name in a.metrics.keys() & b.metrics.keys()}
+            rows += [_row(place, metric, evaluated, table) for metric in known_metrics(sorted(measured), metrics)]
+    rows = [r for r in rows if r.one is not None or r.other is not None]
+    by = next((r.metric for r in rows if r.metric.headline and r.difference.mean is not None), None)
+    return Versus(
+        title=f"{names[0]} minus {names[1]} · {pairs[0][0].spec.task} · model {pairs[0][0].spec.model}",
+        one=names[0],
+        other=names[1],
+        rows=tuple(rows),
+        settings=tuple(_unlike(pairs[0])),
+        examples=tuple(_examples(found, by, count)) if by else (),
+        by=by,
+        captions=tuple(_captions(one, other, pairs, rows)),
+    )
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    outcome = record.spec.outcome()
+    rest = {k: v for k, v in outcome.items() if k not in ("algo_options", "task_options")}
+    return {**rest, **named(record.spec, "task"), **named(record.spec)}
+
+
+def _same(value: Any, text: str) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(text) == float(value)
+        except ValueError:
+            return False
+    return plain(value) == text
+
+
+def _check(one: Sequence[RunRecord], other: Sequence[RunRecord], names: tuple[str, str], allow_mixed: bool) -> None:
+    if {r.run_id for r in one} & {r.run_id for r in other}:
+        raise UserError(f"{names[0]} and {names[1]} have a run in common: nothing can be learnt from comparing it")
+    both = [*one, *other]
+    found = [conditions(r.spec) | {"judges": r.judges_hash} for r in both]
+    if unlike := differing(found):
+        key = "task" if "task" in unlike else min(unlike)
+        there = list(dict.fromkeys(plain(c.get(key)) for c in found))
+        raise UserError(f"{names[0]} and {names[1]} cannot be compared: {key} is {' and '.join(there)}")
+    versions = code_versions(both)
+    if versions and not allow_mixed:
+        raise UserError(
+            f"runs of different versions of the source, {'; '.join(versions)}: add --allow-mixed to compare them"
+        )
+    for name, runs in zip(names, (one, other), strict=True):
+        if not any(r.status == "done" for r in runs):
+            raise UserError(f"{name} has no finished run: {runs[0].run_id} is {runs[0].status}")
+
+
+def _paired_runs(
+    one: Sequence[RunRecord], other: Sequence[RunRecord], names: tuple[str, str]
+) -> list[tuple[RunRecord, RunRecord]]:
+    """Finished runs of equal seeds; two single runs are a pair whatever their seeds."""
+    a, b = ({r.spec.seed: r for r in runs if r.status == "done"} for runs in (one, other))
+    if shared := sorted(a.keys() & b.keys()):
+        return [(a[seed], b[seed]) for seed in shared]
+    if len(a) == len(b) == 1:
+        return [(next(iter(a.values())), next(iter(b.values())))]
+    raise UserError(f"no seed in common: {names[0]} has {sorted(a)}, {names[1]} has {sorted(b)}")
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def _row(place: Place, metric: Metric, pairs: Pairs, table: bool) -> Row:
+    name = metric.name
+    each = [paired_examples(a.examples, b.examples, name) for a, b in pairs]
+    means = [[_shared_mean(x, y, name) for x, y in ((a, b), (b, a))] for a, b in pairs]
+    one, other = (mean_ci_t(m[i] for m in means).mean for i in (0, 1))
+    prompts = min((int(e.n) for e in each if e.mean is not None), default=0)
+    known = [e.mean for e in each if e.mean is not None]
+    over: Over
+    if table:
+        d = list(_by_prompt(*pairs[0], name).values())
+        difference, over, p = mean_ci_t(d), "instances", sign_p(d)
+    elif len(pairs) > 1:
+        rows = [linearised_difference(a.examples, b.examples, name) for a, b in pairs]
+        crossed = crossed_rows([row for row in rows if row])
+        difference, over = (mean_ci_t(known), "seeds") if crossed is None else (crossed, "seeds and prompts")
+        p = sign_p(known)
+    else:
+        difference, over = each[0], "prompts"
+        p = t_p(difference)
+    return Row(place[0], place[1], metric, one, other, difference, over, p, prompts, len(known))
+
+
+def _shared_mean(a: Evaluation, b: Evaluation, metric: str) -> float | None:
+    """The first's pooled mean over the prompts on which both have the metric, and of a rate a trial."""
+    shared = prompts_with(b.examples, metric)
+    return summarise([e for e in a.examples if e["prompt_id"] in shared], [metric])[metric]["mean"]
+
+
+def _by_prompt(a: Evaluation, b: Evaluation, metric: str) -> dict[str, float]:
+    """Prompt -> difference of the two means over its episodes, by prompt."""
+    found: list[dict[str, list[float]]] = [{}, {}]
+    for values, evaluation in zip(found, (a, b), strict=True):
+        for example in evaluation.examples:
+            x, trials = example.get(metric), example.get(f"{metric}/n", 1)
+            if x is not None and trials:
+                values.setdefault(str(example["prompt_id"]), []).append(float(x) / trials)
+    return {k: float(np.mean(found[0][k]) - np.mean(found[1][k])) for k in sorted(found[0].keys() & found[1].keys())}
+
+
+def _examples(found: Mapping[Place, Pairs], by: Metric, count: int) -> list[Example]:
+    """Where they differ most by a metric, averaged over seeds, and the pair of runs where that shows most."""
+    out = []
+    for place, pairs in found.items():
+        by_pair = [_by_prompt(a, b, by.name) for a, b in pairs]
+        for prompt in sorted({p for d in by_pair for p in d}):
+            differences = [d[prompt] for d in by_pair if prompt in d]
+            mean = float(np.mean(differences))
+            a, b = max(
+                ((pair, d[prompt]) for pair, d in zip(pairs, by_pair, strict=True) if prompt in d),
+                key=lambda item: item[1] * (1 if mean >= 0 else -1),
+            )[0]
+            if mean:
+                out.append(Example(*place, prompt, mean, *(_shown(e, prompt, by) for e in (a, b))))
+    return sorted(out, key=lambda e: (-abs(e.difference), e.split, e.mode, e.prompt))[:count]
+
+
+def _shown(evaluation: Evaluation, prompt: str, by: Metric) -> Mapping[str, Any]:
+    """An episode of a prompt: the one whose value is nearest to the mean of its episodes."""
+    episodes = [e for e in evaluation.examples if str(e["prompt_id"]) == prompt and e.get(by.name) is not None]
+    mean = float(np.mean([e[by.name] for e in episodes]))
+    return min(episodes, key=lambda e: abs(e[by.name] - mean))
+
+
+def _unlike(pair: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, str]]:
+    a, b = ({"algo": r.spec.algo, **flat(r.spec)} for r in pair)
+    if pair[0].spec.seed != pair[1].spec.seed:
+        a, b = {**a, "seed": pair[0].spec.seed}, {**b, "seed": pair[1].spec.seed}
+    absent = object()
+    names = [n for n in {**a, **b} if _text_of(a.get(n, absent)) != _text_of(b.get(n, absent))]
+    return [(n, *(plain(s[n]) if n in s else "–" for s in (a, b))) for n in names]  # type: ignore[misc]
+
+
+def _text_of(value: Any) -> str:
+    """A text that is equal for equal settings, and for those that are absent."""
+    return "absent" if type(value) is object else canonical_json(value)
+
+
+def _captions(
+    one: Sequence[RunRecord],
+    other: Sequence[RunRecord],
+    pairs: Sequence[tuple[RunRecord, RunRecord]],
+    rows: Sequence[Row],
+) -> list[str]:
+    units = {r.difference.units if r.over == "instances" else r.seeds for r in rows if r.over != "prompts"} - {0, 1}
+    flips = sign_flip_name(units)
+    said: dict[Over, str] = {
+        "instances": f"Intervals: Student's t over instances; p: {flips} over them.",
+        "seeds and prompts": f"Intervals over seeds and prompts: t from their variance components; p: {flips} over "
+        "seeds.",
+        "seeds": "Intervals over seeds alone (where not every seed has every prompt's number): Student's t over the "
+        f"seeds' differences on these prompts, which does not cover others; p: {flips}.",
+        "prompts": "Intervals over prompts: paired, clustered by prompt; p: the paired t test. One pair of runs: other "
+        "training seeds are not covered.",
+    }
+    out = [said[over] for over in dict.fromkeys(r.over for r in rows)]
+    if rows:
+        out.append("p is not adjusted for the number of rows. Checkpoint: the last one.")
+    few = {r.seeds for r in rows if r.over in ("seeds and prompts", "seeds") and 1 < r.seeds < 6}
+    out += [f"{n} seeds: the exact test cannot fall below {2.0 ** (1 - n):.3g}." for n in sorted(few)]
+    if len(pairs) == 1 and pairs[0][0].spec.seed != pairs[0][1].spec.seed:
+        out.append("The two have different seeds.")
+    used = {r.run_id for pair in pairs for r in pair}
+    for record in (*one, *other):
+        if record.run_id not in used:
+            why = record.status if record.status != "done" else "its seed is not shared"
+            out.append(f"Left out: {record.run_id}: {why}.")
+    if versions := code_versions((*one, *other)):
+        out.append(f"MIXED SOURCES: these runs come from different versions of the code: {'; '.join(versions)}.")
+    out.append(f"Runs: {', '.join(a.run_id for a, _ in pairs)} against {', '.join(b.run_id for _, b in pairs)}.")
+    return out

@@ -1,0 +1,361 @@
+"""What a report holds: run records as blocks, rows, runs, curves and episodes, in JSON.
+
+The numbers are those of :func:`shiq_bench.report.comparison.compare`. Whatever a reader may or may not open (runs,
+episodes, curves) is packed, gzip in base64, for the page to unpack. The same records give the same payload.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from math import isfinite
+from typing import Any
+
+from shiq_bench.records.metric import Metric
+from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Place
+from shiq_bench.report.comparison import compare, reference_of
+from shiq_bench.report.curves import curves, digits
+from shiq_bench.report.figures import COLOURS
+from shiq_bench.report.layout import metric_label, place_title
+from shiq_bench.report.layout import texts as texts_of
+
+#: Version of what the page's script reads.
+PAYLOAD_VERSION = 1
+
+#: What a policy's numbers are measured with, shown in the leaderboard beside the task's headline metrics.
+KL = ("kl", "kl_reference")
+
+#: Compression: nothing is gained above it but time.
+_LEVEL = 6
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of the records a page shows; what it leaves out it says.
+
+    Attributes:
+        prompts: prompts of each split and mode whose episodes are kept, the first ones evaluated.
+        samples: episodes of each of them.
+        characters: longest text of an episode, the rest is cut.
+        items: longest list of an episode, the rest is cut.
+        points: points of a learning curve, evenly spaced.
+    """
+
+    prompts: int = 20
+    samples: int = 4
+    characters: int = 4000
+    items: int = 200
+    points: int = 100
+
+
+class Packs:
+    """JSON values packed as text, one of each: runs that share a reference share its episodes."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._known: dict[bytes, int] = {}
+
+    def add(self, data: Any) -> int:
+        """The number under which the page finds ``data``."""
+        text = json.dumps(data, allow_nan=False, separators=(",", ":")).encode()
+        key = hashlib.sha256(text).digest()
+        if key not in self._known:
+            self._known[key] = len(self.texts)
+            self.texts.append(pack(text))
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a page shows.
+
+    Attributes:
+        core: what every reader sees at once: blocks, rows of the leaderboard, names of runs; plain JSON data.
+        packs: the rest, see :func:`pack`; the core refers to them by number.
+    """
+
+    core: Mapping[str, Any]
+    packs: tuple[str, ...]
+
+
+def pack(data: bytes) -> str:
+    """Gzip in base64."""
+    return base64.b64encode(gzip.compress(data, _LEVEL, mtime=0)).decode()
+
+
+def unpack(text: str) -> Any:
+    """The JSON value in a pack."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def payload(
+    records: Iterable[RunRecord],
+    metrics: Sequence[Metric] | Mapping[str, Sequence[Metric]] = (),
+    *,
+    allow_mixed: bool = False,
+    limits: Limits | None = None,
+) -> Payload:
+    """Everything a page shows; arguments and errors as of :func:`shiq_bench.report.comparison.compare`."""
+    records = list(records)
+    comparison = compare(records, metrics, allow_mixed=allow_mixed)
+    made = _Maker(comparison, limits or Limits())
+    for block in comparison.blocks:
+        made.block(block)
+    for block_, conditions in zip(made.blocks, apart(comparison.blocks), strict=True):
+        block_["conditions"] = conditions
+    core = {
+        "version": PAYLOAD_VERSION,
+        "notes": list(comparison.captions),
+        "sources": sorted({r.source_hash or "unknown" for r in records}),
+        "limits": {f.name: getattr(made.limits, f.name) for f in fields(Limits)},
+        "colours": list(COLOURS),
+        "blocks": made.blocks,
+        "rows": made.rows,
+        "runs": made.runs,
+    }
+    return Payload(core, tuple(made.packs.texts))
+
+
+class _Maker:
+    """Blocks, rows and runs of a page, in the order of the comparison."""
+
+    def __init__(self, comparison: Comparison, limits: Limits) -> None:
+        self.limits = limits
+        self.packs = Packs()
+        self.blocks: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        self._options = _Options(b.columns for b in comparison.blocks)
+
+    def block(self, block: Block) -> None:
+        first = len(self.rows)
+        shown = [m.name for m in block.metrics if m.headline or m.name in KL]
+        records = [r for c in block.columns for r in c.runs]
+        # Who measured the reference of each place, for its episodes.
+        measured = {p: reference_of(records, p)[0] for p in block.places}
+        texts = (texts_of(block), texts_of(block, differences=True))
+        every = []  # all numbers of each row, for the pictures
+        for column in block.columns:
+            numbers = partial(self._numbers, block, column.label, texts)
+            every.append(numbers([m.name for m in block.metrics])[0])
+            numbers_shown, differences = numbers(shown)
+            kept = len(self.runs)
+            episodes = [self._run(record, len(self.rows), block.places) for record in column.runs]
+            if not column.runs:
+                episodes = [[None if e is None else self._episodes(e)["pack"] for e in measured.values()]]
+            self.rows.append(
+                {
+                    "block": len(self.blocks),
+                    "label": column.label,
+                    "algo": column.runs[0].spec.algo if column.runs else "",
+                    "settings": self._options.text(column),
+                    "state": column.state,
+                    "counts": {s: column.count(s) for s in ("done", "failed", "diverged", "started")},
+                    "seeds": len(column.done),
+                    "consumed": column.consumed,
+                    "cells": numbers_shown,
+                    "differences": differences,
+                    "runs": list(range(kept, len(self.runs))),
+                    "behind": list(range(kept, len(self.runs))),
+                    "episodes": episodes,
+                }
+            )
+        # The reference has no runs of its own, but those that measured it; its numbers are the first one's.
+        number = {self.runs[n]["id"]: n for row in self.rows[first:] for n in row["runs"]}
+        measuring = [r for r in records if any(e.policy == "reference" for e in r.evaluations)]
+        measuring.sort(key=lambda r: (r.status != "done", r.run_id))
+        self.rows[first]["behind"] = [number[r.run_id] for r in measuring]
+        self.blocks.append(
+            {
+                "title": block.title,
+                "task": block.conditions["task"],
+                "captions": list(block.captions),
+                "places": [[*place, place_title(block, place)] for place in block.places],
+                "metrics": [
+                    {"name": m.name, "title": metric_label(m), "better": m.better, "percent": m.percent,
+                     "headline": m.headline, "rate": m.name in block.rates}
+                    for m in block.metrics
+                ],
+                "rows": [first, len(self.rows)],
+                "points": self.packs.add(every),
+                "curves": self.packs.add(
+                    [
+                        curve
+                        for row, column in enumerate(block.columns, first)
+                        for curve in curves(column, row, block.metrics, self.limits.points)
+                    ]
+                ),
+            }
+        )  # fmt: skip
+
+    def _numbers(
+        self, block: Block, label: str, texts: tuple[Mapping[Any, str], Mapping[Any, str]], names: Sequence[str]
+    ) -> list[list[dict[str, Any]]]:
+        """A policy's cells and its differences to the reference: for each place, metric -> number."""
+        best: tuple[frozenset[Any], frozenset[Any]] = (block.best, frozenset())
+        return [
+            [
+                {
+                    name: _number(cell, said[key], key in winners)
+                    for name in names
+                    if (cell := values.get(key := (*place, label, name))) is not None
+                }
+                for place in block.places
+            ]
+            for values, said, winners in zip((block.cells, block.differences), texts, best, strict=True)
+        ]
+
+    def _run(self, record: RunRecord, row: int, places: Sequence[Place]) -> list[int | None]:
+        """Keep one run; returns the packs of its own episodes at the end of training, one a place."""
+        evaluations = [
+            {"policy": e.policy, "split": e.split, "mode": e.mode, "step": e.step, "metrics": _clean(e.metrics)}
+            | self._episodes(e)
+            for e in record.evaluations
+        ]
+        about = {
+            "spec": flattened(record.spec),
+            "environment": environment(record),
+            "status": record.status,
+            "error": record.error,
+            "deviations": list(record.deviations),
+            "timings": _clean(record.timings),
+            "consumed": _clean(record.consumed),
+            "data": _clean(record.data),
+            "gaps": _clean(record.gaps),
+            "peak_memory_mb": record.peak_memory_mb,
+            "evaluations": evaluations,
+        }
+        last = {
+            (e["split"], e["mode"]): e["pack"]
+            for e in sorted(evaluations, key=lambda e: e["step"])
+            if e["policy"] == "trained"
+        }
+        self.runs.append(
+            {
+                "id": record.run_id,
+                "row": row,
+                "seed": record.spec.seed,
+                "status": record.status,
+                "error": (record.error or "").partition("\n")[0][:300],
+                "steps": max((e.step for e in record.evaluations if e.policy == "trained"), default=None),
+                "seconds": sum(record.timings.values()) if record.timings else None,
+                "commit": record.git_commit,
+                "dirty": record.git_dirty,
+                "source": record.source_hash,
+                "deviations": len(record.deviations),
+                "pack": self.packs.add(about),
+            }
+        )
+        return [last.get(place) for place in places]
+
+    def _episodes(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The first prompts' episodes, packed, and how many there were."""
+        kept: dict[str, list[dict[str, Any]]] = {}
+        left_out = 0
+        for example in evaluation.examples:
+            prompt = str(example["prompt_id"])
+            if prompt not in kept and len(kept) == self.limits.prompts:
+                left_out += 1
+                continue
+            episodes = kept.setdefault(prompt, [])
+            if len(episodes) == self.limits.samples:
+                left_out += 1
+                continue
+            episodes.append(
+                {
+                    "numbers": _clean({k: v for k, v in example.items() if k not in ("prompt_id", "details")}),
+                    "details": self._shortened(example.get("details") or {}),
+                }
+            )
+        prompts = len({str(e["prompt_id"]) for e in evaluation.examples})
+        found = [{"prompt": prompt, "episodes": episodes} for prompt, episodes in kept.items()]
+        about = {"prompts": prompts, "episodes": len(evaluation.examples), "left_out": left_out}
+        return {**about, "pack": self.packs.add({**about, "found": found})}
+
+    def _shortened(self, value: Any) -> Any:
+        """JSON data without what is too long to read."""
+        if isinstance(value, str):
+            over = len(value) - self.limits.characters
+            return f"{value[: self.limits.characters]} … [{over:,} more characters]" if over > 0 else value
+        if isinstance(value, Mapping):
+            return {str(k): self._shortened(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            over = len(value) - self.limits.items
+            short = [self._shortened(v) for v in value[: self.limits.items]]
+            return [*short, f"… [{over:,} more]"] if over > 0 else short
+        return _clean(value)
+
+
+def apart(blocks: Sequence[Block]) -> list[str]:
+    """What tells each block from the others of its task, in the words of its title; nothing where there are none."""
+    out: list[str] = []
+    for block in blocks:
+        alike = [b.title for b in blocks if b.conditions["task"] == block.conditions["task"]]
+        common = set.intersection(*(set(title.split(" · ")) for title in alike))
+        told = " · ".join(part for part in block.title.split(" · ") if part not in common)
+        out.append(told)
+    return out
+
+
+class _Options:
+    """A row's settings as text to search in: the algorithm's, and all that is not the same in every row."""
+
+    def __init__(self, columns: Iterable[Sequence[Column]]) -> None:
+        specs = [c.runs[0].spec for some in columns for c in some if c.runs]
+        flat = [flattened(s) for s in specs]
+        self._differ = {k for f in flat for k in f if any(f.get(k) != other.get(k) for other in flat)}
+
+    def text(self, column: Column) -> str:
+        if not column.runs:
+            return ""
+        flat = flattened(column.runs[0].spec)
+        told = {k: v for k, v in flat.items() if k.startswith("algo_options.") or k in self._differ}
+        return " ".join(
+            f"{k.removeprefix('algo_options.')}={v}" for k, v in told.items() if k not in ("algo", "seed", "results")
+        )
+
+
+def flattened(spec: RunSpec) -> dict[str, Any]:
+    """Every setting by one name, an option of the algorithm or the task behind a dot."""
+    flat: dict[str, Any] = {}
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, Mapping):
+            flat |= {f"{field.name}.{k}": _clean(v) for k, v in sorted(value.items())}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def environment(record: RunRecord) -> dict[str, Any]:
+    """Where a run was made: code, weights, judges, hardware and packages, by one name each."""
+    names = ("git_commit", "git_dirty", "source_hash", "code_hash", "weights_hash", "judges_hash", "schema_version")
+    return {
+        **{name: getattr(record, name) for name in names},
+        **{f"hardware.{k}": _clean(v) for k, v in sorted(record.hardware.items())},
+        **{f"packages.{k}": v for k, v in sorted(record.packages.items())},
+    }
+
+
+def _number(cell: Cell, text: str, best: bool) -> dict[str, Any]:
+    """One number of the leaderboard, and what stands behind it."""
+    e = cell.estimate
+    out = {"mean": e.mean, "low": e.low, "high": e.high, "stderr": e.stderr}
+    about = {"n": list(cell.n), "over": cell.over, "text": text, "best": best}
+    return {**{k: digits(v) for k, v in out.items()}, **about}
+
+
+def _clean(value: Any) -> Any:
+    """JSON data; what is no finite number is None."""
+    if isinstance(value, Mapping):
+        return {str(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,0 +1,119 @@
+"""The words of captions: numbers, lists, how to read a picture, and what it lacks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+
+from shiq_bench.records.provenance import code_versions
+from shiq_bench.report.study_results import ALPHA, EMPTY, Cell, Duel, Sheet, measured, shown
+from shiq_bench.stats.intervals import Estimate
+from shiq_bench.stats.tests import sign_flip_name
+
+
+def number(x: float | None) -> str:
+    """Two or three digits: ``0.0123``, ``1.2e-05``."""
+    if x is None:
+        return EMPTY
+    if x == 0 or 1e-3 <= abs(x) < 1e4:
+        return f"{x:.3g}" if abs(x) < 100 else f"{x:.0f}"
+    return f"{x:.1e}"
+
+
+def interval(e: Estimate) -> str:
+    """``0.012 [0.010, 0.014]``."""
+    if e.low is None or e.high is None:
+        return number(e.mean)
+    return f"{number(e.mean)} [{number(e.low)}, {number(e.high)}]"
+
+
+def listed(names: Sequence[str], none: str = "none") -> str:
+    """``A, B and C``."""
+    if len(names) < 2:
+        return names[0] if names else none
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def lead_of(sheet: Sheet, marks: str) -> str:
+    """How to read a picture or table: the metric, n, the unit, the intervals and the test."""
+    places = [measured(sheet, panel, method).values() for panel in sheet.panels for method in sheet.methods]
+    counts = sorted({len(units) for found in places for units in found} - {0})
+    n = EMPTY if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    where = f" on split {sheet.split}, {sheet.mode} answers" if sheet.split else ""
+    text = f"{sheet.label}{where}: {marks}mean over n = {n} {sheet.unit} with 95% intervals (Student's t)."
+    if sheet.focus:
+        text += (
+            f" All methods get the same {sheet.unit}: {sheet.focus} wins where the {sign_flip_name(counts)} test over "
+            f"the paired differences has p < {ALPHA:g} after Holm's adjustment for all comparisons of a panel."
+        )
+    if sheet.floor:
+        text += f" Values under {sheet.floor:g} count as {sheet.floor:g}."
+    return text
+
+
+def problems_of(sheet: Sheet) -> tuple[str, ...]:
+    """Cells that failed or diverged: nothing is dropped silently."""
+    places = list(product(sheet.panels, sheet.methods)) if sheet.split else []
+    out = [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem and not sheet.split]
+    out += [text for panel, method in places if (text := _lost(sheet.of(panel, method)))]
+    for cell in sheet.cells:
+        examples = [] if cell.record is None else list(((e := shown(sheet, cell.record)) and e.examples) or ())
+        lost = sum(bool(e.get("diverged")) for e in examples)
+        if lost:
+            out.append(f"{cell.name} diverged on {lost} of {len(examples)} instances, which its numbers leave out.")
+    return tuple(out)
+
+
+def _lost(cells: Sequence[Cell]) -> str:
+    """A method's runs that failed or diverged, in one line, for they mostly do so for one reason."""
+    lost = [c for c in cells if c.problem]
+    if len(lost) < 2:
+        return f"Not there: {lost[0].name}: {lost[0].problem}." if lost else ""
+    which = "" if len(lost) == len(cells) else f" ({'; '.join(c.place for c in lost)})"
+    of = f"{len(lost)} of {len(cells)} runs of {cells[0].method} on {cells[0].panel}"
+    return f"Not there: {of}{which}, the first of them because: {lost[0].problem}."
+
+
+def _left_out(sheet: Sheet) -> list[str]:
+    reasons: dict[str, list[Cell]] = {}
+    for cell in sheet.cells:
+        if cell.left_out:
+            reasons.setdefault(cell.left_out, []).append(cell)
+    out = []
+    for reason, cells in reasons.items():
+        methods = [m for m in sheet.methods if any(c.method == m for c in cells)]
+        panels = [p for p in sheet.panels if any(c.panel == p for c in cells)]
+        out.append(f"Left out: {listed(methods)} on {listed(panels)}: {reason}.")
+    return out
+
+
+def source_of(sheet: Sheet) -> list[str]:
+    """Which versions of the code the records are from; more than one is said loudly."""
+    counts = Counter(r.source_hash or "unknown" for r in sheet.done)
+    text = ", ".join(f"{n} of source {h}" for h, n in sorted(counts.items()))
+    lines = [f"Records: {text or 'none'}."]
+    if code_versions(sheet.done):
+        lines.append("MIXED SOURCES: these runs come from different versions of the code.")
+    return lines
+
+
+def notes_of(sheet: Sheet) -> tuple[str, ...]:
+    """What was left out and why, the study's own remarks, deviations, and where the records are from."""
+    return (*_left_out(sheet), *sheet.notes, *_deviations(sheet), *source_of(sheet))
+
+
+def _deviations(sheet: Sheet) -> list[str]:
+    """Where runs of language models departed from what was asked of them."""
+    counts = Counter(d for r in sheet.done if sheet.split for d in r.deviations)
+    return [f"In {n} of {len(sheet.done)} runs: {text}." for text, n in counts.items()]
+
+
+def too_few(sheet: Sheet, found: Sequence[Duel]) -> str:
+    """Said of language models, whose seeds are few, where no verdict could have been other than undecided."""
+    n = max((d.difference.units for d in found), default=0)
+    tested = sum(d.p is not None for d in found)
+    lowest = min(1.0, tested * 2.0 ** (1 - n)) if tested else 1.0
+    if not sheet.split or not found or lowest < ALPHA:
+        return ""
+    return f" n = {n} seeds are too few to call a winner: p, adjusted, cannot fall below {lowest:.2g}."

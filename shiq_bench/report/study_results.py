@@ -1,0 +1,291 @@
+"""A study and its records as reporting sees them, and the numbers that everything shown is made of.
+
+A method wins against another where the sign-flip test over the units that both were trained on
+(a table's instances, the seeds of language models), Holm-adjusted over all that a caption compares,
+says so; nothing else is a win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
+from typing import Literal
+
+import numpy as np
+
+from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.stats.intervals import Estimate, mean_ci_t
+from shiq_bench.stats.tests import holm, sign_flip_p
+
+Kind = Literal["curves", "against", "table", "front", "across"]
+Verdict = Literal["wins", "loses", "undecided"]
+
+#: Numbers at or under this are rounding, and are printed as such.
+ROUNDING = 1e-12
+#: Adjusted p below which a difference is called one.
+ALPHA = 0.05
+
+EMPTY = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study, or why there is none.
+
+    Attributes:
+        x: what the study varied, where it varies something.
+        seed: of a language model, whose runs are one a seed.
+        bound: what the metric may at most be, where the study promises something.
+        left_out: the study's own reason for not running it.
+        problem: why a run that was asked for has no finished record.
+    """
+
+    panel: str
+    method: str
+    x: float | None = None
+    record: RunRecord | None = None
+    bound: float | None = None
+    left_out: str = ""
+    problem: str = ""
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """``ShiQ on bandit at 0.5``, and of language models ``ShiQ on chat at 0.5, seed 1``."""
+        at, seed = ("" if self.x is None else f" at {self.x:g}"), ("" if self.seed is None else f", seed {self.seed}")
+        return f"{self.method} on {self.panel}{at}{seed}"
+
+    @property
+    def place(self) -> str:
+        """``0.5, seed 1``: which of a method's runs."""
+        return ", ".join([*([] if self.x is None else [f"{self.x:g}"]), f"seed {self.seed}"])
+
+
+@dataclass(frozen=True)
+class View:
+    """One pair of axes, or one table: some panels of a study, some of its methods."""
+
+    title: str
+    panels: tuple[str, ...]
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A study and its records: all that a picture or a table is made of.
+
+    Attributes:
+        name: of the files.
+        asks: the question it answers, one sentence.
+        metric, label: what is shown, by its name in the records and in words.
+        better: the direction of the metric.
+        focus: the method that the others are compared with; "" for none.
+        x_label: what varies.
+        floor: smaller values count as this one; 0 is none.
+        reach: a metric, the value it has to fall to, by which speed is measured, and the metric in words.
+        contrasts: pairs of panels whose instances are the same problems, to be compared method by method.
+        split, mode: the evaluation that is shown of language models; "" where the runs are tables.
+        x_metric, x_metric_label: of a front, what stands on its x axis.
+        normalise: across tasks, what scores are between: ``optimum`` or ``minmax``.
+    """
+
+    name: str
+    title: str
+    asks: str
+    kind: Kind
+    metric: str
+    label: str
+    better: Literal["lower", "higher"]
+    focus: str
+    x_label: str
+    panels: tuple[str, ...]
+    methods: tuple[str, ...]
+    views: tuple[View, ...]
+    cells: tuple[Cell, ...]
+    log_y: bool = True
+    log_x: bool = False
+    floor: float = 0.0
+    reach: tuple[str, float, str] | None = None
+    contrasts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    split: str = ""
+    mode: str = ""
+    x_metric: str = ""
+    x_metric_label: str = ""
+    normalise: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is trained on independently, and compared in pairs."""
+        return "seeds" if self.split else "instances"
+
+    @property
+    def sign(self) -> int:
+        """Of a difference that is an improvement, other minus ours."""
+        return 1 if self.better == "lower" else -1
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, str], list[Cell]]:
+        out: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            out.setdefault((cell.panel, cell.method), []).append(cell)
+        return out
+
+    def of(self, panel: str, method: str) -> list[Cell]:
+        """Cells of one line, in the order of what varies."""
+        return sorted(self._by_place.get((panel, method), []), key=lambda c: -inf if c.x is None else c.x)
+
+    @property
+    def done(self) -> list[RunRecord]:
+        """Every finished record."""
+        return [c.record for c in self.cells if c.record is not None]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts; the first column holds names."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What stands under a picture.
+
+    Attributes:
+        lead: how to read it.
+        claims: what it shows, one sentence or two a panel.
+        grids: the numbers behind the claims.
+        problems: runs that failed or diverged, which the picture itself must say.
+        notes: what was left out and why, what the study itself remarks, and where the records are from.
+        embedded: grids that belong under the picture itself.
+    """
+
+    lead: str
+    claims: tuple[str, ...]
+    grids: tuple[Grid, ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    embedded: tuple[Grid, ...] = ()
+
+
+def final(record: RunRecord, policy: str = "trained") -> Evaluation | None:
+    """The policy's last evaluation: the rule by which every number is chosen."""
+    return max((e for e in record.evaluations if e.policy == policy), key=lambda e: e.step, default=None)
+
+
+def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> dict[str, float]:
+    """Instance -> the metric, where it was measured; what is under the floor counts as the floor."""
+    if evaluation is None:
+        return {}
+    found = {str(e["prompt_id"]): e.get(metric) for e in evaluation.examples}
+    return {k: max(float(v), floor) if floor else float(v) for k, v in found.items() if v is not None}
+
+
+def shown(sheet: Sheet, record: RunRecord, policy: str = "trained") -> Evaluation | None:
+    """The policy's last evaluation, of language models where the study looks."""
+    if not sheet.split:
+        return final(record, policy)
+    place = (sheet.split, sheet.mode)
+    return final(replace(record, evaluations=[e for e in record.evaluations if (e.split, e.mode) == place]), policy)
+
+
+def _units(sheet: Sheet, cell: Cell, metric: str = "", policy: str = "trained") -> dict[str, float]:
+    """Unit -> the metric of one run at its end: a value an instance of a table, one in all of a language model."""
+    assert cell.record is not None
+    floor = sheet.floor if metric in ("", sheet.metric) else 0.0
+    evaluation = shown(sheet, cell.record, policy)
+    if not sheet.split:
+        return values(evaluation, metric or sheet.metric, floor)
+    mean = None if evaluation is None else evaluation.metrics.get(metric or sheet.metric, {}).get("mean")
+    # The reference does not depend on the seed: it is one.
+    name = f"seed {cell.seed}" if policy == "trained" else policy
+    return {} if mean is None else {name: max(mean, floor) if floor else mean}
+
+
+def measured(sheet: Sheet, panel: str, method: str, metric: str = "") -> dict[float | None, dict[str, float]]:
+    """What the study varies -> unit -> the metric at the end; the sheet's metric unless another is asked for."""
+    out: dict[float | None, dict[str, float]] = {}
+    for cell in sheet.of(panel, method):
+        if cell.record is not None:
+            out.setdefault(cell.x, {}).update(_units(sheet, cell, metric))
+    return out
+
+
+def series(sheet: Sheet, panel: str, method: str, metric: str = "") -> list[tuple[float, Estimate]]:
+    """A line of a picture: the metric's mean over units with its interval, at every x.
+
+    x is the number of updates of a curve, which starts at the first one, or what the study varies.
+    """
+    if sheet.kind == "curves":
+        evaluations = [e for c in sheet.of(panel, method) if c.record is not None for e in c.record.curve]
+        curve = [e for e in evaluations if e.policy == "trained" and e.step]
+        found = [(float(e.step), mean_ci_t(values(e, sheet.metric, sheet.floor).values())) for e in curve]
+    else:
+        found = [(x or 0.0, mean_ci_t(v.values())) for x, v in measured(sheet, panel, method, metric).items()]
+    return [(x, e) for x, e in found if e.mean is not None]
+
+
+def start(sheet: Sheet, panel: str, metric: str = "") -> Estimate:
+    """The metric of the policy that training starts from, over the panel's units."""
+    every: dict[str, float] = {}
+    for cell in sheet.cells:
+        if cell.panel == panel and cell.record is not None:
+            every |= _units(sheet, cell, metric, "reference")
+    return mean_ci_t(every.values())
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The focus against another method at one x.
+
+    Attributes:
+        difference: the other minus the focus where lower is better, else the reverse: positive is the focus's.
+        same: equal on every unit.
+        p: of the sign-flip test over units, Holm-adjusted over all that the caption compares.
+    """
+
+    method: str
+    x: float | None
+    difference: Estimate
+    same: bool
+    p: float | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """A win or a loss needs an adjusted p below :data:`ALPHA`."""
+        if self.p is None or self.p >= ALPHA or not self.difference.mean:
+            return "undecided"
+        return "wins" if self.difference.mean > 0 else "loses"
+
+
+def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[Duel]:
+    """Paired differences by unit, one mapping a comparison, tested together: positive speaks for the focus."""
+    raw = [sign_flip_p(list(d.values()), np.random.default_rng(0)) if len(d) > 1 else None for _, _, d in compared]
+    return [
+        Duel(method, x, mean_ci_t(d.values()), bool(d) and not any(d.values()), p)
+        for (method, x, d), p in zip(compared, holm(raw), strict=True)
+    ]
+
+
+def duels(sheet: Sheet, panel: str) -> list[Duel]:
+    """The focus against every other method of a panel, wherever both have a record."""
+    ours = measured(sheet, panel, sheet.focus)
+    others = [m for m in sheet.methods if m != sheet.focus]
+    return judged(
+        [
+            (method, x, gain_of(sheet, ours[x], theirs))
+            for method in others
+            for x, theirs in measured(sheet, panel, method).items()
+            if x in ours
+        ]
+    )
+
+
+def gain_of(sheet: Sheet, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+    """Unit -> by how much ours is better, where both were measured."""
+    return {k: sheet.sign * (theirs[k] - ours[k]) for k in sorted(ours.keys() & theirs.keys())}

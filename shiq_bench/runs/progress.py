@@ -1,0 +1,75 @@
+"""What a person sees while a run is under way."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+#: Seconds between two lines of progress where the output is no terminal.
+EVERY = 30.0
+
+
+class LiveReport:
+    """``report(what, done, total)``: a bar with an estimate for each stage in turn.
+
+    Where the output is no terminal, a line a stage instead, and one now and then in a long stage.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._what = ""
+        self._began = self._said = time.monotonic()
+        self._bar: TaskID | None = None
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> LiveReport:
+        if self.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._progress.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what = what
+            self._began = self._said = time.monotonic()
+            if not self.console.is_terminal:
+                self.console.print(f"{what} ...", highlight=False)
+            elif self._bar is not None:
+                self._progress.remove_task(self._bar)
+            if self.console.is_terminal:
+                self._bar = self._progress.add_task(what, total=total or None)
+        if self.console.is_terminal and self._bar is not None:
+            self._progress.update(self._bar, completed=done, total=total or None)
+        elif 0 < done < total and time.monotonic() - self._said > EVERY:
+            self._said = time.monotonic()
+            left = (self._said - self._began) * (total - done) / done
+            self.console.print(
+                f"  {what}: {done} of {total}, about {max(1, round(left / 60))} min left", highlight=False
+            )

@@ -1,0 +1,173 @@
+"""Statistics over several tasks from few seeds each (Agarwal et al. 2021, arXiv:2108.13264).
+
+Scores of different tasks are comparable only after they have been normalised, which is the caller's
+business. Every interval is a percentile of the stratified bootstrap: seeds are resampled within a
+task, never tasks, so it says how the same tasks would have come out with other seeds. With one seed
+in some task there is nothing to resample, and no interval.
+
+With few seeds a task these intervals are somewhat narrow: with six seeds on each of 1 to 10 tasks,
+95% intervals of the interquartile mean covered 89% to 93%, those of the probability of improvement
+93% to 95% (``python -m tests.stats.simulations``). Below five tasks the per-task t intervals
+come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shiq_bench.stats.intervals import Estimate
+
+Floats = NDArray[np.float64]
+
+#: Scores of one method: task -> one normalised score a seed, ``[S]``.
+Scores = Mapping[str, ArrayLike]
+
+#: Below this many tasks, intervals of every single task come first.
+FEW_TASKS = 5
+
+
+def interquartile_mean(
+    scores: Scores, generator: np.random.Generator, resamples: int = 2000, level: float = 0.95
+) -> Estimate:
+    """Mean of the middle half of all runs, pooled over tasks, with its stratified bootstrap interval.
+
+    A quarter of the runs, rounded down, is cut off at either end: ``scipy.stats.trim_mean(x, 0.25)``.
+    A task weighs as many runs as it has.
+
+    Returns:
+        Estimate in the unit of the scores; n and units count runs. Without any run the mean is None.
+
+    Raises:
+        ValueError: a score is not finite, or a level or number of resamples that makes no sense.
+    """
+    rows = _rows(scores, resamples, level)
+    drawn = [x[generator.integers(0, x.size, size=(resamples, x.size))] for x in rows.values()]  # [B, S] a task
+    mean = float(_trimmed(np.concatenate(list(rows.values())))) if rows else None
+    means = _trimmed(np.concatenate(drawn, axis=1)) if rows else np.empty(0)
+    return _estimate(mean, means, rows.values(), level)
+
+
+def probability_of_improvement(
+    x: Scores,
+    y: Scores,
+    generator: np.random.Generator,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Estimate:
+    r"""How likely a run of X beats a run of Y on a task drawn at random, with its stratified bootstrap interval.
+
+    Per task it is the Mann-Whitney statistic over its number of pairs, ties half, and then the mean over tasks:
+
+    .. math:: P(X > Y) = \frac{1}{M} \sum_m \frac{1}{N_m K_m} \sum_{i, j}
+              \big[ 1\{x_{mi} > y_{mj}\} + \tfrac12 1\{x_{mi} = y_{mj}\} \big]
+
+    The seeds of X and of Y are resampled independently, within a task. Higher scores are better.
+
+    Returns:
+        Estimate of a probability over the tasks both have; n and units count the runs of both.
+
+    Raises:
+        ValueError: as :func:`interquartile_mean`.
+    """
+    a, b = _rows(x, resamples, level), _rows(y, resamples, level)
+    shared = [task for task in a if task in b]
+    means, point = np.zeros(resamples), 0.0
+    for task in shared:
+        won = _wins(a[task], b[task])  # [N, K]
+        left = _counts(a[task].size, generator, resamples)  # [B, N]
+        right = _counts(b[task].size, generator, resamples)  # [B, K]
+        means += ((left @ won) * right).sum(axis=1) / won.size / len(shared)
+        point += float(won.mean()) / len(shared)
+    rows = [found[task] for found in (a, b) for task in shared]
+    return _estimate(point if shared else None, means, rows, level)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A performance profile: the share of runs above every threshold.
+
+    Attributes:
+        thresholds: in the unit of the scores, ascending. ``[T]``
+        share: runs whose score is above each, averaged over tasks. ``[T]``
+        low, high: pointwise confidence limits; None where some task has one seed. ``[T]``
+        n: runs behind it.
+    """
+
+    thresholds: tuple[float, ...]
+    share: tuple[float, ...]
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
+    n: int
+
+
+def performance_profile(
+    scores: Scores,
+    thresholds: Sequence[float],
+    generator: np.random.Generator,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Profile | None:
+    r"""Score distribution of a method's runs over all tasks, with a pointwise bootstrap band.
+
+    .. math:: \hat F(\tau) = \frac{1}{M} \sum_m \frac{1}{N_m} \sum_n 1\{x_{mn} > \tau\}
+
+    Returns:
+        The profile; None without any run.
+
+    Raises:
+        ValueError: thresholds that do not ascend; as :func:`interquartile_mean`.
+    """
+    rows = _rows(scores, resamples, level)
+    tau = np.asarray(thresholds, dtype=np.float64)
+    if tau.ndim != 1 or not tau.size or np.any(np.diff(tau) <= 0):
+        raise ValueError("expected thresholds in ascending order, at least one")
+    if not rows:
+        return None
+    share, drawn = np.zeros(tau.size), np.zeros((resamples, tau.size))
+    for x in rows.values():
+        above = (x[:, None] > tau).astype(np.float64)  # [S, T]
+        share += above.mean(axis=0) / len(rows)
+        drawn += _counts(x.size, generator, resamples) @ above / x.size / len(rows)
+    low = high = None
+    if all(x.size > 1 for x in rows.values()):
+        low, high = (tuple(map(float, q)) for q in np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=0))
+    return Profile(tuple(map(float, tau)), tuple(map(float, share)), low, high, sum(x.size for x in rows.values()))
+
+
+def _rows(scores: Scores, resamples: int, level: float) -> dict[str, Floats]:
+    """The scores of every task that has any: ``[S]`` each."""
+    if not 0 < level < 1 or resamples < 2:
+        raise ValueError(f"level is {level} and resamples {resamples}; expected a share between 0 and 1, and 2 or more")
+    rows = {task: np.asarray(x, dtype=np.float64) for task, x in scores.items()}
+    for task, x in rows.items():
+        if x.ndim != 1 or not np.isfinite(x).all():
+            raise ValueError(f"{task}: expected one finite score a seed; got shape {x.shape}")
+    return {task: x for task, x in rows.items() if x.size}
+
+
+def _trimmed(x: Floats) -> Floats:
+    """Mean over the last axis without its lowest and highest quarter, rounded down."""
+    cut = x.shape[-1] // 4
+    return np.asarray(np.sort(x, axis=-1)[..., cut : x.shape[-1] - cut].mean(axis=-1))
+
+
+def _wins(x: Floats, y: Floats) -> Floats:
+    """1 where a run of X is above one of Y, one half where they tie. ``[N, K]``"""
+    return (x[:, None] > y) + 0.5 * (x[:, None] == y)
+
+
+def _counts(size: int, generator: np.random.Generator, resamples: int) -> Floats:
+    """How often each of ``size`` seeds is in each resample. ``[B, size]``"""
+    return generator.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)
+
+
+def _estimate(mean: float | None, means: Floats, rows: Collection[Floats], level: float) -> Estimate:
+    n = sum(x.size for x in rows)
+    if mean is None or any(x.size < 2 for x in rows):
+        return Estimate(mean, None, None, None, n, n)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate(mean, float(means.std(ddof=1)), float(low), float(high), n, n)

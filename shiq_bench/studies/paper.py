@@ -1,0 +1,213 @@
+"""All tables and pictures of a results folder at once, with a manifest that leads from every file to its runs.
+
+Only records are read, and the same records give the same bytes. Tables are written a task at a
+time; a study is drawn as soon as the folder has one of its runs, and what it lacks is said in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shiq_bench.api.registry import tasks
+from shiq_bench.records import run_store
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.files import write_atomic, write_json
+from shiq_bench.records.hashing import canonical_json
+from shiq_bench.records.metric import Metric
+from shiq_bench.records.provenance import code_versions
+from shiq_bench.records.record import SCHEMA_VERSION, RunRecord
+from shiq_bench.report import figures, tables
+from shiq_bench.report.blocks import Comparison
+from shiq_bench.report.pivots import BY, By
+from shiq_bench.studies import study as studies
+from shiq_bench.studies.schema import find, load, shipped
+from shiq_bench.studies.trials import Cell, expand, look_up
+
+MANIFEST = "manifest.json"
+INDEX = "index.md"
+
+
+@dataclass(frozen=True)
+class Made:
+    """One file of a paper.
+
+    Attributes:
+        path: from the paper's folder.
+        data: its bytes.
+        runs: ids of those that it shows.
+        command: what draws it again, of a study.
+    """
+
+    path: str
+    data: bytes
+    runs: tuple[str, ...]
+    command: str = ""
+
+
+def paper(
+    folders: Sequence[Path],
+    out: Path,
+    given: Sequence[str] = (),
+    *,
+    allow_mixed: bool = False,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> tuple[list[Made], list[str]]:
+    """Write everything, and the manifest last.
+
+    Records are read once and everything is drawn before anything is written, so that a refusal leaves
+    the folder as it was. What an earlier paper wrote, nobody has changed and no record backs any more is
+    deleted, unless some record cannot be read.
+
+    Args:
+        folders: of run records.
+        given: studies beside the shipped ones, by their paths.
+
+    Returns:
+        The files made, and a line for every record that could not be read.
+
+    Raises:
+        UserError: there are no records, what would be one table comes from different code and that is not allowed, or
+            the folder cannot be written.
+    """
+    records, problems = run_store.load_several(folders)
+    if not records:
+        raise UserError(f"no runs in {', '.join(map(str, folders))}: start with shiq-bench sweep")
+    made = _tables(records, allow_mixed, report)
+    paths = [*shipped().values(), *(p for name in given for p in find(name))]
+    for i, path in enumerate(paths):
+        report("studies", i, len(paths))
+        made += _study(path, records, folders[0], allow_mixed)
+    for file in made:
+        write_atomic(out / file.path, file.data)
+    left = {name: digest for name, digest in _listed(out).items() if name not in {m.path for m in made}}
+    if not problems:
+        _delete(left, out)
+    where = (
+        [] if [*folders] == [Path("results")] else [word for folder in folders for word in ("--results", str(folder))]
+    )
+    command = shlex.join(
+        ["shiq-bench", "table", "--paper", *where, *(word for name in given for word in ("--study", str(name)))]
+    )
+    _write_manifest(records, made, left if problems else {}, command, out)
+    return made, problems
+
+
+def _tables(records: Sequence[RunRecord], allow_mixed: bool, report: Callable[[str, int, int], None]) -> list[Made]:
+    made: list[Made] = []
+    known = set(tasks.names())
+    by_task: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_task.setdefault(record.spec.task, []).append(record)
+    for i, (task, some) in enumerate(sorted(by_task.items())):
+        report("tables", i, len(by_task))
+        metrics: Sequence[Metric] = tasks.get(task).metrics if task in known else ()
+        ids = tuple(sorted(r.run_id for r in some))
+        try:
+            comparison = tables.compare(some, metrics, allow_mixed=allow_mixed)
+        except UserError as error:
+            raise UserError(f"{task}: {error}") from None
+        for by in BY:
+            name = task if by == "task" else f"{task}-by-{by}"
+            texts = _rendered(comparison, by)
+            made += [Made(f"tables/{name}.{suffix}", text.encode(), ids) for suffix, text in texts.items()]
+    return made
+
+
+def _rendered(comparison: Comparison, by: By) -> dict[str, str]:
+    """Suffix -> text. The csv holds every number, whatever the table is by: it is written once."""
+    out = {
+        "md": tables.markdown(comparison, by),
+        "html": tables.html(comparison, by),
+        "tex": tables.latex(comparison, by),
+    }
+    return {**out, "csv": tables.csv(comparison)} if by == "task" else out
+
+
+def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed: bool) -> list[Made]:
+    study = load(path)
+    there = {r.run_id: r for r in records}
+    cells = look_up(expand(study, results), lambda spec: there.get(spec.run_id))
+    found = [cell.record for cell in cells if cell.record is not None]
+    if not found:
+        return []
+    if (versions := code_versions(found)) and not allow_mixed:
+        raise UserError(f"{study.name}: its runs come from different code ({'; '.join(versions)}): add --allow-mixed")
+    shown = [replace(cell.shown, problem=_problem(cell, there)) for cell in cells]
+    files = figures.files_of(studies.sheet(study, cells, shown))
+    name = study.name if path == shipped().get(study.name) else str(path)
+    command = shlex.join(
+        ["shiq-bench", "study", name, *([] if results == Path("results") else ["--results", str(results)])]
+    )
+    ids = tuple(sorted(r.run_id for r in found))
+    return [Made(f"studies/{study.name}.{suffix}", data, ids, command) for suffix, data in files.items()]
+
+
+def _problem(cell: Cell, there: Mapping[str, RunRecord]) -> str:
+    """Why a cell has no number; "" where it has one, or is not to have one."""
+    if cell.record is not None:
+        return studies.unfinished(cell.shown)
+    if cell.left_out:
+        return ""
+    record = there.get(cell.resolved.spec.run_id)
+    return "it was not run" if record is None else f"{record.status}: {record.error or 'it was stopped'}"
+
+
+def _listed(out: Path) -> dict[str, str]:
+    """The files of the manifest that is there, with their hashes; none where there is no readable one."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        assert manifest["kind"] == "paper"
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        return {str(name): str(digest) for name, digest in {**manifest.get("kept", {}), **files}.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        return {}
+
+
+def _delete(files: Mapping[str, str], out: Path) -> None:
+    """Delete unchanged files of an earlier paper, and nothing outside its two folders, whatever a manifest says."""
+    for name, digest in files.items():
+        path = Path(name)
+        ours = len(path.parts) == 2 and path.parts[0] in ("tables", "studies") and (out / path).is_file()
+        if ours and hashlib.sha256((out / path).read_bytes()).hexdigest() == digest:
+            (out / path).unlink()
+
+
+def _write_manifest(
+    records: Iterable[RunRecord], made: Sequence[Made], kept: Mapping[str, str], command: str, out: Path
+) -> None:
+    """With what an earlier paper wrote and was not deleted, for the next one to do so."""
+    write_json(
+        out / MANIFEST,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "paper",
+            "runs": {r.run_id: _origin(r) for r in records},
+            "files": {m.path: {"sha256": hashlib.sha256(m.data).hexdigest(), "runs": list(m.runs)} for m in made},
+            **({"kept": kept} if kept else {}),
+        },
+    )
+    lines = [
+        "# Tables and pictures",
+        "",
+        f"Written by `{command}`. Every file with its runs: [{MANIFEST}]({MANIFEST}).",
+        "",
+    ]
+    lines += [f"- [{m.path}]({m.path})" + (f", drawn by `{m.command}`" if m.command else "") for m in made]
+    write_atomic(out / INDEX, ("\n".join(lines) + "\n").encode())
+
+
+def _origin(record: RunRecord) -> Mapping[str, object]:
+    """What tells a record from another one of the same run."""
+    data = {k: v for k, v in record.to_json().items() if k not in ("timings", "peak_memory_mb", "hardware")}
+    return {
+        "content": hashlib.sha256(canonical_json(data).encode()).hexdigest(),
+        "status": record.status,
+        "source_hash": record.source_hash,
+        "git_commit": record.git_commit,
+        "git_dirty": record.git_dirty,
+    }

@@ -1,0 +1,190 @@
+"""The cells of a study: which runs it is made of, and what the results folder holds of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from shiq_bench.records import run_store
+from shiq_bench.records.errors import UserError, suggest
+from shiq_bench.records.metric import ENGINE_METRICS, Metric
+from shiq_bench.records.provenance import code_versions, same_code
+from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.report.study_results import Cell as Shown
+from shiq_bench.runs.resolved import Resolved
+from shiq_bench.runs.settings import merged, resolve
+from shiq_bench.studies.schema import Rule, Settings, Study
+
+#: Distances of the trained policy to its reference, which sampled paths alone give.
+KL_METRICS = ("kl", "kl_k1", "kl_token")
+
+State = Literal["done", "missing", "stale", "left out"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: what is to be run, or why not, and what is there of it."""
+
+    panel: str
+    method: str
+    x: float | None
+    resolved: Resolved
+    left_out: str = ""
+    bound: float | None = None
+    record: RunRecord | None = None
+    state: State = "missing"
+    seed: int | None = None
+
+    @property
+    def shown(self) -> Shown:
+        return Shown(self.panel, self.method, self.x, self.record, self.bound, self.left_out, seed=self.seed)
+
+
+def overridden(study: Study, given: Settings) -> Study:
+    """The study with settings in place of its own ``settings``; panels, methods and what varies still win.
+
+    Raises:
+        UserError: one that the study itself gives to every cell, so that it would do nothing.
+    """
+    taken = {study.vary[0].rpartition(".")[2]: "varies it"} if study.vary else {}
+    taken |= {"seed": "says which by replicate"} if study.replicate else {}
+    for cells, what in ((study.panels.values(), "panel"), (study.methods.values(), "method")):
+        everywhere = set.intersection(*({key.rpartition(".")[2] for key in cell} for cell in cells))
+        taken |= dict.fromkeys(everywhere, f"gives it to every {what}")
+    for key in given:
+        if why := taken.get(key.rpartition(".")[2]):
+            raise UserError(f"--set {key}: study {study.name} {why}; change a copy of its file instead")
+    if not given:
+        return study
+    # A path says where something lies on one machine, and not what it is.
+    told = ", ".join(f"{key}={Path(value).name if '/' in str(value) else value}" for key, value in given.items())
+    note = f"Set by hand: {told}."
+    return replace(study, settings=merged(study.settings, given), notes=(*study.notes, note))
+
+
+def expand(study: Study, results: Path) -> list[Cell]:
+    """Every cell of a study with every setting resolved, panel by panel, method by method.
+
+    Raises:
+        UserError: a setting that the run, the algorithm and the task do not know or take; the line
+            names the cell.
+    """
+    out = []
+    values = study.vary[1] if study.vary else (None,)
+    for panel, method, x, seed in product(study.panels, study.methods, values, study.replicate or (None,)):
+        resolved = _resolved(study, panel, method, x, seed, results)
+
+        def reason(rules: Sequence[Rule], panel: str = panel, method: str = method, r: Resolved = resolved) -> str:
+            return next((rule.reason for rule in rules if rule.about(panel, method, r.algorithm)), "")
+
+        bound = None if reason(study.no_bound) else study.bounds.get(panel)
+        out.append(Cell(panel, method, x, resolved, reason(study.leave_out), bound, seed=seed))
+    _check_metrics(study, out)
+    return out
+
+
+def _resolved(study: Study, panel: str, method: str, x: float | None, seed: int | None, results: Path) -> Resolved:
+    given, chosen = study.panels[panel], study.methods[method]
+    own = ({k: v for k, v in s.items() if k not in ("task", "algo")} for s in (given, chosen))
+    varied: dict[str, Any] = {} if study.vary is None else {study.vary[0]: x}
+    varied |= {} if seed is None else {"seed": seed}
+    try:
+        settings = merged(study.settings, *own)
+        made = resolve(chosen["algo"], given["task"], settings)
+        for rule in study.adjust:
+            if rule.about(panel, method, made.algorithm):
+                settings = merged(settings, rule.settings)
+        resolved = resolve(chosen["algo"], given["task"], merged(settings, varied, {"results": str(results)}))
+    except UserError as error:
+        raise UserError(f"{study.name}: {method} on {panel}: {error}") from None
+    if problem := _misplaced(study, resolved.spec):
+        raise UserError(f"{study.name}: {method} on {panel}: {problem}")
+    return resolved
+
+
+def _misplaced(study: Study, spec: RunSpec) -> str:
+    """What keeps a run from having the evaluation that the study shows."""
+    if spec.model == "table":
+        return "a table trains its seeds in one run: set seeds, and leave out replicate" if study.replicate else ""
+    if not study.replicate:
+        return f"model {spec.model} has one run a seed: add the seeds, such as 'replicate: [0, 1, 2]'"
+    if study.split not in spec.splits:
+        return f"split is {study.split}, and {spec.eval_splits} is evaluated: add it to eval_splits"
+    if study.mode == "sampled" and not spec.eval_samples:
+        return "mode is sampled, and eval_samples is 0: raise it, or set mode: greedy"
+    return ""
+
+
+def metrics_of(study: Study, cell: Cell) -> dict[str, Metric]:
+    """What the evaluations of a cell hold, by name."""
+    own = {m.name: m for m in cell.resolved.task.metrics if not (study.replicate and m.exact)}
+    return {m.name: m for m in ENGINE_METRICS} | own if study.replicate else own
+
+
+def _check_metrics(study: Study, cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        names = metrics_of(study, cell)
+        for name in (study.metric, *([study.reach[0]] if study.reach else []), *filter(None, [study.x_metric])):
+            if name not in names:
+                raise UserError(f"{study.name}: {cell.panel} has no metric {name!r}{suggest(name, sorted(names))}")
+            if study.mode == "greedy" and name in KL_METRICS:
+                raise UserError(f"{study.name}: {name} is measured on sampled answers alone: leave out mode: greedy")
+        if names[study.metric].better == "neither":
+            raise UserError(f"{study.name}: {study.metric} has no better and no worse: nothing can win by it")
+
+
+def stored(spec: RunSpec) -> RunRecord | None:
+    """What the results folder of a run holds of it."""
+    try:
+        return run_store.load(run_store.run_folder(spec.results, spec.run_id))
+    except UserError:  # there is none, or it cannot be read, and then the run itself will say so
+        return None
+
+
+def look_up(cells: Sequence[Cell], record_of: Callable[[RunSpec], RunRecord | None] = stored) -> list[Cell]:
+    """The cells with what is there of them.
+
+    A finished run is one that is done or diverged, which on tables it would do again. ``stale`` is
+    one that other code has made: it counts as finished, and is not mixed with others unasked.
+    """
+    return [cell if cell.left_out else _looked_up(cell, record_of(cell.resolved.spec)) for cell in cells]
+
+
+def _looked_up(cell: Cell, record: RunRecord | None) -> Cell:
+    if record is None or record.status not in ("done", "diverged"):
+        return cell
+    same = same_code(record, type(cell.resolved.algorithm), type(cell.resolved.task))
+    state: State = "done" if same else "stale"
+    return replace(cell, record=shortened(record), state=state)
+
+
+def shortened(record: RunRecord) -> RunRecord:
+    """Losses of every update, and dialogues, are most of a record, and no picture shows them."""
+    return replace(record, training=(), evaluations=tuple(_numbers(e) for e in record.evaluations))
+
+
+def _numbers(evaluation: Evaluation) -> Evaluation:
+    bare = [
+        {k: v for k, v in e.items() if k == "prompt_id" or not isinstance(v, str | list | dict)}
+        for e in evaluation.examples
+    ]
+    return replace(evaluation, examples=bare)
+
+
+def refuse_mixture(study: Study, cells: Sequence[Cell]) -> None:
+    """Let nothing be drawn, unasked, from runs of different versions of the code.
+
+    Raises:
+        UserError: some finished runs were made by other code than the rest are, or would be.
+    """
+    stale = [c for c in cells if c.state == "stale"]
+    versions = code_versions(c.record for c in stale if c.record is not None)
+    if stale and (len(stale) < sum(not c.left_out for c in cells) or versions):
+        raise UserError(
+            f"{study.name}: {len(stale)} of its finished runs were made by other code: add --fresh to run them again, "
+            "--allow-mixed to use them as they are, or --results for another folder"
+        )

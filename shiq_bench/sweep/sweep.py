@@ -1,0 +1,177 @@
+"""A sweep from its jobs to their records: what is there, what is left, who does it, and how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shiq_bench.records import leases
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.event_log import logged
+from shiq_bench.records.files import check_writable
+from shiq_bench.records.hashing import canonical_json
+from shiq_bench.records.provenance import same_code
+from shiq_bench.records.record import RunRecord
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.report.blocks import conditions
+from shiq_bench.runs.resolved import Resolved, collects_fresh, fresh_samples
+from shiq_bench.studies.study import about
+from shiq_bench.sweep.executors import Executor
+from shiq_bench.sweep.grid import Job, fitting, lease_of, write_plan
+from shiq_bench.sweep.status import Line, State, View, over, summary
+from shiq_bench.sweep.worker import log_path, record_of, settled
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Seconds between two looks at a sweep under way.
+LOOK = 0.5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep deals with what is already there.
+
+    Attributes:
+        retry: try again what failed or diverged.
+        fresh: run again what other code has made.
+        allow_mixed: leave what other code has made as it is.
+        plugins: files that every worker loads.
+    """
+
+    retry: bool = False
+    fresh: bool = False
+    allow_mixed: bool = False
+    plugins: tuple[Path, ...] = ()
+
+
+def sweep(
+    jobs: Iterable[Job], results: Path, executor: Executor, options: Options, console: Console, log: Console
+) -> list[Line]:
+    """Run what is left of some jobs, and say how each stands.
+
+    Args:
+        log: where progress goes.
+
+    Raises:
+        UserError: nothing can be run, some runs were made by other code, or no worker can be started.
+        KeyboardInterrupt: asked to stop; what is finished stays so, and the rest can be gone on with.
+    """
+    good, bad = fitting(jobs := list(jobs))
+    for job in bad:
+        _print(log, f"left out: {job.name}: {job.problem}")
+    if equal := len(jobs) - len(good) - len(bad):
+        _print(log, f"{equal} more are equal to one of these {len(good)}, and are not run twice")
+    check_writable(results)
+    since = logged(results)  # before the records are read: what another sweep finishes meanwhile is news
+    found = {job.run_id: record_of(results, job) for job in good}
+    before = {job.run_id: _state(job, found[job.run_id], options) for job in good}
+    todo = [job for job in good if not over(before[job.run_id])]
+    with View(results, good, since, before, log) as view:
+        if todo:
+            plan = write_plan(
+                results, good, since=since, retry=options.retry, fresh=options.fresh, plugins=options.plugins
+            )
+            with leases.acquire(lease_of(plan)), executor:
+                executor.start(plan, len(todo))
+                while not view.refresh(workers := executor.alive()):
+                    if not workers and not view.refresh(0):
+                        where = plan.with_suffix(".log")
+                        raise UserError(f"every worker has ended, and {summary(view.lines)}: see {where}")
+                    time.sleep(LOOK)
+        else:
+            view.refresh(0)
+    _print(console, f"{len(good)} runs: {summary(view.lines)}" + (f"; {len(bad)} left out" if bad else ""))
+    for line in view.lines:
+        if line.state in ("failed", "diverged"):
+            _print(console, f"{line.state}: {line.name}: {line.note or _error(found[line.run_id])}")
+            if (path := log_path(results, line.run_id)).exists():
+                _print(console, f"  what it printed: {path}")
+    return view.lines
+
+
+def _error(record: RunRecord | None) -> str:
+    return (record.error if record else None) or "no reason is known"
+
+
+def _state(job: Job, record: RunRecord | None, options: Options) -> State:
+    """How a job stands before the sweep.
+
+    Raises:
+        UserError: other code has finished it, and nobody said what to do about that.
+    """
+    if record is None or record.status == "started" or not settled(job, record, options.retry, options.fresh):
+        return "waiting"
+    if not options.allow_mixed and not same_code(record, *job.code()):
+        raise UserError(
+            f"{job.run_id} ({job.name}) was made by other code: add --fresh to run it again, --allow-mixed to "
+            "leave it as it is, or --results for another folder"
+        )
+    return record.status
+
+
+def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Console) -> None:
+    """What a sweep is made of, what of it is there, and what the rest costs at most."""
+    good, bad = fitting(jobs)
+    found = {job.run_id: record_of(results, job) for job in good}
+    states = {job.run_id: _there(job, found[job.run_id]) for job in good}
+    made = {job.run_id: job.resolved() for job in good}
+    for job in good:
+        trained, drawn = cost(made[job.run_id])
+        tokens = f", at most {trained:,} tokens trained on and {drawn:,} drawn" if trained else ""
+        _print(console, f"{job.run_id}  {job.name}  ({states[job.run_id]}{tokens})")
+    for job in bad:
+        _print(console, f"left out: {job.name}: {job.problem}")
+    counts = Counter(states.values())
+    said = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    left = [job for job in good if not settled(job, found[job.run_id], options.retry, options.fresh)]
+    trained, drawn = (sum(cost(made[job.run_id])[i] for job in left) for i in (0, 1))
+    _print(console, f"{len(good)} runs: {said}" + (f"; {len(bad)} left out" if bad else ""))
+    if trained:
+        _print(console, f"left: at most {trained:,} tokens trained on and {drawn:,} drawn, the reference's aside")
+    _print_shared(good, {name: m.spec for name, m in made.items()}, found, console)
+    seconds = [sum(r.timings.values()) for r in found.values() if r is not None and r.status == "done"]
+    if seconds and left:
+        _print(console, f"about {about(sum(seconds) / len(seconds) * len(left))} on one worker, by what is there")
+
+
+def _there(job: Job, record: RunRecord | None) -> str:
+    if record is None:
+        return "missing"
+    return record.status if same_code(record, *job.code()) else f"{record.status}, by other code"
+
+
+def _print_shared(
+    good: Sequence[Job], specs: Mapping[str, RunSpec], found: Mapping[str, RunRecord | None], console: Console
+) -> None:
+    """References: computed once for all runs that share one, and there already where one of those has ended."""
+    groups: dict[str, list[str]] = {}
+    for job in good:
+        if specs[job.run_id].model != "table":
+            groups.setdefault(canonical_json(conditions(specs[job.run_id])), []).append(job.run_id)
+    if groups:
+        cached = sum(any(found[i] is not None and found[i].evaluations for i in ids) for ids in groups.values())  # type: ignore[union-attr]
+        _print(console, f"references: {len(groups)}, each evaluated once for all its runs; {cached} of them are there")
+
+
+def cost(made: Resolved) -> tuple[int, int]:
+    """Tokens that a run trains on, and tokens that its policy draws for evaluation, both at most; tables have none.
+
+    Its own samples, where it learns from those, are among the former. An episode is counted as if it
+    filled the longest dialogue, which with several turns or a demonstration it may; lm-eval's documents are not.
+    """
+    spec = made.spec
+    if spec.model == "table":
+        return 0, 0
+    episodes = fresh_samples(made) if collects_fresh(made) else spec.samples + spec.gold
+    trained = spec.steps * spec.groups_per_step * episodes * spec.max_length
+    prompts = sum(len(made.task.prompts(split)[: spec.eval_limit or None]) for split in spec.splits)
+    return trained, prompts * (1 + spec.eval_samples) * spec.max_length
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

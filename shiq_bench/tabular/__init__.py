@@ -1,0 +1,1 @@
+"""Worlds that are solved exactly, and policies that are tables."""

@@ -1,0 +1,110 @@
+"""Frozen policies beside the trained one: a live reference, a target network, the behaviour model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shiq_bench.api.algorithm import Algorithm
+from shiq_bench.api.needs import BehaviourModel, MaxRatio, Reference, TargetNetwork
+from shiq_bench.records.errors import UserError
+from shiq_bench.training.policy import Policy
+from shiq_bench.training.reference import autocast
+
+
+class Companions:
+    """What an algorithm compares its policy with while it trains, kept out of the trained module.
+
+    The optimiser, the checkpoint of the policy and its train mode never see them. Weights of the
+    policy that are not trained (those below adapters) are shared with it, not copied.
+
+    Args:
+        policy: with its heads and starting weights; copied.
+        algorithm: read for its needs only.
+        behaviour: the fitted behaviour model, where the algorithm needs one.
+        live_reference: whether the reference runs along even if it is never refreshed.
+        precision: of the trained policy's forward pass, so that equal weights give equal numbers.
+
+    Raises:
+        UserError: a declared need lacks another that it is computed from.
+    """
+
+    def __init__(
+        self, policy: Policy, algorithm: Algorithm, behaviour: Policy | None, live_reference: bool, precision: str
+    ) -> None:
+        reference, target, ratio = algorithm.need(Reference), algorithm.need(TargetNetwork), algorithm.need(MaxRatio)
+        self.precision = precision
+        self.tau = target.tau if target else 0.0
+        self.refresh = reference.refresh if reference else 0
+        self.floor = ratio.floor if ratio else None
+        self.trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        self.policies: dict[str, Policy] = {}
+        if reference and (self.refresh or live_reference):
+            self.policies["reference"] = _frozen(policy)
+            self.policies["reference"].heads = None
+        if target:
+            self.policies["target"] = _frozen(policy)
+        if algorithm.need(BehaviourModel):
+            if behaviour is None:
+                raise UserError(f"{type(algorithm).__name__} needs a behaviour model, and none was fitted")
+            self.policies["behaviour"] = behaviour.requires_grad_(False).eval()
+        if ratio and not {"target", "behaviour"} <= self.policies.keys():
+            raise UserError(f"{type(algorithm).__name__}: MaxRatio needs TargetNetwork and BehaviourModel as well")
+
+    @torch.no_grad()
+    def statistics(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """Keyword arguments of :func:`~shiq_bench.data.collation.to_stats`: ``[M]`` tensors of each policy."""
+        with autocast(inputs["input_ids"].device, self.precision):
+            states = {name: policy.states(inputs) for name, policy in self.policies.items()}
+        out: dict[str, Any] = {
+            name: policy.statistics(states[name], inputs["targets"]) for name, policy in self.policies.items()
+        }
+        if self.floor is not None:
+            target, behaviour = self.policies["target"], self.policies["behaviour"]
+            out["max_ratio"] = target.max_ratio(states["target"], behaviour, states["behaviour"], self.floor)
+        return out
+
+    @torch.no_grad()
+    def update(self, policy: Policy, step: int) -> None:
+        """After update number ``step``: the target moves by ``tau``, the reference is replaced when it is due."""
+        if target := self.policies.get("target"):
+            for old, new in zip(target.parameters(), policy.parameters(), strict=True):
+                if new.requires_grad:
+                    old.lerp_(new, self.tau)
+        if self.refresh and step % self.refresh == 0:
+            for old, new in zip(self.policies["reference"].parameters(), policy.model.parameters(), strict=True):
+                if new.requires_grad:
+                    old.copy_(new)
+
+    def _moving(self) -> dict[str, dict[str, Tensor]]:
+        """What training changes of each companion, by the names that it has in the policy."""
+        moving = {"target": True, "reference": self.refresh > 0}
+        return {
+            name: {n: p.detach() for n, p in policy.named_parameters() if n in self.trained}
+            for name, policy in self.policies.items()
+            if moving.get(name)
+        }
+
+    def save(self, folder: Path) -> None:
+        """What training changes, a file for each companion."""
+        for name, tensors in self._moving().items():
+            save_file(tensors, folder / f"{name}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Inverse of :meth:`save`."""
+        for name, tensors in self._moving().items():
+            kept = load_file(folder / f"{name}.safetensors")
+            for n, tensor in tensors.items():
+                tensor.copy_(kept[n])
+
+
+def _frozen(policy: Policy) -> Policy:
+    shared = {id(p): p for p in policy.parameters() if not p.requires_grad}
+    twin = copy.deepcopy(policy, shared).requires_grad_(False).eval()
+    twin.sums_logits = False
+    return twin

@@ -1,0 +1,120 @@
+"""Bugs planted in ``data``."""
+
+from __future__ import annotations
+
+from tests.mutations.base import PACKED, PADDED, TRAINING, Mutation
+
+BUGS = [
+    Mutation(
+        "labels shifted by one",
+        "shiq_bench/data/layout.py",
+        "row * width + start + i - 1 for i in actions",
+        "row * width + start + i for i in actions",
+        PADDED,
+    ),
+    Mutation(
+        "prompt token among the actions",
+        "shiq_bench/data/layout.py",
+        "actions = [i for i, a in enumerate(t.action_mask) if a]",
+        "actions = [i for i, a in enumerate(t.action_mask) if a or i == 1]",
+        PADDED,
+    ),
+    Mutation(
+        "packing with an all-ones mask",
+        "shiq_bench/data/layout.py",
+        '    if layout == "padded":\n        out["attention_mask"] = attention',
+        '    out["attention_mask"] = attention',
+        PACKED,
+    ),
+    Mutation(
+        "positions run on through a packed row",
+        "shiq_bench/data/layout.py",
+        "positions[row, span] = torch.arange(lengths[n])",
+        "positions[row, span] = start + torch.arange(lengths[n])",
+        PACKED,
+    ),
+    Mutation(
+        "reward at the wrong token",
+        "shiq_bench/data/groups.py",
+        "rewards = [r for r, a in zip(t.rewards, t.action_mask, strict=True) if a]",
+        "rewards = sorted(r for r, a in zip(t.rewards, t.action_mask, strict=True) if a)",
+        f"{TRAINING}::test_a_batch_by_hand",
+    ),
+    Mutation(
+        "mean return taken off the first action",
+        "shiq_bench/data/groups.py",
+        "rewards[-1] -= row.reward_shift",
+        "rewards[0] -= row.reward_shift",
+        f"{TRAINING}::test_a_batch_by_hand",
+    ),
+    Mutation(
+        "unit reward scaling forgotten",
+        "shiq_bench/data/groups.py",
+        "rewards=tuple(r / largest for r in t.rewards)",
+        "rewards=tuple(r for r in t.rewards)",
+        f"{TRAINING}::test_returns_are_brought_into_the_unit_range_where_a_method_asks",
+    ),
+    Mutation(
+        "pair order swapped",
+        "shiq_bench/data/pairs.py",
+        "for pair, weight in (((i, j), both * p), ((j, i), both * (1 - p))):",
+        "for pair, weight in (((j, i), both * p), ((i, j), both * (1 - p))):",
+        f"{TRAINING}::test_pairs_by_hand",
+    ),
+    Mutation(
+        "Bradley-Terry probability reversed",
+        "shiq_bench/data/pairs.py",
+        'p = _sigma(gap) if labels == "bradley_terry"',
+        'p = _sigma(-gap) if labels == "bradley_terry"',
+        f"{TRAINING}::test_pairs_by_hand",
+    ),
+    Mutation(
+        "drawn preferences reversed",
+        "shiq_bench/data/pairs.py",
+        "p = float(coins[i, j] < _sigma(gap))",
+        "p = float(coins[i, j] > _sigma(gap))",
+        f"{TRAINING}::test_sampled_pairs_follow_bradley_and_terry",
+    ),
+    Mutation(
+        "one coin for every seed",
+        "shiq_bench/data/pairs.py",
+        "seed_of(group[0].prompt_id, what, seed)",
+        "seed_of(group[0].prompt_id, what)",
+        f"{TRAINING}::test_sampled_pairs_follow_bradley_and_terry",
+    ),
+    Mutation(
+        "desirable whatever the prompt's mean",
+        "shiq_bench/data/pairs.py",
+        "gaps = [t.merit - mean for t in group]",
+        "gaps = [t.merit for t in group]",
+        f"{TRAINING}::test_labels_by_hand",
+    ),
+    Mutation(
+        "labels against a mean without weights",
+        "shiq_bench/data/pairs.py",
+        "mean = sum(t.weight * t.merit for t in group) / sum(t.weight for t in group)",
+        "mean = sum(t.merit for t in group) / len(group)",
+        f"{TRAINING}::test_labels_by_hand",
+    ),
+    Mutation(
+        "mean return without weights",
+        "shiq_bench/data/groups.py",
+        "total.get(t.prompt_id, 0.0) + t.weight * t.total_reward",
+        "total.get(t.prompt_id, 0.0) + t.total_reward",
+        f"{TRAINING}::test_centring_takes_the_prompts_mean_off_the_last_action",
+    ),
+    Mutation(
+        "mismatched answers from the same prompt",
+        "shiq_bench/data/groups.py",
+        "zip(groups, [*groups[1:], groups[0]], strict=True)",
+        "zip(groups, groups, strict=True)",
+        f"{TRAINING}::test_mismatched_answers_are_another_prompts",
+    ),
+    Mutation(
+        "training on held-out prompts of a dataset",
+        "shiq_bench/data/dataset.py",
+        'allowed, vocabulary = set(task.prompts("rl")), len(tokenizer)',
+        'allowed, vocabulary = set(task.prompts("rl") + task.prompts("heldout")), len(tokenizer)',
+        "tests/data/test_dataset.py::test_held_out_prompts_are_refused",
+    ),
+]

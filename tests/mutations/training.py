@@ -1,0 +1,85 @@
+"""Bugs planted in ``training``."""
+
+from __future__ import annotations
+
+from tests.mutations.base import HEADS, LORA, PADDED, TRAINING, Mutation
+
+BUGS = [
+    Mutation(
+        "policy forgets the size of its vocabulary",
+        "shiq_bench/training/policy.py",
+        "token_stats(states[0], weight, targets, self.vocab)",
+        "token_stats(states[0], weight, targets)",
+        PADDED,
+    ),
+    Mutation(
+        "reference with dropout",
+        "shiq_bench/training/reference.py",
+        "    policy.eval()\n",
+        "",
+        f"{TRAINING}::test_a_reference_has_no_dropout",
+    ),
+    Mutation(
+        "frozen companions with dropout",
+        "shiq_bench/training/auxiliary_models.py",
+        "copy.deepcopy(policy, shared).requires_grad_(False).eval()",
+        "copy.deepcopy(policy, shared).requires_grad_(False)",
+        f"{HEADS}::test_stats_come_from_whom_they_should",
+    ),
+    Mutation(
+        "target network never updated",
+        "shiq_bench/training/auxiliary_models.py",
+        "old.lerp_(new, self.tau)",
+        "pass",
+        f"{HEADS}::test_the_target_follows_by_polyak_averages_and_the_reference_by_jumps",
+    ),
+    Mutation(
+        "target network keeps tau of itself",
+        "shiq_bench/training/auxiliary_models.py",
+        "old.lerp_(new, self.tau)",
+        "old.lerp_(new, 1 - self.tau)",
+        f"{HEADS}::test_the_target_follows_by_polyak_averages_and_the_reference_by_jumps",
+    ),
+    Mutation(
+        "reference never refreshed",
+        "shiq_bench/training/auxiliary_models.py",
+        "old.copy_(new)",
+        "pass",
+        f"{HEADS}::test_the_target_follows_by_polyak_averages_and_the_reference_by_jumps",
+    ),
+    Mutation(
+        "behaviour floor ignored",
+        "shiq_bench/training/policy.py",
+        ".exp().where(theirs.exp() >= floor, 0).amax(-1)",
+        ".exp().amax(-1)",
+        f"{HEADS}::test_max_ratio[plain-0.05]",
+    ),
+    Mutation(
+        "local instead of global count",
+        "shiq_bench/training/trainer.py",
+        "* self.accelerator.num_processes / num_items_in_batch",
+        "/ self.algorithm.count(batch) / self.args.gradient_accumulation_steps",
+        f"{TRAINING}::test_six_prompts_at_once_equal_six_times_one[sft]",
+    ),
+    Mutation(
+        "count of the first micro-batch for all",
+        "shiq_bench/training/trainer.py",
+        "total = torch.stack(counts).sum().to(device)",
+        "total = counts[0].to(device)",
+        f"{TRAINING}::test_six_prompts_at_once_equal_six_times_one[sft]",
+    ),
+    Mutation(
+        "autocast left on after training",
+        "shiq_bench/training/trainer.py",
+        "trainer.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)",
+        "pass",
+        f"{TRAINING}::test_scoring_after_bf16_training_is_float32",
+    ),
+    Mutation(
+        "reference with adapters on",
+        "shiq_bench/training/lora.py",
+        "        with self.policy.model.disable_adapter():\n            out: dict",
+        "        if True:\n            out: dict",
+        f"{LORA}::test_adapters_begin_as_nothing_and_switch_off_to_the_bit[plain]",
+    ),
+]
