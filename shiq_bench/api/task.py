@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class Episode:
     """One live dialogue: a transcript, and whether it is over. Tasks derive their own.
 
-    ``room`` caps the next answer, in tokens, where the task itself limits it.
+    ``max_new_tokens`` caps the next answer, in tokens, where the task itself limits it.
     """
 
-    def __init__(self, prompt_id: str, transcript: Transcript, room: int | None = None) -> None:
+    def __init__(self, prompt_id: str, transcript: Transcript, max_new_tokens: int | None = None) -> None:
         self.prompt_id = prompt_id
         self.transcript = transcript
-        self.room = room
+        self.max_new_tokens = max_new_tokens
         self.done = False
 
 
@@ -122,7 +122,7 @@ class Task(ABC):
         """What the task's own ground truth would answer now, as text or as ids; None where there is none."""
         return None
 
-    def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+    def resolved_options(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
         """What options left open and the model decides, for the record; counts of data that were left out.
 
         Raises:
@@ -137,7 +137,7 @@ class Task(ABC):
         """Hash of what decides scores beside code and options, such as a reward model's weights; "" for nothing."""
         return ""
 
-    def vet(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
+    def validate_run(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
         """What a reader must know of how this task serves this run, checked before anything is loaded.
 
         Args:

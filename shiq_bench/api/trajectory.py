@@ -84,7 +84,7 @@ class Trajectory:
         return float(sum(self.rewards))
 
     @property
-    def merit(self) -> float:
+    def preference_score(self) -> float:
         """What preferences are made from: ``rank``, or else the return."""
         return self.total_reward if self.rank is None else self.rank
 

@@ -225,7 +225,10 @@ def trajectories_of(rows: Any, numbers: Sequence[int]) -> Iterator[Trajectory]:
             t = Trajectory(**row)
             if not any(t.action_mask):
                 raise ValueError(f"trajectory of {t.prompt_id}: it has no action")
-            if not all(map(math.isfinite, (*t.rewards, t.weight, *(t.sampler_logp or ()), t.merit))) or t.weight <= 0:
+            if (
+                not all(map(math.isfinite, (*t.rewards, t.weight, *(t.sampler_logp or ()), t.preference_score)))
+                or t.weight <= 0
+            ):
                 raise ValueError(f"trajectory of {t.prompt_id}: a number is not finite, or its weight not positive")
             if not math.isclose(t.total_reward, columns["total_reward"][n], rel_tol=1e-9, abs_tol=1e-9):
                 raise ValueError(f"trajectory of {t.prompt_id}: total_reward is not the sum of rewards")

@@ -53,7 +53,7 @@ def chosen_pairs(group: Sequence[Trajectory], choice: PairChoice, seed: int = 0)
     if choice == "random":
         i, j = np.argsort(_draws(group, "choice", seed, (n,)), kind="stable")[:2]
     else:
-        order = sorted(range(n), key=lambda k: -group[k].merit)
+        order = sorted(range(n), key=lambda k: -group[k].preference_score)
         i, j = order[0], order[-1]
     return [(min(int(i), int(j)), max(int(i), int(j)))]
 
@@ -74,7 +74,7 @@ def make_pairs(
     n = len(group)
     coins = _draws(group, "pairs", seed, (n, n)) if labels == "sampled" else None
     for i, j in chosen_pairs(group, choice, seed):
-        gap = group[i].merit - group[j].merit
+        gap = group[i].preference_score - group[j].preference_score
         both = group[i].weight * group[j].weight
         if gap == 0 and need.ties == "drop" and labels == "hard":
             ties += 1
@@ -98,8 +98,8 @@ def make_labels(group: Sequence[Trajectory], labels: LabelRule, seed: int = 0) -
     ``hard``: 1 above the mean, 0 below, one half at it. ``bradley_terry``: sigma(R - mean).
     ``sampled``: 0 or 1, drawn with that probability.
     """
-    mean = sum(t.weight * t.merit for t in group) / sum(t.weight for t in group)
-    gaps = [t.merit - mean for t in group]
+    mean = sum(t.weight * t.preference_score for t in group) / sum(t.weight for t in group)
+    gaps = [t.preference_score - mean for t in group]
     if labels == "hard":
         return [0.5 if abs(gap) < 1e-9 else float(gap > 0) for gap in gaps]
     chances = [_sigma(gap) for gap in gaps]

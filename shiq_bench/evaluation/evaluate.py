@@ -163,7 +163,7 @@ def evaluate_stored(
     groups: dict[str, list[tuple[float, float]]] = {}
     columns = over_actions(trajectories, "padded", device, compute)
     for t, (logp,), (ref_logp, _) in zip(trajectories, columns, reference, strict=True):
-        groups.setdefault(t.prompt_id, []).append((t.merit, float((logp - ref_logp).sum(dtype=np.float64))))
+        groups.setdefault(t.prompt_id, []).append((t.preference_score, float((logp - ref_logp).sum(dtype=np.float64))))
     examples: list[dict[str, Any]] = []
     for prompt, judged in groups.items():
         gaps = [w - v for worth, w in judged for other, v in judged if worth > other]

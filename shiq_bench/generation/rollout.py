@@ -32,7 +32,7 @@ def rollout(
 ) -> None:
     """Play every episode to its end, all live ones together; the episodes hold the result.
 
-    An answer is as long as ``max_tokens``, the episode's own ``room`` and what is left of
+    An answer is as long as ``max_tokens``, the episode's own ``max_new_tokens`` and what is left of
     ``max_length`` allow. Its seed derives from ``seed``, the episode's place in the list and the
     number of the step, so it does not depend on which other episodes are still alive.
 
@@ -44,7 +44,10 @@ def rollout(
         return generator.generate(
             [e.transcript.token_ids for _, e, _ in live],
             temperature=temperature,
-            max_tokens=[min(max_tokens, room if e.room is None else min(e.room, room)) for _, e, room in live],
+            max_tokens=[
+                min(max_tokens, room if e.max_new_tokens is None else min(e.max_new_tokens, room))
+                for _, e, room in live
+            ],
             seeds=[int(stable_hash([seed, index, step])[:15], 16) for index, _, _ in live],
             stop_ids=codec.end_ids,
         )
@@ -98,7 +101,7 @@ def _play(
             if not episode.done:
                 room = limit - len(episode.transcript.token_ids)
                 # A task ends an episode that has no room left; where it did not, it is ended here.
-                if room < 1 or (episode.room is not None and episode.room < 1):
+                if room < 1 or (episode.max_new_tokens is not None and episode.max_new_tokens < 1):
                     stop(episode)
                 else:
                     live.append((index, episode, room))

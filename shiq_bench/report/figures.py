@@ -20,7 +20,7 @@ from shiq_bench.records.files import write_atomic
 from shiq_bench.report.findings import findings
 from shiq_bench.report.multi_task import PROFILES, improvements, profiles
 from shiq_bench.report.reward_kl_frontier import front, origin
-from shiq_bench.report.study_results import Findings, Grid, Sheet, View, series, start
+from shiq_bench.report.study_results import Findings, Grid, StudyResults, View, series, start
 from shiq_bench.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Look:
     width: float
 
 
-def looks(sheet: Sheet) -> dict[str, Look]:
+def looks(sheet: StudyResults) -> dict[str, Look]:
     """Method -> look; no two are alike, in colour or without."""
     others = [m for m in sheet.methods if m != sheet.focus]
     out = {sheet.focus: Look("#000000", "-", "o", 2.8)} if sheet.focus else {}
@@ -76,7 +76,7 @@ def looks(sheet: Sheet) -> dict[str, Look]:
     return out
 
 
-def files_of(sheet: Sheet) -> dict[str, bytes]:
+def files_of(sheet: StudyResults) -> dict[str, bytes]:
     """Everything about one study by its suffix: ``png`` and ``pdf`` (where it is drawn), ``md`` and ``csv``."""
     said = findings(sheet)
     files: dict[str, bytes] = {}
@@ -87,7 +87,7 @@ def files_of(sheet: Sheet) -> dict[str, bytes]:
     return files
 
 
-def write(sheet: Sheet, out: Path) -> list[Path]:
+def write(sheet: StudyResults, out: Path) -> list[Path]:
     """Write :func:`files_of` a study, under its name.
 
     Raises:
@@ -102,7 +102,7 @@ def write(sheet: Sheet, out: Path) -> list[Path]:
 # --- the picture ---------------------------------------------------------------------------------
 
 
-def draw(sheet: Sheet, said: Findings) -> dict[str, bytes]:
+def draw(sheet: StudyResults, said: Findings) -> dict[str, bytes]:
     """The picture as ``png`` and ``pdf``, what it shows written underneath."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -153,7 +153,7 @@ class _Layout:
     tables: tuple[str, ...]
 
     @classmethod
-    def of(cls, sheet: Sheet, said: Findings) -> _Layout:
+    def of(cls, sheet: StudyResults, said: Findings) -> _Layout:
         columns = min(2, len(sheet.views))
         tables = [_literal(line) for grid in said.embedded for line in (*aligned(grid), "")]
         width = columns * (AXES[0] + LEFT + RIGHT) if columns > 1 else 1.5 * AXES[0] + LEFT + RIGHT
@@ -218,7 +218,7 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
+def _axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw one view; returns what the legend shows."""
     axes.set_title(_literal(view.title))
     axes.set_xlabel("updates" if sheet.kind == "curves" else _literal(sheet.x_label))
@@ -256,7 +256,7 @@ def _axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
     return handles
 
 
-def _front_axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
+def _front_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw the fronts of one view, every point with its intervals and its value; returns what the legend shows."""
     axes.set_title(_literal(view.title))
     axes.set_xlabel(_literal(sheet.x_metric_label))
@@ -289,7 +289,7 @@ def _front_axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
     return handles
 
 
-def _across_axes(sheet: Sheet, view: View, axes: Axes) -> dict[str, Any]:
+def _across_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw profiles with their bands, or the probabilities of improvement; returns what the legend shows."""
     axes.set_title(_literal(view.title))
     styles, handles = looks(sheet), {}
@@ -338,7 +338,7 @@ def _tick(x: float) -> str:
     return f"{x:g}" if 1e-3 <= x < 1e5 else f"$10^{{{round(log10(x))}}}$" if x > 0 else ""
 
 
-def _limits(sheet: Sheet, drawn: Sequence[Estimate], begun: Sequence[Estimate]) -> tuple[float, float]:
+def _limits(sheet: StudyResults, drawn: Sequence[Estimate], begun: Sequence[Estimate]) -> tuple[float, float]:
     """Of the means, with room; a band that goes lower is cut, since a logarithm has no zero."""
     means = [e.mean for e in (*drawn, *begun) if e.mean is not None]
     highs = [e.high for e in drawn if e.high is not None]
@@ -366,7 +366,7 @@ def aligned(grid: Grid) -> list[str]:
 # --- text ----------------------------------------------------------------------------------------
 
 
-def page(sheet: Sheet, said: Findings) -> str:
+def page(sheet: StudyResults, said: Findings) -> str:
     """The study in Markdown: question, picture, what it shows, numbers, what is missing."""
     out = [f"# {in_markdown(sheet.title)}", "", in_markdown(sheet.asks), ""]
     if sheet.kind == "table":
@@ -406,7 +406,7 @@ def index(out: Path, names: Sequence[str]) -> Path:
     return out / INDEX
 
 
-def numbers(sheet: Sheet) -> str:
+def numbers(sheet: StudyResults) -> str:
     """CSV, one row a point: what is drawn or tabled, and the run it comes from (of language models, one a seed)."""
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
@@ -428,7 +428,7 @@ def _digits(x: float | None) -> str:
     return "" if x is None else f"{x:.10g}"
 
 
-def terminal(sheet: Sheet) -> RenderableType:
+def terminal(sheet: StudyResults) -> RenderableType:
     """For a rich console: the tables of a study that is a table, and what it shows."""
     from rich import box
     from rich.console import Group

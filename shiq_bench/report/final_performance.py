@@ -8,7 +8,7 @@ from shiq_bench.report.prose import interval, listed, number, too_few
 from shiq_bench.report.study_results import (
     EMPTY,
     Grid,
-    Sheet,
+    StudyResults,
     Verdict,
     duels,
     gain_of,
@@ -22,7 +22,7 @@ from shiq_bench.stats.clustered import linearised_difference
 from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t, paired_difference
 
 
-def ends_of(sheet: Sheet, panel: str) -> dict[str, Estimate]:
+def ends_of(sheet: StudyResults, panel: str) -> dict[str, Estimate]:
     """Method -> its number at the end, best first."""
     found = {}
     for method in sheet.methods:
@@ -32,7 +32,7 @@ def ends_of(sheet: Sheet, panel: str) -> dict[str, Estimate]:
     return dict(sorted(known.items(), key=lambda item: sheet.sign * (item[1].mean or 0.0)))
 
 
-def panel_claim(sheet: Sheet, panel: str) -> str:
+def panel_claim(sheet: StudyResults, panel: str) -> str:
     """Who ends best on a panel, who the focus wins against, and who ends below its start, in sentences."""
     ends = ends_of(sheet, panel)
     if not ends:
@@ -47,7 +47,7 @@ def panel_claim(sheet: Sheet, panel: str) -> str:
     return f"{text}{_verdicts(sheet, panel)}{_below_start(sheet, panel)}"
 
 
-def _verdicts(sheet: Sheet, panel: str) -> str:
+def _verdicts(sheet: StudyResults, panel: str) -> str:
     """Who the focus wins against, and who not, with the differences."""
     if not sheet.focus:
         return ""
@@ -65,7 +65,7 @@ def _verdicts(sheet: Sheet, panel: str) -> str:
     return text + (f"; undecided: {listed(undecided)}." if undecided else ".") + too_few(sheet, found)
 
 
-def _below_start(sheet: Sheet, panel: str) -> str:
+def _below_start(sheet: StudyResults, panel: str) -> str:
     """Who ends worse than training started."""
     worse, alone = [], []
     for method in sheet.methods:
@@ -82,7 +82,7 @@ def _below_start(sheet: Sheet, panel: str) -> str:
     return f" Worse than where they start (95% intervals, not adjusted{over}): {listed(worse)}."
 
 
-def _from_reference(sheet: Sheet, panel: str, method: str, x: float | None) -> Estimate | None:
+def _from_reference(sheet: StudyResults, panel: str, method: str, x: float | None) -> Estimate | None:
     """Of a language model: its difference to the reference over seeds and prompts; None where prompts are not there."""
     rows = []
     for cell in sheet.of(panel, method) if sheet.split and not sheet.floor else ():
@@ -92,7 +92,7 @@ def _from_reference(sheet: Sheet, panel: str, method: str, x: float | None) -> E
     return crossed_rows(rows)
 
 
-def _begun(sheet: Sheet, panel: str, method: str, units: Iterable[str]) -> dict[str, float]:
+def _begun(sheet: StudyResults, panel: str, method: str, units: Iterable[str]) -> dict[str, float]:
     """Unit -> the metric before the first update: of language models it is the reference's, whatever the seed."""
     if sheet.split:
         reference = start(sheet, panel).mean
@@ -104,7 +104,7 @@ def _begun(sheet: Sheet, panel: str, method: str, units: Iterable[str]) -> dict[
     return out
 
 
-def contrast_of(sheet: Sheet, one: str, other: str) -> str:
+def contrast_of(sheet: StudyResults, one: str, other: str) -> str:
     """Each method on one panel against itself on another."""
     said: dict[Verdict, list[str]] = {"wins": [], "loses": [], "undecided": []}
     compared: list[tuple[str, float | None, Mapping[str, float]]] = []
@@ -121,7 +121,7 @@ def contrast_of(sheet: Sheet, one: str, other: str) -> str:
     )
 
 
-def final_grid(sheet: Sheet, panel: str) -> Grid:
+def final_grid(sheet: StudyResults, panel: str) -> Grid:
     """The numbers behind :func:`panel_claim`, a row a method, best first."""
     against = {d.method: d for d in duels(sheet, panel)} if sheet.focus else {}
     headers = ["method", f"{sheet.label} at the end", *headers_beside(sheet), "n"]
@@ -142,14 +142,14 @@ def final_grid(sheet: Sheet, panel: str) -> Grid:
     return Grid(panel, tuple(headers), tuple(rows))
 
 
-def metrics_beside(sheet: Sheet) -> list[tuple[str, str]]:
+def metrics_beside(sheet: StudyResults) -> list[tuple[str, str]]:
     """Title and name of what stands beside the metric of language models, in a column each."""
     known = [("KL (nats)", "kl")] if sheet.mode == "sampled" else []
     shown = (sheet.metric, sheet.x_metric)
     return [pair for pair in [*known, ("truncated", "truncated")] if sheet.split and pair[1] not in shown]
 
 
-def values_beside(sheet: Sheet, panel: str, method: str, x: float | None) -> list[str]:
+def values_beside(sheet: StudyResults, panel: str, method: str, x: float | None) -> list[str]:
     """Of language models: those metrics' means over seeds, and how many seeds failed or diverged."""
     if not sheet.split:
         return []
@@ -158,12 +158,12 @@ def values_beside(sheet: Sheet, panel: str, method: str, x: float | None) -> lis
     return [*(number(mean_ci_t(units.values()).mean) for units in found), str(failed)]
 
 
-def headers_beside(sheet: Sheet) -> list[str]:
+def headers_beside(sheet: StudyResults) -> list[str]:
     """Heads of the columns of :func:`values_beside`."""
     return [*(title for title, _ in metrics_beside(sheet)), "failed"] if sheet.split else []
 
 
-def reference_row(sheet: Sheet, panel: str, columns: int, *cells: str) -> tuple[str, ...]:
+def reference_row(sheet: StudyResults, panel: str, columns: int, *cells: str) -> tuple[str, ...]:
     """The policy that training starts from; of language models it is one, whatever the seed."""
     beside = [number(start(sheet, panel, metric).mean) for _, metric in metrics_beside(sheet)]
     ending = ["", EMPTY] if sheet.split else [str(start(sheet, panel).units)]

@@ -13,10 +13,10 @@ from shiq_bench.report.multi_task import across_findings
 from shiq_bench.report.prose import interval, lead_of, listed, notes_of, number, problems_of, source_of, too_few
 from shiq_bench.report.reward_kl_frontier import front_findings
 from shiq_bench.report.steps_to_threshold import speed_of
-from shiq_bench.report.study_results import EMPTY, ROUNDING, Findings, Grid, Sheet, duels, final, series, values
+from shiq_bench.report.study_results import EMPTY, ROUNDING, Findings, Grid, StudyResults, duels, final, series, values
 
 
-def findings(sheet: Sheet) -> Findings:
+def findings(sheet: StudyResults) -> Findings:
     """Everything that can be said about a study's records."""
     if sheet.kind == "across":
         return across_findings(sheet)
@@ -25,7 +25,7 @@ def findings(sheet: Sheet) -> Findings:
     return make[sheet.kind](sheet)
 
 
-def _curves(sheet: Sheet) -> Findings:
+def _curves(sheet: StudyResults) -> Findings:
     grids = [final_grid(sheet, panel) for panel in sheet.panels]
     claims = [panel_claim(sheet, panel) for panel in sheet.panels]
     claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
@@ -39,7 +39,7 @@ def _curves(sheet: Sheet) -> Findings:
     return Findings(lead, tuple(claims), tuple(grids), problems_of(sheet), notes_of(sheet), tuple(embedded))
 
 
-def _against(sheet: Sheet) -> Findings:
+def _against(sheet: StudyResults) -> Findings:
     claims = [_against_claim(sheet, panel) for panel in sheet.panels]
     grids = [_against_grid(sheet, panel) for panel in sheet.panels]
     return Findings(
@@ -47,7 +47,7 @@ def _against(sheet: Sheet) -> Findings:
     )
 
 
-def _against_claim(sheet: Sheet, panel: str) -> str:
+def _against_claim(sheet: StudyResults, panel: str) -> str:
     lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
     xs = sorted({x for line in lines.values() for x in line})
     if not xs:
@@ -82,7 +82,7 @@ def _at(some: Sequence[float], every: Sequence[float]) -> str:
     return "every value" if len(some) == len(every) > 1 else ", ".join(f"{x:g}" for x in some)
 
 
-def _against_grid(sheet: Sheet, panel: str) -> Grid:
+def _against_grid(sheet: StudyResults, panel: str) -> Grid:
     lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
     xs = sorted({x for line in lines.values() for x in line})
     marks = {
@@ -96,7 +96,7 @@ def _against_grid(sheet: Sheet, panel: str) -> Grid:
     return Grid(title, (f"{sheet.x_label} →", *(f"{x:g}" for x in xs)), tuple(rows))
 
 
-def _summary(sheet: Sheet) -> Findings:
+def _summary(sheet: StudyResults) -> Findings:
     """Of language models: a table a panel, and what holds over seeds."""
     claims = [panel_claim(sheet, panel) for panel in sheet.panels]
     claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
@@ -104,7 +104,7 @@ def _summary(sheet: Sheet) -> Findings:
     return Findings(lead_of(sheet, ""), tuple(claims), grids, problems_of(sheet), notes_of(sheet))
 
 
-def _table(sheet: Sheet) -> Findings:
+def _table(sheet: StudyResults) -> Findings:
     letters = {
         reason: chr(ord("a") + i)
         for i, reason in enumerate(dict.fromkeys(c.left_out for c in sheet.cells if c.left_out))
@@ -130,7 +130,7 @@ def _table(sheet: Sheet) -> Findings:
     return Findings(lead, _bound_claims(sheet), tuple(grids), problems_of(sheet), notes)
 
 
-def _worst_text(sheet: Sheet, panel: str, method: str, letters: Mapping[str, str]) -> str:
+def _worst_text(sheet: StudyResults, panel: str, method: str, letters: Mapping[str, str]) -> str:
     cells = sheet.of(panel, method)
     if not cells:
         return ""
@@ -151,7 +151,7 @@ def _worst_text(sheet: Sheet, panel: str, method: str, letters: Mapping[str, str
     return text + (" !" if cell.bound is not None and worst > cell.bound else "")
 
 
-def _bound_claims(sheet: Sheet) -> tuple[str, ...]:
+def _bound_claims(sheet: StudyResults) -> tuple[str, ...]:
     """How many cells keep what is promised of them, and which do not."""
     kept: list[str] = []
     broken: list[str] = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from shiq_bench.report.final_performance import final_grid, panel_claim
 from shiq_bench.report.prose import interval, listed, notes_of, number, problems_of
-from shiq_bench.report.study_results import EMPTY, Findings, Grid, Sheet, measured, start
+from shiq_bench.report.study_results import EMPTY, Findings, Grid, StudyResults, measured, start
 from shiq_bench.stats.aggregates import (
     FEW_TASKS,
     Profile,
@@ -29,7 +29,7 @@ POINTS = 101
 Normalised = Mapping[str, Mapping[str, list[float]]]
 
 
-def normalised(sheet: Sheet) -> dict[str, dict[str, list[float]]]:
+def normalised(sheet: StudyResults) -> dict[str, dict[str, list[float]]]:
     """Scores that panels share: 0 and 1 mean the same in each, and higher is better.
 
     ``optimum``: the metric is a distance to the optimum, so 1 is the optimum, and 0 what the reference
@@ -55,20 +55,20 @@ def normalised(sheet: Sheet) -> dict[str, dict[str, list[float]]]:
     return out
 
 
-def _ended(sheet: Sheet, panel: str, method: str) -> dict[str, float]:
+def _ended(sheet: StudyResults, panel: str, method: str) -> dict[str, float]:
     out: dict[str, float] = {}
     for units in measured(sheet, panel, method).values():
         out |= units
     return out
 
 
-def complete(sheet: Sheet, scores: Normalised) -> list[str]:
+def complete(sheet: StudyResults, scores: Normalised) -> list[str]:
     """Methods with scores on every panel that has any: only they can be summed up over tasks."""
     panels = {p for by_panel in scores.values() for p in by_panel}
     return [m for m in sheet.methods if panels and scores[m].keys() == panels]
 
 
-def thresholds(sheet: Sheet, scores: Normalised) -> list[float]:
+def thresholds(sheet: StudyResults, scores: Normalised) -> list[float]:
     """Where profiles are drawn: from the worst run, or a little below 0 where some are far worse, to the best.
 
     Of all scores, those under -1 are cut: a method that diverges would squeeze the others into a line.
@@ -79,7 +79,7 @@ def thresholds(sheet: Sheet, scores: Normalised) -> list[float]:
     return [float(x) for x in np.linspace(low, high if high - low > 1e-9 else low + 1.0, POINTS)]
 
 
-def profiles(sheet: Sheet) -> dict[str, Profile]:
+def profiles(sheet: StudyResults) -> dict[str, Profile]:
     """Method -> its profile over all panels, with a pointwise band."""
     scores = normalised(sheet)
     at = thresholds(sheet, scores)
@@ -87,14 +87,14 @@ def profiles(sheet: Sheet) -> dict[str, Profile]:
     return {m: profile for m, profile in found.items() if profile is not None}
 
 
-def means(sheet: Sheet) -> dict[str, Estimate]:
+def means(sheet: StudyResults) -> dict[str, Estimate]:
     """Method -> interquartile mean over all panels, best first."""
     scores = normalised(sheet)
     found = {m: interquartile_mean(scores[m], np.random.default_rng(0)) for m in complete(sheet, scores)}
     return dict(sorted(found.items(), key=lambda item: -(item[1].mean or 0.0)))
 
 
-def improvements(sheet: Sheet) -> dict[str, Estimate]:
+def improvements(sheet: StudyResults) -> dict[str, Estimate]:
     """Other method -> how likely a run of the focus is better than one of it, over the panels both have."""
     scores = normalised(sheet)
     others = [m for m in sheet.methods if m != sheet.focus] if sheet.focus else []
@@ -102,7 +102,7 @@ def improvements(sheet: Sheet) -> dict[str, Estimate]:
     return {m: e for m, e in found.items() if e.mean is not None}
 
 
-def across_findings(sheet: Sheet) -> Findings:
+def across_findings(sheet: StudyResults) -> Findings:
     """The caption: per-task intervals first where there are few tasks."""
     scores = normalised(sheet)
     panels = [p for p in sheet.panels if any(p in by_panel for by_panel in scores.values())]
@@ -122,7 +122,7 @@ def across_findings(sheet: Sheet) -> Findings:
     )  # fmt: skip
 
 
-def _lead(sheet: Sheet, panels: list[str], few: bool) -> str:
+def _lead(sheet: StudyResults, panels: list[str], few: bool) -> str:
     ends = (
         f"0 is the reference's mean {sheet.label} on the task, 1 the exact optimum"
         if sheet.normalise == "optimum"
@@ -139,7 +139,7 @@ def _lead(sheet: Sheet, panels: list[str], few: bool) -> str:
     return f"Fewer than {FEW_TASKS} tasks: the intervals of every task come first. {text}" if few else text
 
 
-def _rows(sheet: Sheet, scores: Normalised) -> list[tuple[str, ...]]:
+def _rows(sheet: StudyResults, scores: Normalised) -> list[tuple[str, ...]]:
     found, better = means(sheet), improvements(sheet)
     order = [*found, *(m for m in sheet.methods if m not in found)]
     rows = []
@@ -158,7 +158,7 @@ def _told(e: Estimate) -> str:
     return interval(e) if e.half else number(e.mean)
 
 
-def _claims(sheet: Sheet, scores: Normalised) -> list[str]:
+def _claims(sheet: StudyResults, scores: Normalised) -> list[str]:
     found = means(sheet)
     if not found:
         return ["No method has a finished run on every task."]

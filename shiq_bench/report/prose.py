@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from shiq_bench.records.provenance import code_versions
-from shiq_bench.report.study_results import ALPHA, EMPTY, Cell, Duel, Sheet, measured, shown
+from shiq_bench.report.study_results import ALPHA, EMPTY, PairwiseTest, StudyResults, Trial, measured, shown
 from shiq_bench.stats.intervals import Estimate
 from shiq_bench.stats.tests import sign_flip_name
 
@@ -35,7 +35,7 @@ def listed(names: Sequence[str], none: str = "none") -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def lead_of(sheet: Sheet, marks: str) -> str:
+def lead_of(sheet: StudyResults, marks: str) -> str:
     """How to read a picture or table: the metric, n, the unit, the intervals and the test."""
     places = [measured(sheet, panel, method).values() for panel in sheet.panels for method in sheet.methods]
     counts = sorted({len(units) for found in places for units in found} - {0})
@@ -52,7 +52,7 @@ def lead_of(sheet: Sheet, marks: str) -> str:
     return text
 
 
-def problems_of(sheet: Sheet) -> tuple[str, ...]:
+def problems_of(sheet: StudyResults) -> tuple[str, ...]:
     """Cells that failed or diverged: nothing is dropped silently."""
     places = list(product(sheet.panels, sheet.methods)) if sheet.split else []
     out = [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem and not sheet.split]
@@ -65,7 +65,7 @@ def problems_of(sheet: Sheet) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _lost(cells: Sequence[Cell]) -> str:
+def _lost(cells: Sequence[Trial]) -> str:
     """A method's runs that failed or diverged, in one line, for they mostly do so for one reason."""
     lost = [c for c in cells if c.problem]
     if len(lost) < 2:
@@ -75,8 +75,8 @@ def _lost(cells: Sequence[Cell]) -> str:
     return f"Not there: {of}{which}, the first of them because: {lost[0].problem}."
 
 
-def _left_out(sheet: Sheet) -> list[str]:
-    reasons: dict[str, list[Cell]] = {}
+def _left_out(sheet: StudyResults) -> list[str]:
+    reasons: dict[str, list[Trial]] = {}
     for cell in sheet.cells:
         if cell.left_out:
             reasons.setdefault(cell.left_out, []).append(cell)
@@ -88,7 +88,7 @@ def _left_out(sheet: Sheet) -> list[str]:
     return out
 
 
-def source_of(sheet: Sheet) -> list[str]:
+def source_of(sheet: StudyResults) -> list[str]:
     """Which versions of the code the records are from; more than one is said loudly."""
     counts = Counter(r.source_hash or "unknown" for r in sheet.done)
     text = ", ".join(f"{n} of source {h}" for h, n in sorted(counts.items()))
@@ -98,18 +98,18 @@ def source_of(sheet: Sheet) -> list[str]:
     return lines
 
 
-def notes_of(sheet: Sheet) -> tuple[str, ...]:
+def notes_of(sheet: StudyResults) -> tuple[str, ...]:
     """What was left out and why, the study's own remarks, deviations, and where the records are from."""
     return (*_left_out(sheet), *sheet.notes, *_deviations(sheet), *source_of(sheet))
 
 
-def _deviations(sheet: Sheet) -> list[str]:
+def _deviations(sheet: StudyResults) -> list[str]:
     """Where runs of language models departed from what was asked of them."""
     counts = Counter(d for r in sheet.done if sheet.split for d in r.deviations)
     return [f"In {n} of {len(sheet.done)} runs: {text}." for text, n in counts.items()]
 
 
-def too_few(sheet: Sheet, found: Sequence[Duel]) -> str:
+def too_few(sheet: StudyResults, found: Sequence[PairwiseTest]) -> str:
     """Said of language models, whose seeds are few, where no verdict could have been other than undecided."""
     n = max((d.difference.units for d in found), default=0)
     tested = sum(d.p is not None for d in found)

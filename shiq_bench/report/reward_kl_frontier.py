@@ -10,7 +10,17 @@ import numpy as np
 
 from shiq_bench.report.final_performance import headers_beside, reference_row, values_beside
 from shiq_bench.report.prose import interval, lead_of, listed, notes_of, number, problems_of, too_few
-from shiq_bench.report.study_results import ALPHA, EMPTY, Duel, Findings, Grid, Sheet, judged, measured, start
+from shiq_bench.report.study_results import (
+    ALPHA,
+    EMPTY,
+    Findings,
+    Grid,
+    PairwiseTest,
+    StudyResults,
+    judged,
+    measured,
+    start,
+)
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 from shiq_bench.stats.tests import sign_flip_name
 
@@ -24,7 +34,7 @@ class Point:
     y: Estimate
 
 
-def front(sheet: Sheet, panel: str, method: str) -> list[Point]:
+def front(sheet: StudyResults, panel: str, method: str) -> list[Point]:
     """A method's points in the order of what varies, over the units that have both numbers."""
     out = []
     across = measured(sheet, panel, method, sheet.x_metric)
@@ -37,13 +47,13 @@ def front(sheet: Sheet, panel: str, method: str) -> list[Point]:
     return out
 
 
-def origin(sheet: Sheet, panel: str) -> tuple[float, float] | None:
+def origin(sheet: StudyResults, panel: str) -> tuple[float, float] | None:
     """The reference on both axes; what is not measured of it is a distance to itself, and 0."""
     y = start(sheet, panel).mean
     return None if y is None else (start(sheet, panel, sheet.x_metric).mean or 0.0, y)
 
 
-def gaps(sheet: Sheet, panel: str, one: str, other: str) -> dict[str, tuple[float, float, float]]:
+def gaps(sheet: StudyResults, panel: str, one: str, other: str) -> dict[str, tuple[float, float, float]]:
     """Unit -> by how much one front is better than another at equal x, and the shared range of x, low and high.
 
     A unit's front is the polyline through its runs in the order of x, and the difference its mean
@@ -62,7 +72,7 @@ def gaps(sheet: Sheet, panel: str, one: str, other: str) -> dict[str, tuple[floa
     return out
 
 
-def _polylines(sheet: Sheet, panel: str, method: str) -> dict[str, np.ndarray]:
+def _polylines(sheet: StudyResults, panel: str, method: str) -> dict[str, np.ndarray]:
     """Unit -> x and y of its runs, by x. ``[2, points]``"""
     across = measured(sheet, panel, method, sheet.x_metric)
     found: dict[str, list[tuple[float, float]]] = {}
@@ -73,7 +83,7 @@ def _polylines(sheet: Sheet, panel: str, method: str) -> dict[str, np.ndarray]:
     return {unit: np.array(sorted(points)).T for unit, points in found.items()}
 
 
-def front_findings(sheet: Sheet) -> Findings:
+def front_findings(sheet: StudyResults) -> Findings:
     """What is said of a study whose kind is ``front``."""
     claims, points, pairs, units = [], [], [], set()
     for panel in sheet.panels:
@@ -94,7 +104,7 @@ def front_findings(sheet: Sheet) -> Findings:
     return Findings(lead, tuple(claims), grids, problems_of(sheet), notes_of(sheet), grids)
 
 
-def _front_claim(sheet: Sheet, panel: str, duelled: Mapping[tuple[str, str], Duel]) -> str:
+def _front_claim(sheet: StudyResults, panel: str, duelled: Mapping[tuple[str, str], PairwiseTest]) -> str:
     ends = {(m, p.value): p for m in sheet.methods for p in front(sheet, panel, m)}
     if not ends:
         return f"{panel}: no finished run."
@@ -121,7 +131,7 @@ def _front_claim(sheet: Sheet, panel: str, duelled: Mapping[tuple[str, str], Due
     return text + too_few(sheet, [*met.values()])
 
 
-def _points_grid(sheet: Sheet, panel: str) -> Grid:
+def _points_grid(sheet: StudyResults, panel: str) -> Grid:
     headers = ("method", sheet.x_label, sheet.x_metric_label, sheet.label, *headers_beside(sheet), "n")
     rows = []
     for method in sheet.methods:
@@ -138,9 +148,9 @@ def _points_grid(sheet: Sheet, panel: str) -> Grid:
 
 
 def _pairs_grid(
-    sheet: Sheet,
+    sheet: StudyResults,
     panel: str,
-    duelled: Mapping[tuple[str, str], Duel],
+    duelled: Mapping[tuple[str, str], PairwiseTest],
     ranges: Sequence[Sequence[tuple[float, float, float]]],
 ) -> Grid:
     rows = []

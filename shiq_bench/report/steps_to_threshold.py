@@ -7,7 +7,7 @@ from math import exp, log
 
 from shiq_bench.records.record import RunRecord
 from shiq_bench.report.prose import interval, listed, number
-from shiq_bench.report.study_results import EMPTY, ROUNDING, Grid, Sheet, Verdict, final, judged, values
+from shiq_bench.report.study_results import EMPTY, ROUNDING, Grid, StudyResults, Verdict, final, judged, values
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 
@@ -35,7 +35,7 @@ def _crossing(before: tuple[int, float] | None, after: tuple[int, float], thresh
     return s0 + (s1 - s0) * (log(v0) - log(threshold)) / (log(v0) - log(v1))
 
 
-def speed_of(sheet: Sheet, panel: str, metric: str, threshold: float, label: str) -> tuple[str, Grid]:
+def speed_of(sheet: StudyResults, panel: str, metric: str, threshold: float, label: str) -> tuple[str, Grid]:
     """Updates until a threshold, instance by instance: who is there first, and by what factor."""
     times: dict[str, dict[str, float | None]] = {}
     worst: dict[str, float | None] = {}
@@ -67,7 +67,11 @@ def speed_of(sheet: Sheet, panel: str, metric: str, threshold: float, label: str
 
 
 def _speed_claim(
-    sheet: Sheet, panel: str, times: Mapping[str, Mapping[str, float | None]], firsts: Mapping[str, int], what: str
+    sheet: StudyResults,
+    panel: str,
+    times: Mapping[str, Mapping[str, float | None]],
+    firsts: Mapping[str, int],
+    what: str,
 ) -> str:
     n = max((len(t) for t in times.values()), default=0)
     order = sorted(times, key=lambda m: -firsts[m])

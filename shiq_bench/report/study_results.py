@@ -31,7 +31,7 @@ EMPTY = "–"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a study, or why there is none.
 
     Attributes:
@@ -73,7 +73,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class StudyResults:
     """A study and its records: all that a picture or a table is made of.
 
     Attributes:
@@ -103,7 +103,7 @@ class Sheet:
     panels: tuple[str, ...]
     methods: tuple[str, ...]
     views: tuple[View, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[Trial, ...]
     log_y: bool = True
     log_x: bool = False
     floor: float = 0.0
@@ -127,13 +127,13 @@ class Sheet:
         return 1 if self.better == "lower" else -1
 
     @cached_property
-    def _by_place(self) -> dict[tuple[str, str], list[Cell]]:
-        out: dict[tuple[str, str], list[Cell]] = {}
+    def _by_place(self) -> dict[tuple[str, str], list[Trial]]:
+        out: dict[tuple[str, str], list[Trial]] = {}
         for cell in self.cells:
             out.setdefault((cell.panel, cell.method), []).append(cell)
         return out
 
-    def of(self, panel: str, method: str) -> list[Cell]:
+    def of(self, panel: str, method: str) -> list[Trial]:
         """Cells of one line, in the order of what varies."""
         return sorted(self._by_place.get((panel, method), []), key=lambda c: -inf if c.x is None else c.x)
 
@@ -186,7 +186,7 @@ def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> di
     return {k: max(float(v), floor) if floor else float(v) for k, v in found.items() if v is not None}
 
 
-def shown(sheet: Sheet, record: RunRecord, policy: str = "trained") -> Evaluation | None:
+def shown(sheet: StudyResults, record: RunRecord, policy: str = "trained") -> Evaluation | None:
     """The policy's last evaluation, of language models where the study looks."""
     if not sheet.split:
         return final(record, policy)
@@ -194,7 +194,7 @@ def shown(sheet: Sheet, record: RunRecord, policy: str = "trained") -> Evaluatio
     return final(replace(record, evaluations=[e for e in record.evaluations if (e.split, e.mode) == place]), policy)
 
 
-def _units(sheet: Sheet, cell: Cell, metric: str = "", policy: str = "trained") -> dict[str, float]:
+def _units(sheet: StudyResults, cell: Trial, metric: str = "", policy: str = "trained") -> dict[str, float]:
     """Unit -> the metric of one run at its end: a value an instance of a table, one in all of a language model."""
     assert cell.record is not None
     floor = sheet.floor if metric in ("", sheet.metric) else 0.0
@@ -207,7 +207,7 @@ def _units(sheet: Sheet, cell: Cell, metric: str = "", policy: str = "trained") 
     return {} if mean is None else {name: max(mean, floor) if floor else mean}
 
 
-def measured(sheet: Sheet, panel: str, method: str, metric: str = "") -> dict[float | None, dict[str, float]]:
+def measured(sheet: StudyResults, panel: str, method: str, metric: str = "") -> dict[float | None, dict[str, float]]:
     """What the study varies -> unit -> the metric at the end; the sheet's metric unless another is asked for."""
     out: dict[float | None, dict[str, float]] = {}
     for cell in sheet.of(panel, method):
@@ -216,7 +216,7 @@ def measured(sheet: Sheet, panel: str, method: str, metric: str = "") -> dict[fl
     return out
 
 
-def series(sheet: Sheet, panel: str, method: str, metric: str = "") -> list[tuple[float, Estimate]]:
+def series(sheet: StudyResults, panel: str, method: str, metric: str = "") -> list[tuple[float, Estimate]]:
     """A line of a picture: the metric's mean over units with its interval, at every x.
 
     x is the number of updates of a curve, which starts at the first one, or what the study varies.
@@ -230,7 +230,7 @@ def series(sheet: Sheet, panel: str, method: str, metric: str = "") -> list[tupl
     return [(x, e) for x, e in found if e.mean is not None]
 
 
-def start(sheet: Sheet, panel: str, metric: str = "") -> Estimate:
+def start(sheet: StudyResults, panel: str, metric: str = "") -> Estimate:
     """The metric of the policy that training starts from, over the panel's units."""
     every: dict[str, float] = {}
     for cell in sheet.cells:
@@ -240,7 +240,7 @@ def start(sheet: Sheet, panel: str, metric: str = "") -> Estimate:
 
 
 @dataclass(frozen=True)
-class Duel:
+class PairwiseTest:
     """The focus against another method at one x.
 
     Attributes:
@@ -263,16 +263,16 @@ class Duel:
         return "wins" if self.difference.mean > 0 else "loses"
 
 
-def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[Duel]:
+def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[PairwiseTest]:
     """Paired differences by unit, one mapping a comparison, tested together: positive speaks for the focus."""
     raw = [sign_flip_p(list(d.values()), np.random.default_rng(0)) if len(d) > 1 else None for _, _, d in compared]
     return [
-        Duel(method, x, mean_ci_t(d.values()), bool(d) and not any(d.values()), p)
+        PairwiseTest(method, x, mean_ci_t(d.values()), bool(d) and not any(d.values()), p)
         for (method, x, d), p in zip(compared, holm(raw), strict=True)
     ]
 
 
-def duels(sheet: Sheet, panel: str) -> list[Duel]:
+def duels(sheet: StudyResults, panel: str) -> list[PairwiseTest]:
     """The focus against every other method of a panel, wherever both have a record."""
     ours = measured(sheet, panel, sheet.focus)
     others = [m for m in sheet.methods if m != sheet.focus]
@@ -286,6 +286,6 @@ def duels(sheet: Sheet, panel: str) -> list[Duel]:
     )
 
 
-def gain_of(sheet: Sheet, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+def gain_of(sheet: StudyResults, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
     """Unit -> by how much ours is better, where both were measured."""
     return {k: sheet.sign * (theirs[k] - ours[k]) for k in sorted(ours.keys() & theirs.keys())}

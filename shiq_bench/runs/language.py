@@ -103,7 +103,7 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     reference = load_policy(source)
     with run.timed("preparing the task"):
         task.prepare(run.report)
-    settled = {"settled": dict(found)} if (found := task.settled(codec, spec)) else {}
+    settled = {"settled": dict(found)} if (found := task.resolved_options(codec, spec)) else {}
     if not spec.steps:
         run.record = replace(
             run.record, weights_hash=source.weights_hash, data=settled,

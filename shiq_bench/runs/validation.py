@@ -29,7 +29,7 @@ def check_demands(resolved: Resolved, fresh: bool) -> None:
         UserError: with what to type instead.
     """
     spec, algorithm = resolved.spec, resolved.algorithm
-    resolved.task.vet(spec, resolved.algorithm, fresh)
+    resolved.task.validate_run(spec, resolved.algorithm, fresh)
     if spec.model != "table":  # tables are evaluated whole
         for split in spec.splits:
             resolved.task.prompts(split)
@@ -80,7 +80,7 @@ def check_prompts(resolved: Resolved, prompts: int) -> None:
 def deviations(resolved: Resolved, fresh: bool) -> list[str]:
     """What a reader of the record must know before believing its numbers."""
     spec, algorithm = resolved.spec, resolved.algorithm
-    out = [*algorithm.deviations, *resolved.task.vet(spec, algorithm, fresh)]
+    out = [*algorithm.deviations, *resolved.task.validate_run(spec, algorithm, fresh)]
     need = algorithm.need(Rewards)
     if need and spec.center_rewards:
         out.append("rewards centred by the prompt's mean return")

@@ -26,7 +26,7 @@ from shiq_bench.report.blocks import Comparison
 from shiq_bench.report.pivots import BY, By
 from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import find, load, shipped
-from shiq_bench.studies.trials import Cell, expand, look_up
+from shiq_bench.studies.trials import PlannedTrial, expand, look_up
 
 MANIFEST = "manifest.json"
 INDEX = "index.md"
@@ -147,7 +147,7 @@ def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed:
     return [Made(f"studies/{study.name}.{suffix}", data, ids, command) for suffix, data in files.items()]
 
 
-def _problem(cell: Cell, there: Mapping[str, RunRecord]) -> str:
+def _problem(cell: PlannedTrial, there: Mapping[str, RunRecord]) -> str:
     """Why a cell has no number; "" where it has one, or is not to have one."""
     if cell.record is not None:
         return studies.unfinished(cell.shown)

@@ -16,18 +16,26 @@ from typing import TYPE_CHECKING, get_args
 from shiq_bench.records.errors import UserError
 from shiq_bench.report import figures
 from shiq_bench.report.prose import listed
-from shiq_bench.report.study_results import Cell as Shown
-from shiq_bench.report.study_results import Sheet
+from shiq_bench.report.study_results import StudyResults, Trial
 from shiq_bench.studies.schema import Rule, Settings, Study, find, load, of_language_models, shipped, title_of
-from shiq_bench.studies.trials import Cell, State, expand, look_up, metrics_of, overridden, refuse_mixture, shortened
+from shiq_bench.studies.trials import (
+    PlannedTrial,
+    State,
+    expand,
+    look_up,
+    metrics_of,
+    overridden,
+    refuse_mixture,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def run_missing(
-    study: Study, cells: Sequence[Cell], console: Console, *, again: bool = False
-) -> tuple[list[Cell], list[Shown]]:
+    study: Study, cells: Sequence[PlannedTrial], console: Console, *, again: bool = False
+) -> tuple[list[PlannedTrial], list[Trial]]:
     """Run every cell that has no finished record; one that fails is reported in a line, and the rest go on.
 
     Args:
@@ -63,7 +71,7 @@ def run_missing(
     return out, [replace(c, problem=unfinished(c)) if c.record and not c.problem else c for c in shown]
 
 
-def unfinished(cell: Shown) -> str:
+def unfinished(cell: Trial) -> str:
     """Why a cell's record is not of a finished run; "" where it is."""
     assert cell.record is not None
     return "" if cell.record.status == "done" else f"{cell.record.status}: {cell.record.error}"
@@ -145,12 +153,12 @@ def about(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def sheet(study: Study, cells: Sequence[Cell], shown: Sequence[Shown]) -> Sheet:
+def sheet(study: Study, cells: Sequence[PlannedTrial], shown: Sequence[Trial]) -> StudyResults:
     """A study and its records as reporting sees them."""
     known = metrics_of(study, cells[0])
     metric, titles = known[study.metric], {name: m.title for name, m in known.items()}
     assert metric.better != "neither"
-    return Sheet(
+    return StudyResults(
         name=study.name,
         title=study.title,
         asks=study.asks,
@@ -232,7 +240,7 @@ def main(
     return failed
 
 
-def _print_plan(study: Study, cells: Sequence[Cell], console: Console) -> None:
+def _print_plan(study: Study, cells: Sequence[PlannedTrial], console: Console) -> None:
     """What would be run, and about how long it takes by what the finished runs of the study took."""
     counts = {
         state: sum((c.state if not c.left_out else "left out") == state for c in cells) for state in get_args(State)

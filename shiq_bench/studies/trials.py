@@ -14,7 +14,7 @@ from shiq_bench.records.metric import ENGINE_METRICS, Metric
 from shiq_bench.records.provenance import code_versions, same_code
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.records.spec import RunSpec
-from shiq_bench.report.study_results import Cell as Shown
+from shiq_bench.report.study_results import Trial
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import merged, resolve
 from shiq_bench.studies.schema import Rule, Settings, Study
@@ -26,7 +26,7 @@ State = Literal["done", "missing", "stale", "left out"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedTrial:
     """One run of a study: what is to be run, or why not, and what is there of it."""
 
     panel: str
@@ -40,8 +40,8 @@ class Cell:
     seed: int | None = None
 
     @property
-    def shown(self) -> Shown:
-        return Shown(self.panel, self.method, self.x, self.record, self.bound, self.left_out, seed=self.seed)
+    def shown(self) -> Trial:
+        return Trial(self.panel, self.method, self.x, self.record, self.bound, self.left_out, seed=self.seed)
 
 
 def overridden(study: Study, given: Settings) -> Study:
@@ -66,7 +66,7 @@ def overridden(study: Study, given: Settings) -> Study:
     return replace(study, settings=merged(study.settings, given), notes=(*study.notes, note))
 
 
-def expand(study: Study, results: Path) -> list[Cell]:
+def expand(study: Study, results: Path) -> list[PlannedTrial]:
     """Every cell of a study with every setting resolved, panel by panel, method by method.
 
     Raises:
@@ -82,7 +82,7 @@ def expand(study: Study, results: Path) -> list[Cell]:
             return next((rule.reason for rule in rules if rule.about(panel, method, r.algorithm)), "")
 
         bound = None if reason(study.no_bound) else study.bounds.get(panel)
-        out.append(Cell(panel, method, x, resolved, reason(study.leave_out), bound, seed=seed))
+        out.append(PlannedTrial(panel, method, x, resolved, reason(study.leave_out), bound, seed=seed))
     _check_metrics(study, out)
     return out
 
@@ -119,13 +119,13 @@ def _misplaced(study: Study, spec: RunSpec) -> str:
     return ""
 
 
-def metrics_of(study: Study, cell: Cell) -> dict[str, Metric]:
+def metrics_of(study: Study, cell: PlannedTrial) -> dict[str, Metric]:
     """What the evaluations of a cell hold, by name."""
     own = {m.name: m for m in cell.resolved.task.metrics if not (study.replicate and m.exact)}
     return {m.name: m for m in ENGINE_METRICS} | own if study.replicate else own
 
 
-def _check_metrics(study: Study, cells: Sequence[Cell]) -> None:
+def _check_metrics(study: Study, cells: Sequence[PlannedTrial]) -> None:
     for cell in cells:
         names = metrics_of(study, cell)
         for name in (study.metric, *([study.reach[0]] if study.reach else []), *filter(None, [study.x_metric])):
@@ -145,7 +145,9 @@ def stored(spec: RunSpec) -> RunRecord | None:
         return None
 
 
-def look_up(cells: Sequence[Cell], record_of: Callable[[RunSpec], RunRecord | None] = stored) -> list[Cell]:
+def look_up(
+    cells: Sequence[PlannedTrial], record_of: Callable[[RunSpec], RunRecord | None] = stored
+) -> list[PlannedTrial]:
     """The cells with what is there of them.
 
     A finished run is one that is done or diverged, which on tables it would do again. ``stale`` is
@@ -154,7 +156,7 @@ def look_up(cells: Sequence[Cell], record_of: Callable[[RunSpec], RunRecord | No
     return [cell if cell.left_out else _looked_up(cell, record_of(cell.resolved.spec)) for cell in cells]
 
 
-def _looked_up(cell: Cell, record: RunRecord | None) -> Cell:
+def _looked_up(cell: PlannedTrial, record: RunRecord | None) -> PlannedTrial:
     if record is None or record.status not in ("done", "diverged"):
         return cell
     same = same_code(record, type(cell.resolved.algorithm), type(cell.resolved.task))
@@ -175,7 +177,7 @@ def _numbers(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, examples=bare)
 
 
-def refuse_mixture(study: Study, cells: Sequence[Cell]) -> None:
+def refuse_mixture(study: Study, cells: Sequence[PlannedTrial]) -> None:
     """Let nothing be drawn, unasked, from runs of different versions of the code.
 
     Raises:

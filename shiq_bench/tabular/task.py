@@ -220,7 +220,7 @@ class TabularTask(Task):
         """Dialogues of one answer, as long as the longest path: what is said after the end is ignored."""
         longest = len(self._first.layers)
         prompts = [self._prompt(int(p), self._first.actions) for p in prompt_ids]
-        return [Episode(i, Transcript(p), room=longest) for i, p in zip(prompt_ids, prompts, strict=True)]
+        return [Episode(i, Transcript(p), max_new_tokens=longest) for i, p in zip(prompt_ids, prompts, strict=True)]
 
     def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
         """One answer ends the episode, or, where a limit cut it short, is gone on with."""
@@ -230,7 +230,7 @@ class TabularTask(Task):
             said = (*episode.transcript.token_ids[2:], *completion.token_ids)
             n = len(self._first.walk(int(episode.prompt_id), said)[0]) - before
             episode.transcript.act(replace(completion, token_ids=completion.token_ids[:n], logps=completion.logps[:n]))
-            episode.room = longest - before - n
+            episode.max_new_tokens = longest - before - n
             episode.done = self._over(episode)
 
     def _over(self, episode: Episode) -> bool:

@@ -141,7 +141,7 @@ class Bfcl(Task):
         """Official verdicts on the answers of a file; see :func:`shiq_bench.tasks.bfcl.score.score`."""
         return score.score_lines(self, lines, report)
 
-    def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+    def resolved_options(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
         """The tool format that ``auto`` stands for."""
         return {"tool_format": self.resolved_format(codec)}
 

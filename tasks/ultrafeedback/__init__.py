@@ -209,7 +209,7 @@ class UltraFeedback(Task):
         moving = data.is_hub(self.dataset) and (self.dataset_revision or data.pinned(self.dataset))
         return stable_hash([*judges, self.corpus.digest if moving else ""])
 
-    def vet(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
+    def validate_run(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
         """Where rewards and preferences come from, and whether the judge is whoever gave them.
 
         Raises:
@@ -234,7 +234,7 @@ class UltraFeedback(Task):
         what = "rewards" if rewarded else "preferences"
         return (f"{what}: reward model {_short(self.reward_model)}.{same}",)
 
-    def settled(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+    def resolved_options(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
         """The dataset's schema, what was left out of it, and who judges."""
         sizes = ", ".join(f"{len(self.prompts(split))} {split}" for split in data.SPLITS)
         found: dict[str, Any] = {

@@ -355,7 +355,7 @@ class Told(Task):
     def episodes(self, prompt_ids: Any, codec: Codec, max_length: int) -> list[Episode]:
         self.__dict__["codec"] = codec
         return [
-            Episode(p, Transcript(codec.prompt([{"role": "user", "content": WORDS[int(p)]}])), room=8)
+            Episode(p, Transcript(codec.prompt([{"role": "user", "content": WORDS[int(p)]}])), max_new_tokens=8)
             for p in prompt_ids
         ]
 

@@ -135,7 +135,7 @@ def test_room_is_the_least_of_three_limits() -> None:
     assert [r.limit for step in echo.asked for r in step] == [5, 4]  # 1 id in, then 5
     task, codec = Turns(), Digits()
     episodes = task.episodes(["1"], codec, 50)
-    episodes[0].room = 1
+    episodes[0].max_new_tokens = 1
     echo = Echo()
     rollout(task, episodes, echo, codec, temperature=1.0, max_tokens=5, max_length=50, seed=0)
     assert echo.asked[0][0].limit == 1

@@ -85,15 +85,15 @@ BUGS = [
     Mutation(
         "desirable whatever the prompt's mean",
         "shiq_bench/data/pairs.py",
-        "gaps = [t.merit - mean for t in group]",
-        "gaps = [t.merit for t in group]",
+        "gaps = [t.preference_score - mean for t in group]",
+        "gaps = [t.preference_score for t in group]",
         f"{TRAINING}::test_labels_by_hand",
     ),
     Mutation(
         "labels against a mean without weights",
         "shiq_bench/data/pairs.py",
-        "mean = sum(t.weight * t.merit for t in group) / sum(t.weight for t in group)",
-        "mean = sum(t.merit for t in group) / len(group)",
+        "mean = sum(t.weight * t.preference_score for t in group) / sum(t.weight for t in group)",
+        "mean = sum(t.preference_score for t in group) / len(group)",
         f"{TRAINING}::test_labels_by_hand",
     ),
     Mutation(

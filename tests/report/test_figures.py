@@ -26,7 +26,7 @@ from shiq_bench.report.findings import findings
 from shiq_bench.report.prose import number
 from shiq_bench.report.reward_kl_frontier import front, gaps
 from shiq_bench.report.steps_to_threshold import updates_until
-from shiq_bench.report.study_results import Cell, Findings, Sheet, View, duels
+from shiq_bench.report.study_results import Findings, StudyResults, Trial, View, duels
 from shiq_bench.stats.clustered import summarise
 from shiq_bench.studies.trials import shortened
 
@@ -66,10 +66,10 @@ def record(algo: str, metrics: Mapping[str, Values], begun: float = 2.0, diverge
     return RunRecord(spec.run_id, "done", spec, source_hash="5ee0c0de", evaluations=found, curve=tuple(curve))
 
 
-def sheet(cells: Sequence[Cell], **changes: Any) -> Sheet:
+def sheet(cells: Sequence[Trial], **changes: Any) -> StudyResults:
     panels = tuple(dict.fromkeys(c.panel for c in cells))
     methods = tuple(dict.fromkeys(c.method for c in cells))
-    made = Sheet(
+    made = StudyResults(
         name="example", title="An example", asks="Who wins?", kind="curves", metric="regret", label="regret",
         better="lower", focus="Ours", x_label="off_policy", panels=panels, methods=methods,
         views=tuple(View(p, (p,), methods) for p in panels), cells=tuple(cells), log_x=True,
@@ -77,8 +77,8 @@ def sheet(cells: Sequence[Cell], **changes: Any) -> Sheet:
     return replace(made, **changes)
 
 
-def one_panel(ends: Mapping[str, Values], **changes: Any) -> Sheet:
-    cells = [Cell("bandit", m, record=record(m.lower(), {"regret": v})) for m, v in ends.items()]
+def one_panel(ends: Mapping[str, Values], **changes: Any) -> StudyResults:
+    cells = [Trial("bandit", m, record=record(m.lower(), {"regret": v})) for m, v in ends.items()]
     return sheet(cells, **changes)
 
 
@@ -96,7 +96,7 @@ KNOWN = {
 }
 
 
-def claims(made: Sheet) -> str:
+def claims(made: StudyResults) -> str:
     return "\n".join(findings(made).claims)
 
 
@@ -166,13 +166,13 @@ def test_a_language_model_ends_worse_than_the_reference_beyond_the_luck_of_promp
         return replace(made, evaluations=tuple(found))
 
     def said(*falls: float) -> str:
-        cells = [Cell("chat", "Worse", record=shortened(scored(seed, falls)), seed=seed) for seed in range(6)]
+        cells = [Trial("chat", "Worse", record=shortened(scored(seed, falls)), seed=seed) for seed in range(6)]
         told = {"kind": "table", "metric": "reward", "better": "higher", "split": "heldout", "mode": "sampled"}
         return claims(sheet(cells, focus="", **told))
 
     assert "Worse than where they start" not in said(0.3, -0.1, 0.2, 0.0)
     assert "Worse than where they start (95% intervals, not adjusted): Worse." in said(0.3, 0.28, 0.31, 0.29)
-    bare = [Cell("chat", "Worse", record=played("worse", s, 0.1 - s / 1000, 1.0), seed=s) for s in range(6)]
+    bare = [Trial("chat", "Worse", record=played("worse", s, 0.1 - s / 1000, 1.0), seed=s) for s in range(6)]
     told = {"kind": "table", "metric": "reward", "better": "higher", "split": "heldout", "mode": "sampled"}
     assert "not adjusted; of Worse over seeds alone, which takes the reference as known): Worse." in claims(
         sheet(bare, focus="", **told)
@@ -190,7 +190,7 @@ def test_without_a_focus_or_its_run_nothing_is_compared() -> None:
 
 def test_a_contrast_pairs_two_panels() -> None:
     cells = [
-        Cell(panel, method, record=record(method.lower(), {"regret": ends}))
+        Trial(panel, method, record=record(method.lower(), {"regret": ends}))
         for panel, by in (("told late", 0.1), ("told at once", 0.0))
         for method, ends in (("Ours", shifted(0.0)), ("Credit", shifted(by, 1.0)))
     ]
@@ -201,9 +201,9 @@ def test_a_contrast_pairs_two_panels() -> None:
 
 def test_lost_instances_and_versions_are_told() -> None:
     lost = record("lost", {"regret": [None, *[0.1] * (N - 1)]}, diverged=[1.0] + [0.0] * (N - 1))
-    cells = [Cell("bandit", "Ours", record=replace(lost, source_hash="0ther"))]
-    cells += [Cell("bandit", "Other", record=record("other", {"regret": [0.1] * N}))]
-    cells += [Cell("bandit", "Never", left_out="it has no need to")]
+    cells = [Trial("bandit", "Ours", record=replace(lost, source_hash="0ther"))]
+    cells += [Trial("bandit", "Other", record=record("other", {"regret": [0.1] * N}))]
+    cells += [Trial("bandit", "Never", left_out="it has no need to")]
     said = findings(sheet(cells))
     notes = said.notes
     assert said.problems == (f"Ours on bandit diverged on 1 of {N} instances, which its numbers leave out.",)
@@ -244,12 +244,12 @@ def test_speed_is_counted_instance_by_instance() -> None:
 # --- against what varies ---
 
 
-def varied(**changes: Any) -> Sheet:
+def varied(**changes: Any) -> StudyResults:
     """The other is worse at 0 and better at 2; at 1 nobody is."""
     others = {0.0: shifted(0.05, 1.0), 1.0: shifted(0.0, 1.0), 2.0: shifted(-0.05, 1.0)}
-    cells = [Cell("tree", "Ours", x, record=record("ours", {"regret": shifted(0.0)})) for x in others]
-    cells += [Cell("tree", "Other", x, record=record("other", {"regret": v})) for x, v in others.items()]
-    cells += [Cell("tree", "Always", x, record=record("always", {"regret": shifted(1.0, 1.0)})) for x in others]
+    cells = [Trial("tree", "Ours", x, record=record("ours", {"regret": shifted(0.0)})) for x in others]
+    cells += [Trial("tree", "Other", x, record=record("other", {"regret": v})) for x, v in others.items()]
+    cells += [Trial("tree", "Always", x, record=record("always", {"regret": shifted(1.0, 1.0)})) for x in others]
     return sheet(cells, kind="against", log_x=False, **changes)
 
 
@@ -267,19 +267,19 @@ def test_claims_name_the_values_where_they_hold() -> None:
 # --- tables ---
 
 
-def proof() -> Sheet:
+def proof() -> StudyResults:
     tight, loose = [1e-9, 3e-8], [1e-9, 2e-3]
     cells = [
-        Cell("tree", "Exact", record=record("exact", {"kl": [0.0, -1e-17]}), bound=1e-6),
-        Cell("tree", "Close", record=record("close", {"kl": tight}), bound=1e-6),
-        Cell("tree", "Off", record=record("off", {"kl": loose}), bound=1e-6),
-        Cell("tree", "None", record=record("none", {"kl": [None, None]}), bound=1e-6),
-        Cell("tree", "Broken", bound=1e-6, problem="exploded"),
-        Cell("grid", "Exact", left_out="too large"),
-        Cell("grid", "Close", left_out="of no use"),
-        Cell("grid", "Off", record=record("off", {"kl": loose})),
-        Cell("grid", "None", left_out="too large"),
-        Cell("grid", "Broken", record=record("broken", {"kl": [1e-3, None]})),
+        Trial("tree", "Exact", record=record("exact", {"kl": [0.0, -1e-17]}), bound=1e-6),
+        Trial("tree", "Close", record=record("close", {"kl": tight}), bound=1e-6),
+        Trial("tree", "Off", record=record("off", {"kl": loose}), bound=1e-6),
+        Trial("tree", "None", record=record("none", {"kl": [None, None]}), bound=1e-6),
+        Trial("tree", "Broken", bound=1e-6, problem="exploded"),
+        Trial("grid", "Exact", left_out="too large"),
+        Trial("grid", "Close", left_out="of no use"),
+        Trial("grid", "Off", record=record("off", {"kl": loose})),
+        Trial("grid", "None", left_out="too large"),
+        Trial("grid", "Broken", record=record("broken", {"kl": [1e-3, None]})),
     ]
     made = sheet(cells, kind="table", metric="kl", label="KL", focus="")
     return replace(made, views=(View("Everything", made.panels, made.methods),))
@@ -328,10 +328,10 @@ def played(algo: str, seed: int, reward: float, kl: float, beta: float = 0.1) ->
 Line = Sequence[tuple[float, float]]
 
 
-def fronts(lines: Mapping[str, Sequence[Line]], **changes: Any) -> Sheet:
+def fronts(lines: Mapping[str, Sequence[Line]], **changes: Any) -> StudyResults:
     """Method -> a line of (KL, reward) for every seed, whose points are those of beta 1, 2, ..."""
     cells = [
-        Cell("chat", method, float(i), record=played(method.lower(), seed, y, x, float(i)), seed=seed)
+        Trial("chat", method, float(i), record=played(method.lower(), seed, y, x, float(i)), seed=seed)
         for method, seeds in lines.items()
         for seed, line in enumerate(seeds)
         for i, (x, y) in enumerate(line, 1)
@@ -449,7 +449,7 @@ def test_language_models_against_what_varies() -> None:
 def test_a_front_of_tables_pairs_instances() -> None:
     """Its units are the instances of a run, and the reference is where its own number says."""
     cells = [
-        Cell("tree", m, x, record=record(m.lower(), {"regret": [v + by for v in shifted(0.0)], "kl": [x] * N}))
+        Trial("tree", m, x, record=record(m.lower(), {"regret": [v + by for v in shifted(0.0)], "kl": [x] * N}))
         for m, by in (("Ours", 0.0), ("Other", 0.5))
         for x in (1.0, 2.0)
     ]
@@ -460,10 +460,10 @@ def test_a_front_of_tables_pairs_instances() -> None:
     assert findings(made).grids[0].rows[-1] == ("(reference)", "", "2", "2", str(N))
 
 
-def table(lines: Mapping[tuple[str, str], Sequence[float]], **changes: Any) -> Sheet:
+def table(lines: Mapping[tuple[str, str], Sequence[float]], **changes: Any) -> StudyResults:
     """(panel, method) -> the reward of every seed."""
     cells = [
-        Cell(panel, method, record=played(method.lower(), seed, reward, 1.5), seed=seed)
+        Trial(panel, method, record=played(method.lower(), seed, reward, 1.5), seed=seed)
         for (panel, method), rewards in lines.items()
         for seed, reward in enumerate(rewards)
     ]
@@ -474,7 +474,7 @@ def table(lines: Mapping[tuple[str, str], Sequence[float]], **changes: Any) -> S
 def test_a_table_of_language_models_compares_by_seed() -> None:
     ends = {("chat", m): [float(1 + u + by) for u in LUCK] for m, by in (("Ours", 0.1), ("Other", 0.0), ("Bad", -0.9))}
     made = table(ends)
-    lost = Cell("chat", "Gone", problem="exploded", seed=0)
+    lost = Trial("chat", "Gone", problem="exploded", seed=0)
     said = findings(replace(made, cells=(*made.cells, lost), methods=(*made.methods, "Gone")))
     assert said.claims[0].startswith("chat: highest at the end: Ours (1.1 [")
     assert "Ours wins against Other (0.1) and Bad (1); it loses to none." in said.claims[0]
@@ -508,12 +508,12 @@ def test_a_contrast_of_language_models_pairs_seeds() -> None:
 # --- files ---
 
 
-def white(made: Sheet) -> np.ndarray:
+def white(made: StudyResults) -> np.ndarray:
     """Height x width: 0 black to 1 white, of the picture."""
     return pixels(made).mean(-1)
 
 
-def pixels(made: Sheet) -> np.ndarray:
+def pixels(made: StudyResults) -> np.ndarray:
     return decoded(figures.draw(made, findings(made))["png"])
 
 
@@ -543,13 +543,13 @@ def test_every_method_is_drawn_and_nothing_is_cut() -> None:
 
 
 def test_more_methods_than_colours_still_differ() -> None:
-    cells = [Cell("bandit", f"m{i}") for i in range(20)]
+    cells = [Trial("bandit", f"m{i}") for i in range(20)]
     styles = figures.looks(sheet(cells, focus="m3")).values()
     assert len({(s.colour, str(s.line)) for s in styles}) == 20
 
 
 @pytest.mark.parametrize("made", [one_panel(KNOWN, reach=("regret", 0.5, "regret")), varied(log_y=False), proof()])
-def test_the_same_records_give_the_same_bytes(made: Sheet, tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes(made: StudyResults, tmp_path: Path) -> None:
     first = {p.name: p.read_bytes() for p in figures.write(made, tmp_path / "a")}
     second = {p.name: p.read_bytes() for p in figures.write(replace(made), tmp_path / "b")}
     assert first == second

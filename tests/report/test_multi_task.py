@@ -11,7 +11,7 @@ import pytest
 from shiq_bench.report import figures
 from shiq_bench.report.findings import findings
 from shiq_bench.report.multi_task import IMPROVEMENT, PROFILES, improvements, means, normalised, profiles, thresholds
-from shiq_bench.report.study_results import Cell, Sheet, View
+from shiq_bench.report.study_results import StudyResults, Trial, View
 from tests.report.test_figures import N, record, sheet
 
 #: Regrets of N instances, where the reference has 2.
@@ -19,10 +19,10 @@ GOOD, FAIR, POOR = [0.5] * N, [1.0] * N, [3.0] * N
 SPREAD = np.linspace(-0.2, 0.2, N)
 
 
-def across(panels: int = 5, normalise: str = "optimum", **ends: list[float]) -> Sheet:
+def across(panels: int = 5, normalise: str = "optimum", **ends: list[float]) -> StudyResults:
     ends = ends or {"Ours": GOOD, "Other": FAIR, "Worst": POOR}
     cells = [
-        Cell(f"task {i}", m, record=record(m.lower(), {"regret": (np.add(v, SPREAD[: len(v)]) + i / 100).tolist()}))
+        Trial(f"task {i}", m, record=record(m.lower(), {"regret": (np.add(v, SPREAD[: len(v)]) + i / 100).tolist()}))
         for i in range(panels)
         for m, v in ends.items()
     ]
@@ -79,7 +79,7 @@ def test_with_few_tasks_every_task_comes_first() -> None:
 def test_scores_that_rounding_alone_tells_apart_have_profiles() -> None:
     """One ulp apart: no 101 thresholds fit between them."""
     ends = np.tile([1.0, np.nextafter(1.0, 2.0)], N // 2)
-    cells = [Cell("task 0", m, record=record(m.lower(), {"regret": ends.tolist()})) for m in ("Ours", "Other")]
+    cells = [Trial("task 0", m, record=record(m.lower(), {"regret": ends.tolist()})) for m in ("Ours", "Other")]
     made = replace(across(1), cells=tuple(cells), panels=("task 0",), methods=("Ours", "Other"))
     assert np.diff(thresholds(made, normalised(made))).min() > 0
     assert profiles(made).keys() == {"Ours", "Other"}

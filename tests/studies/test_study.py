@@ -23,7 +23,7 @@ from shiq_bench.runs.resolved import Resolved
 from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import Study, find, load, shipped
 from shiq_bench.studies.study import main
-from shiq_bench.studies.trials import Cell, expand, look_up, overridden
+from shiq_bench.studies.trials import PlannedTrial, expand, look_up, overridden
 
 TINY: dict[str, Any] = {
     "title": "A tiny study",
@@ -69,7 +69,7 @@ def go(path: Path, results: Path, **options: Any) -> tuple[int, str]:
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are drawn in tests of their own, and here where a test asks for ``drawn``."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(studies.pictures, "draw", lambda sheet, said: {"png": b"", "pdf": b""})
+        monkeypatch.setattr(studies.figures, "draw", lambda sheet, said: {"png": b"", "pdf": b""})
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_an_installed_copy_has_them() -> None:
 # --- cells ---
 
 
-def by_name(cells: list[Cell]) -> dict[str, Cell]:
+def by_name(cells: list[PlannedTrial]) -> dict[str, PlannedTrial]:
     return {c.shown.name: c for c in cells}
 
 

@@ -33,7 +33,7 @@ def nonsense(episodes: Sequence[Episode]) -> list[Completion]:
     """An answer that is no answer: three low ids and, where there is room, nothing more."""
     out = []
     for episode in episodes:
-        ids = (1, 0, 1)[: episode.room or 3]
+        ids = (1, 0, 1)[: episode.max_new_tokens or 3]
         out.append(Completion(ids, (-0.5,) * len(ids), "length"))
     return out
 

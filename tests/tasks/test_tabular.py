@@ -293,7 +293,7 @@ class NoCodec:
 def test_an_answer_is_cut_where_its_episode_ends() -> None:
     task = Tree(actions=4, depth=3)
     (episode,) = task.episodes(["1"], NoCodec(), 100)  # type: ignore[arg-type]
-    assert episode.room == 3
+    assert episode.max_new_tokens == 3
     task.step([episode], [say(2, 0, 3, 1, 1)])
     assert episode.done
     ((trajectory, score),) = task.finish([episode], "someone")
@@ -313,7 +313,7 @@ def test_an_answer_that_a_limit_cut_is_gone_on_with() -> None:
     for said in (2, 2):
         task.step([episode], [say(*[stay] * said)])
         assert not episode.done
-    assert episode.room == 1
+    assert episode.max_new_tokens == 1
     with pytest.raises(UserError, match="stops after 4 tokens"):
         task.finish([episode], "someone")
     task.step([episode], [say(stay, stay)])
@@ -336,7 +336,7 @@ def test_prompts_and_vocabulary_are_the_worlds(task: TabularTask) -> None:
     episodes = task.episodes(task.prompts("rl"), codec, 100)
     prompts = {t.prompt_id: t.token_ids[:2] for t in data}
     assert {e.prompt_id: tuple(e.transcript.token_ids) for e in episodes} == prompts
-    assert max(len(actions_of(t)) for t in data) <= episodes[0].room  # type: ignore[operator]
+    assert max(len(actions_of(t)) for t in data) <= episodes[0].max_new_tokens  # type: ignore[operator]
 
 
 # --- bad input ---

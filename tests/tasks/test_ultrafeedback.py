@@ -236,7 +236,7 @@ def test_a_prompt_that_fills_the_budget_is_dropped_and_counted(tmp_path: Path) -
 def vetted(tmp_path: Path, algo: str = "dpo", **settings: Any) -> list[str]:
     path = write(tmp_path / "x.jsonl", settings.pop("data", None))
     resolved = resolve(algo, "ultrafeedback", {"dataset": str(path), **settings})
-    return list(resolved.task.vet(resolved.spec, resolved.algorithm, collects_fresh(resolved)))
+    return list(resolved.task.validate_run(resolved.spec, resolved.algorithm, collects_fresh(resolved)))
 
 
 def test_two_scales_are_never_mixed(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_who_pays_and_who_judges_is_said(tmp_path: Path) -> None:
 def test_beside_samples_stored_answers_are_ranked_by_whoever_judged_those(home: Any, tmp_path: Path) -> None:
     resolved = settle("dpo", tmp_path, rewards="model", samples=2)
     stored = resolved.task.trajectories("rl", Recorder(), resolved.spec)
-    assert all(t.rank is None and t.merit == t.total_reward != 0 and t.sampler_logp is None for t in stored)
+    assert all(t.rank is None and t.preference_score == t.total_reward != 0 and t.sampler_logp is None for t in stored)
 
 
 def test_other_weights_at_the_same_path_are_another_judge(tmp_path: Path) -> None:
