@@ -44,6 +44,8 @@ class GRPO(Algorithm):
     clip: float = 0.2
     samples: int = 8
 
+    deviations = ("advantages over the population deviation of a group; TRL's divide by the sample deviation",)
+
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; expected a positive KL strength")

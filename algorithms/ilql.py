@@ -34,6 +34,8 @@ class ILQL(sb.Algorithm):
     alpha: float = 1.0
     tau: float = 0.005
 
+    deviations = ("acts by the live Qs; the authors' code acts by their targets",)
+
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; expected a discount from 0 to 1")

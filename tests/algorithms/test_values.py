@@ -398,6 +398,18 @@ def test_ilql() -> None:
     expect(ILQL(gamma=0.5, expectile=0.75, cql=0.5), stats, batch, 13 / 2, gradients)
 
 
+@pytest.mark.parametrize("expectile", [0.7, 0.9])
+def test_ilql_keeps_the_precision_of_its_statistics(expectile: float) -> None:
+    """u = (1, -1), and nothing else: the two weights are expectile and its complement, to the last bits of float64."""
+    stats, batch, _, _ = two_tokens([[0.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]])
+    zero = TokenStats(fixed([[0.0, 0.0]]), fixed([[0.0, 0.0]]))
+    for u, weight in ((1.0, expectile), (-1.0, 1 - expectile)):
+        target = Stats(stats.policy, q=(TokenStats(fixed([[0.0, 0.0]]), fixed([[u, 0.0]])),))
+        found = dataclasses.replace(stats, value=leaf([[0.0, 0.0]]), q=(zero,), target=target)
+        total = ILQL(expectile=expectile, cql=0.0).loss(found, batch).total
+        assert total.dtype == torch.float64 and abs(total.item() - weight) < 1e-15
+
+
 def test_ilql_acts() -> None:
     """pi_b = (2/3, 1/3), Q_1 = (1, 5), Q_2 = (2, 3), the lower (1, 3), alpha = 2."""
     dense = Dense(fixed([[9.0, -9.0]]), q=(fixed([[1.0, 5.0]]), fixed([[2.0, 3.0]])), behaviour=fixed([[LN2, 0.0]]))

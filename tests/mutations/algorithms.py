@@ -169,8 +169,8 @@ BUGS = [
     Mutation(
         "expectile on the wrong side",
         "algorithms/ilql.py",
-        "torch.where(u < 0,",
-        "torch.where(u > 0,",
+        "(self.expectile - (u < 0).to(u.dtype)).abs()",
+        "(self.expectile - (u > 0).to(u.dtype)).abs()",
         f"{VALUES}::test_ilql",
     ),
     Mutation(
