@@ -12,63 +12,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from shiq_bench.api.trajectory import ToolCall
+from shiq_bench.models.template import ANSWER, OTHER, TOOL, TOOLS, Template
 from shiq_bench.models.tool_calls import FORMATS, read_calls
 from shiq_bench.records.errors import UserError
-
-#: Template of our own tiny models: ``<|role|>content<|end|>``, answers begin behind ``<|assistant|>``.
-TINY_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m['role'] not in ('system', 'user', 'assistant', 'tool') %}"
-    "{{ raise_exception('unknown role ' + m['role']) }}"
-    "{% endif %}"
-    "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
-#: Template given to a tokenizer that has none: a heading a turn, in plain text, and the
-#: end-of-sequence token behind every answer.
-PLAIN_TEMPLATE = (
-    "{{ bos_token if plain_bos else '' }}"
-    "{% for m in messages %}"
-    "{{ '### ' + m['role'] + '\n' + m['content'] + (eos_token if m['role'] == 'assistant' else '') + '\n\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### assistant\n' }}{% endif %}"
-)
-
-# Letters and digits alone: nothing that a template trims, splits or escapes.
-_ANSWER = "AnswerPlaceholder7f3c"
-_OTHER = "OtherPlaceholder9b1e"
-_TOOL = "ToolPlaceholder5d2a"
-
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": _TOOL,
-            "description": "Looks up a word.",
-            "parameters": {
-                "type": "object",
-                "properties": {"word": {"type": "string", "description": "the word"}},
-                "required": ["word"],
-            },
-        },
-    }
-]
 
 # What one family demands of the ids of calls, and the others do not mind.
 _CALL_ID = re.compile("[A-Za-z0-9]{9}")
 
-# Some templates print today's date. Prompts, and with them every cache and run, would change overnight.
-_TODAY = datetime(2024, 7, 26)
 
-
-class ChatCodec:
+class ChatCodec(Template):
     """The codec of any tokenizer with a chat template (and of one without: :data:`PLAIN_TEMPLATE`).
 
     Roles are ``system``, ``user``, ``assistant`` and ``tool``. A template that refuses tool or
@@ -110,35 +66,15 @@ class ChatCodec:
         Raises:
             UserError: the template cannot render a question and an answer, or nothing ends a turn.
         """
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, template_options)
         self.tiny = tiny
-        self.plain_template = tokenizer.chat_template is None
-        self._options = {"strftime_now": _TODAY.strftime, **(template_options or {})}
-        if self.plain_template:
-            if tokenizer.eos_token is None:
-                raise UserError(
-                    "the tokenizer has neither a chat template nor an end-of-sequence token: add one of them"
-                )
-            tokenizer.chat_template = PLAIN_TEMPLATE
-        if tokenizer.chat_template == PLAIN_TEMPLATE:
-            begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-            self._options["plain_bos"] = begins and tokenizer.bos_token is not None
-
-        question: dict[str, Any] = {"role": "user", "content": "hello"}
-        answer: dict[str, Any] = {"role": "assistant", "content": _ANSWER}
-        self._around = [question, answer]
-        self._keeps_tool = self._shows([question, answer, {"role": "tool", "content": _OTHER}])
-        self._keeps_system = self._shows([{"role": "system", "content": _OTHER}, question])
-        self._keeps_neighbours = self._shows([question, {"role": "user", "content": _OTHER}])
-
         # An answer is closed as the template closes the last one of a dialogue. Inside a dialogue
         # it may be closed by another token (one template writes "return" last and "end" before) or
         # by none; a token that opens a turn must not be taken for one that closes it.
-        self._specials = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
         last = self._first_special(self._behind([], generation=False))
-        after = self._behind([{"role": "user", "content": _OTHER}])
+        after = self._behind([{"role": "user", "content": OTHER}])
         inside = self._first_special(after)
-        closes_users = self._first_special(after.partition(_OTHER)[2])
+        closes_users = self._first_special(after.partition(OTHER)[2])
         if inside is not None and inside != last:
             opening = self._encode(self._generation_prompt())
             if last is None or inside in opening or inside != closes_users:
@@ -160,10 +96,10 @@ class ChatCodec:
         It is "" where the template shows no tools, no calls or no results, or writes calls in
         another format: found out by rendering one of each and reading the call back.
         """
-        probe = [ToolCall(_TOOL, {"word": _ANSWER})]
+        probe = [ToolCall(TOOL, {"word": ANSWER})]
         try:
-            shows_tools = _TOOL in self._render(self._around[:1], tools=_TOOLS)
-            shows_results = _OTHER in self.tokenizer.decode(self._behind_calls(_results([_OTHER]), probe)[1])
+            shows_tools = TOOL in self._render(self._around[:1], tools=TOOLS)
+            shows_results = OTHER in self.tokenizer.decode(self._behind_calls(_results([OTHER]), probe)[1])
             if shows_tools and shows_results:
                 return next((f for f in FORMATS if self.calls(self._written(probe, f), f) == probe), "")
         except UserError:  # no tools, no tool role, or none behind a call
@@ -280,82 +216,6 @@ class ChatCodec:
         """Text of an answer, without the token that ended it and without special tokens."""
         return self._decode(token_ids, skip=True)
 
-    # --- rendering
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def _decode(self, token_ids: Sequence[int], skip: bool) -> str:
-        # What no vocabulary holds has no text; the decoder takes 32 bits.
-        ids = [i for i in token_ids if 0 <= i < 1 << 31]
-        # The end-of-turn token of some vocabularies is not marked special: decoding would show it.
-        if ids and ids[-1] in self.end_ids:
-            ids.pop()
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-        return text
-
-    def _apply(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        generation: bool,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        calling: bool = False,
-    ) -> str:
-        templates, template = self.tokenizer.chat_template, None
-        if calling and isinstance(templates, dict) and "tool_use" in templates:
-            # Written for tools alone, it may not do without; which they are matters to a prompt only.
-            template, tools = templates["tool_use"], tools or []
-        text: str = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages],
-            tools=None if tools is None else [dict(t) for t in tools],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=generation,
-            **self._options,
-        )
-        return text
-
-    def _shows(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the template takes the messages and prints the second placeholder."""
-        try:
-            return _OTHER in self._apply(messages, generation=True)
-        except Exception:  # a template is code that came with a model, and raises what it likes
-            return False
-
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        generation: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        calling: bool = False,
-    ) -> str:
-        try:
-            return self._apply(self._acceptable(messages, calling), generation, tools, calling)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"the chat template refuses roles {', '.join(m['role'] for m in messages)}: {reason}"
-            ) from error
-
-    def _acceptable(self, messages: Sequence[Mapping[str, Any]], calling: bool) -> list[dict[str, Any]]:
-        out: list[dict[str, Any]] = []
-        for message in messages:
-            role = message["role"]
-            if (role == "tool" and not (self._keeps_tool or calling)) or (role == "system" and not self._keeps_system):
-                role = "user"
-            if role == "user" and out and out[-1]["role"] == "user" and not self._keeps_neighbours:
-                out[-1]["content"] += "\n\n" + message["content"]
-            else:
-                out.append({**message, "role": role})
-        return out
-
-    def _behind(self, messages: Sequence[Mapping[str, str]], generation: bool = True, calling: bool = False) -> str:
-        """What the template prints behind an answer that ``messages`` follow."""
-        _, found, suffix = self._render([*self._around, *messages], generation, calling=calling).partition(_ANSWER)
-        if not found:
-            raise UserError("the chat template drops the assistant's answers: give the model another template")
-        return suffix
-
     # --- function calls: what comes before, instead of and behind them
 
     def _written(self, calls: Sequence[ToolCall], format: str) -> list[int]:
@@ -363,7 +223,7 @@ class ChatCodec:
         before, known = _before(calls, format), FORMATS[format]
         prompt = self._render(before, calling=True)
         text = self._render([*before, _calling(calls)], generation=False, calling=True)
-        opening = re.compile(known.opening).search(text, text.rfind(_OTHER) + len(_OTHER))
+        opening = re.compile(known.opening).search(text, text.rfind(OTHER) + len(OTHER))
         # Braces alone are a format only if nothing else introduces them.
         if not opening or (not known.fields and text[: opening.start()] != prompt):
             return []
@@ -380,14 +240,14 @@ class ChatCodec:
         self, messages: Sequence[Mapping[str, str]], calls: Sequence[ToolCall], generation: bool = True
     ) -> tuple[int, list[int]]:
         """The token that ends an answer with these calls, and the ids of ``messages`` behind it."""
-        asked = [ToolCall(call.name, {"word": _ANSWER}, call.id) for call in calls]
+        asked = [ToolCall(call.name, {"word": ANSWER}, call.id) for call in calls]
         named = [
             {**message, "name": call.name, "tool_call_id": call_id}
             for message, call, call_id in zip(messages, calls, _call_ids(calls), strict=False)
         ]
         before = _before(calls, self.tool_format if calls[0].id else "")
         text = self._render([*before, _calling(asked), *named, *messages[len(calls) :]], generation, calling=True)
-        _, found, suffix = text.rpartition(_ANSWER)
+        _, found, suffix = text.rpartition(ANSWER)
         if not found:
             raise UserError("the chat template drops the assistant's tool calls: give the model another template")
         ids = self._encode(suffix)
@@ -422,29 +282,6 @@ class ChatCodec:
                 return self.end_ids[0], n, n
         return self.end_ids[0], len(ids), len(ids)
 
-    @cached_property
-    def _heading(self) -> str:
-        return self._generation_prompt()
-
-    def _generation_prompt(self) -> str:
-        """What the template prints to open an answer."""
-        plain, opened = self._render(self._around[:1], generation=False), self._render(self._around[:1])
-        return opened.removeprefix(plain)
-
-    def _special_at(self, ids: Sequence[int]) -> int | None:
-        """Index of a special token that only white space precedes."""
-        for n, i in enumerate(ids):
-            if i in self._specials:
-                return n
-            if self.tokenizer.decode([i]).strip():
-                return None
-        return None
-
-    def _first_special(self, text: str) -> int | None:
-        ids = self._encode(text)
-        at = self._special_at(ids)
-        return None if at is None else ids[at]
-
 
 def _results(texts: Sequence[str]) -> list[dict[str, str]]:
     return [{"role": "tool", "content": text} for text in texts]
@@ -466,10 +303,10 @@ def _calling(calls: Sequence[ToolCall]) -> dict[str, Any]:
 
 def _before(calls: Sequence[ToolCall], format: str) -> list[dict[str, Any]]:
     """A question, and as many calls as came before where the format numbers them through a dialogue."""
-    question = {"role": "user", "content": _OTHER}
+    question = {"role": "user", "content": OTHER}
     first = calls[0].id
     earlier = int(first) if format == "cohere" and re.fullmatch("[1-9][0-9]{0,2}", first) else 0
     if not earlier:
         return [question]
-    made = [ToolCall(_TOOL, {}, f"past{n:05}") for n in range(earlier)]
-    return [question, _calling(made), {"role": "tool", "content": _OTHER, "name": _TOOL, "tool_call_id": "past00000"}]
+    made = [ToolCall(TOOL, {}, f"past{n:05}") for n in range(earlier)]
+    return [question, _calling(made), {"role": "tool", "content": OTHER, "name": TOOL, "tool_call_id": "past00000"}]

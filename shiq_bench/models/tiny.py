@@ -13,7 +13,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from shiq_bench.api.codec import TextCodec
 from shiq_bench.api.task import TinyModel
 from shiq_bench.api.trajectory import ToolCall
-from shiq_bench.models.chat import TINY_TEMPLATE
+from shiq_bench.models.template import TINY_TEMPLATE
 
 #: Raise it when the recipe below changes, so that cached models of the old one are not used.
 TINY_VERSION = 1

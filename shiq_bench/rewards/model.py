@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from shiq_bench.models.chat import PLAIN_TEMPLATE, ChatCodec
+from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.source import Progress, fingerprint, locate
+from shiq_bench.models.template import PLAIN_TEMPLATE
 from shiq_bench.records.cache import home
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
@@ -31,7 +32,7 @@ CACHE_VERSION = 1
 class Dialogues(ChatCodec):
     """Whole dialogues to ids, as a reward model reads them: by its own template, to the end of the last answer.
 
-    A tokenizer without a template gets :data:`shiq_bench.models.chat.PLAIN_TEMPLATE`, with CLS for BOS and
+    A tokenizer without a template gets :data:`shiq_bench.models.template.PLAIN_TEMPLATE`, with CLS for BOS and
     SEP for EOS where an encoder has those instead.
 
     Attributes:
@@ -171,7 +172,7 @@ class RewardModel:
     Attributes:
         name: the folder or hub id it was opened by.
         fingerprint: hash of its weights, configuration, tokenizer and template.
-        plain_template: it has no chat template, and reads :data:`shiq_bench.models.chat.PLAIN_TEMPLATE`.
+        plain_template: it has no chat template, and reads :data:`shiq_bench.models.template.PLAIN_TEMPLATE`.
         cut: dialogues scored so far that were longer than it can read.
     """
 

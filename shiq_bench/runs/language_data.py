@@ -22,6 +22,7 @@ from shiq_bench.evaluation.evaluate import sample
 from shiq_bench.generation.generator import Generator
 from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.source import ModelSource, Progress
+from shiq_bench.models.template import Template
 from shiq_bench.models.tool_calls import Format
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError
@@ -63,7 +64,7 @@ def data_key(spec: RunSpec, task: Task, source: ModelSource) -> dict[str, Any]:
         "weights": source.weights_hash,
         "task": spec.task,
         # What reads a model's calls decides verdicts as much as the task does.
-        "code": code_hash(*(c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task), ChatCodec, Format),
+        "code": code_hash(*(c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task), ChatCodec, Template, Format),
         "options": dict(spec.task_options),
         "judges": task.fingerprint(),
         "engine": spec.engine,

@@ -10,7 +10,6 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -31,6 +30,7 @@ from shiq_bench import (
 )
 from shiq_bench.tasks.bfcl import data, fetch, oddities, score
 from shiq_bench.tasks.bfcl.aggregate import SIZES, weights
+from shiq_bench.tasks.bfcl.credit import Credit, called_in_vain, credited, pooled_score, turn_errors
 from shiq_bench.tasks.bfcl.dialogue import Dialogue
 from shiq_bench.tasks.bfcl.executor import Executor, Outcome
 from shiq_bench.tasks.bfcl.prompts import TEXT
@@ -38,7 +38,6 @@ from shiq_bench.tasks.bfcl.prompts import TEXT
 #: The verdict on a single-turn entry whose prompt leaves no room for an answer, which might have been to do nothing.
 UNFIT = {"valid": False, "error_type": "unfit", "partial": 0.0}
 
-Credit = Literal["prefix", "independent"]
 Payment = Literal["turn", "final"]
 ToolFormat = Literal["auto", "prompt", "compact", "hermes", "llama3", "mistral", "cohere"]
 
@@ -212,7 +211,7 @@ class Bfcl(Task):
 
     def _played(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[Trajectory, Score]:
         """A dialogue of several turns, judged turn by turn."""
-        errors = _turn_errors(dialogue, outcome)
+        errors = turn_errors(dialogue, outcome)
         rewards = credited(errors, self.credit)
         error = f"unscored: {outcome.failure}" if outcome.failure else outcome.value["entry"]
         metrics = {
@@ -222,7 +221,7 @@ class Bfcl(Task):
             "unparsable/n": dialogue.answers,
             "refused": dialogue.refused,
             "refused/n": dialogue.calls,
-            "gamed": error == "" and _called_in_vain(dialogue),
+            "gamed": error == "" and called_in_vain(dialogue),
         }
         details = {
             "results": dialogue.results,
@@ -303,7 +302,7 @@ class Bfcl(Task):
         return {
             name: pooled
             for name in data.SCORES
-            if (pooled := _pooled(weights(name, counts), metrics, examples)) is not None
+            if (pooled := pooled_score(weights(name, counts), metrics, examples)) is not None
         }
 
     def tiny(self) -> TinyModel:
@@ -353,56 +352,3 @@ class Bfcl(Task):
         """Stop the workers, if any were started."""
         if "executor" in self.__dict__:
             self.executor.close()
-
-
-def _turn_errors(dialogue: Dialogue, outcome: Outcome) -> list[str | None]:
-    """Error type of every turn that was to be played: "" where it passes, None where there is no ground truth.
-
-    An entry with more answers than turns counts the turns that exist.
-    """
-    gold = dialogue.entry.gold[: len(dialogue.entry.turns)]
-    reached: list[str | None] = [] if outcome.failure else outcome.value["turns"]
-    missing = "unscored" if outcome.failure else "not reached"
-    return [None if not calls else reached[turn] if turn < len(reached) else missing for turn, calls in enumerate(gold)]
-
-
-def _called_in_vain(dialogue: Dialogue) -> bool:
-    """Whether calls were made in a turn whose ground truth is to make none, which the official checker forgives."""
-    return any(calls and not gold for calls, gold in zip(dialogue.turns, dialogue.entry.gold, strict=False))
-
-
-def credited(errors: Sequence[str | None], credit: Credit) -> list[float]:
-    """Reward of each turn; a turn without ground truth earns nothing and breaks no prefix."""
-    rewards, intact = [], True
-    for error in errors:
-        intact = intact and not error
-        rewards.append(float(error == "" and (intact or credit == "independent")))
-    return rewards
-
-
-def _pooled(
-    weights: Mapping[str, float],
-    metrics: Mapping[str, Mapping[str, float | None]],
-    examples: Sequence[Mapping[str, Any]],
-) -> dict[str, float | None] | None:
-    """A weighted mean of categories' accuracies; None where one of them was not run.
-
-    The four multi-turn categories retell the same scenarios, so the scenario is the unit of the error, which is
-    otherwise as in :func:`shiq_bench.stats.clustered.clustered_mean`.
-    """
-    found = {category: metrics.get(category, {}) for category in weights}
-    if any(about.get("mean") is None for about in found.values()):
-        return None
-    means = {category: about["mean"] or 0.0 for category, about in found.items()}
-    counts = {category: about["n"] or 0.0 for category, about in found.items()}
-    influence: dict[str, float] = {}
-    for example in examples:
-        for category in weights.keys() & example.keys():
-            kind, _, number = str(example["prompt_id"]).rpartition("_")
-            unit = f"multi_turn {number}" if category in data.MULTI_TURN else f"{kind} {number}"
-            share = weights[category] * (example[category] - means[category]) / counts[category]
-            influence[unit] = influence.get(unit, 0.0) + share
-    units = len(influence)
-    stderr = sqrt(units / (units - 1) * sum(e * e for e in influence.values())) if units > 1 else None
-    mean = sum(weight * means[category] for category, weight in weights.items())
-    return {"mean": mean, "n": sum(counts.values()), "stderr": stderr}

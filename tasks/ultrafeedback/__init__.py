@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
@@ -21,48 +21,23 @@ from shiq_bench import (
     Task,
     TinyModel,
     Trajectory,
-    Transcript,
     UserError,
     suggest,
     task,
 )
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.tasks.ultrafeedback import data
+from shiq_bench.tasks.ultrafeedback import data, files, judges
+from shiq_bench.tasks.ultrafeedback.answering import Answering, beats, cut, dialogue, paid_trajectory
+from shiq_bench.tasks.ultrafeedback.judges import TINY, Precision
 
 if TYPE_CHECKING:
     from shiq_bench.rewards.model import RewardModel
 
 Source = Literal["auto", "dataset", "model"]
-Precision = Literal["fp32", "bf16"]
 
-#: The embedded reward model: fitted on the spot to the pairs that also fit the embedded policy.
-TINY = "tiny"
-
-#: Tokens an answer must at least have room for: with less, a prompt fills the budget and is left out.
-ROOM = 16
 
 #: Passes of the embedded policy over its answers, and the longest dialogue it learns from, in tokens.
 EPOCHS, LONGEST = 6, 384
-
-
-class Answering(Episode):
-    """One question being answered.
-
-    Attributes:
-        question: with the answers that the dataset holds.
-        text: the policy's answer.
-        unfit: tokens of a prompt that leaves no room for an answer; else 0.
-    """
-
-    def __init__(self, question: data.Question, codec: Codec, max_length: int) -> None:
-        super().__init__(question.id, Transcript(codec.prompt(question.messages)))
-        self.question = question
-        self.codec = codec
-        self.text = ""
-        length = len(self.transcript.token_ids)
-        self.left = max_length - length
-        self.unfit = length if self.left < ROOM else 0
-        self.done = bool(self.unfit)
 
 
 @task("ultrafeedback")
@@ -111,7 +86,7 @@ class UltraFeedback(Task):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"ultrafeedback has no {name} {value!r}{suggest(str(value), known)}")
         if self.dataset:
-            found = data.fingerprint(self.dataset, self.dataset_revision)
+            found = files.fingerprint(self.dataset, self.dataset_revision)
             if self.dataset_hash not in ("", found):
                 raise UserError(
                     f"dataset_hash={self.dataset_hash}, and {self.dataset} is {found}: give the --data it was, "
@@ -134,7 +109,7 @@ class UltraFeedback(Task):
     @property
     def licence(self) -> str:  # type: ignore[override]
         """Of what the hub has under its known names; of other data it is not known here."""
-        known = self.dataset in data.HUB
+        known = self.dataset in files.HUB
         return f"MIT, from {self.dataset} (Cui et al. 2023)" if known else "Not known: it is that of the data given."
 
     # cached_property writes to the instance's own dictionary, which a frozen dataclass allows.
@@ -167,29 +142,12 @@ class UltraFeedback(Task):
 
     @functools.cached_property
     def _payer(self) -> RewardModel:
-        return self._opened(self.reward_model)
+        return judges.opened(self, self.reward_model, self.reward_precision)
 
     @functools.cached_property
     def _judge(self) -> RewardModel:
-        return self._opened(self.judge) if self.judge not in ("", self.reward_model) else self._payer
-
-    def _opened(self, name: str) -> RewardModel:
-        from shiq_bench.rewards.model import open_reward_model
-        from shiq_bench.rewards.tiny import tiny_reward_model
-
-        if name != TINY:
-            return self._named(name)
-        return open_reward_model(str(tiny_reward_model(self, "ultrafeedback")), precision=self.reward_precision)
-
-    def _named(self, name: str) -> RewardModel:
-        from shiq_bench.rewards.model import open_reward_model
-
-        where, at, revision = name.rpartition("@")
-        if Path(name).expanduser().is_dir() or not at:
-            return open_reward_model(name, precision=self.reward_precision)
-        if Path(where).expanduser().is_dir():
-            raise UserError(f"{where} is a folder, which has no revisions: leave out @{revision}")
-        return open_reward_model(where, revision=revision, precision=self.reward_precision)
+        own = self.judge not in ("", self.reward_model)
+        return judges.opened(self, self.judge, self.reward_precision) if own else self._payer
 
     def prepare(self, report: Callable[[str, int, int], None]) -> None:
         """Fit the embedded reward model where it is used, and open the judge."""
@@ -205,9 +163,9 @@ class UltraFeedback(Task):
         from shiq_bench.rewards.tiny import identity
 
         names = (self.reward_model, self.judge or self.reward_model)
-        judges = [identity() if n == TINY else self._named(n).fingerprint for n in names]
-        moving = data.is_hub(self.dataset) and (self.dataset_revision or data.pinned(self.dataset))
-        return stable_hash([*judges, self.corpus.digest if moving else ""])
+        found = [identity() if n == TINY else judges.named(n, self.reward_precision).fingerprint for n in names]
+        moving = files.is_hub(self.dataset) and (self.dataset_revision or files.pinned(self.dataset))
+        return stable_hash([*found, self.corpus.digest if moving else ""])
 
     def validate_run(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
         """Where rewards and preferences come from, and whether the judge is whoever gave them.
@@ -232,7 +190,7 @@ class UltraFeedback(Task):
             return (f"rewards: the dataset's own scores, in [0, 1] ({self.corpus.schema})",)
         same = " It is also the judge." if self.judge in ("", self.reward_model) else ""
         what = "rewards" if rewarded else "preferences"
-        return (f"{what}: reward model {_short(self.reward_model)}.{same}",)
+        return (f"{what}: reward model {judges.short(self.reward_model)}.{same}",)
 
     def resolved_options(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
         """The dataset's schema, what was left out of it, and who judges."""
@@ -253,7 +211,7 @@ class UltraFeedback(Task):
         found["dropped"] = ", ".join(lost) or "nothing"
         if self.corpus.contradictions:
             found["scores against the preference"] = f"{self.corpus.contradictions} questions"
-        judge = _short(self.judge or self.reward_model)
+        judge = judges.short(self.judge or self.reward_model)
         found["judge"] = f"{judge} ({self._judge.fingerprint[:12]}, {self.reward_precision})"
         if getattr(codec, "plain_template", False):
             found["template"] = "plain, for the tokenizer has none"
@@ -293,11 +251,11 @@ class UltraFeedback(Task):
         if self.stored_rewards == "dataset":
             paid = [answer.score or 0.0 for _, answer in stored]
         else:
-            paid = self._payer.score([_dialogue(e.question, e.text) for e, _ in stored])
+            paid = self._payer.score([dialogue(e.question, e.text) for e, _ in stored])
         # Beside samples, which only a reward model has judged, its word orders all.
         ranked = not spec.samples
         return [
-            _trajectory(episode, reward, "dataset", rank=answer.rank if ranked else None, sampled=False)
+            paid_trajectory(episode, reward, "dataset", rank=answer.rank if ranked else None, sampled=False)
             for (episode, answer), reward in zip(stored, paid, strict=True)
         ]
 
@@ -311,7 +269,7 @@ class UltraFeedback(Task):
             group = []
             for answer in question.answers:
                 episode = Answering(question, codec, spec.max_length)
-                self._answer(episode, _cut(codec.answer(answer.text), min(spec.max_tokens, episode.left)))
+                self._answer(episode, cut(codec.answer(answer.text), min(spec.max_tokens, episode.left)))
                 group.append((episode, answer))
             if len({tuple(e.transcript.token_ids) for e, _ in group}) > 1:
                 found.append(group)
@@ -344,7 +302,7 @@ class UltraFeedback(Task):
     def demonstration(self, episode: Episode) -> Sequence[int]:
         """The best answer of the dataset, cut where it no longer fits."""
         answering = cast(Answering, episode)
-        return list(_cut(answering.codec.answer(answering.question.answers[0].text), answering.left).token_ids)
+        return list(cut(answering.codec.answer(answering.question.answers[0].text), answering.left).token_ids)
 
     def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
         """Rewards of the reward model that is trained on, paid at the last token; metrics of the judge.
@@ -353,8 +311,8 @@ class UltraFeedback(Task):
         """
         played = [cast(Answering, episode) for episode in episodes]
         fit = [e for e in played if not e.unfit]
-        answers = [_dialogue(e.question, e.text) for e in fit]
-        chosen = [_dialogue(e.question, e.question.answers[0].text) for e in fit]
+        answers = [dialogue(e.question, e.text) for e in fit]
+        chosen = [dialogue(e.question, e.question.answers[0].text) for e in fit]
         judged = self._judge.score([*answers, *chosen])
         paid = judged if self._payer is self._judge else self._payer.score(answers)
         verdicts = {id(e): (judged[i], judged[len(fit) + i], paid[i]) for i, e in enumerate(fit)}
@@ -362,16 +320,16 @@ class UltraFeedback(Task):
         for episode in played:
             if episode.unfit:
                 details: dict[str, Any] = {"prompt_tokens": episode.unfit}
-                out.append((_trajectory(episode, 0.0, source), Score(0.0, (), {"unfit": 1.0}, details)))
+                out.append((paid_trajectory(episode, 0.0, source), Score(0.0, (), {"unfit": 1.0}, details)))
                 continue
             reward, of_chosen, pay = verdicts[id(episode)]
             best = episode.question.answers[0].text
             metrics = {
                 "reward": reward,
-                "win_chosen": _beats(reward, of_chosen),
-                "longer_chosen": _beats(len(episode.text), len(best)),
+                "win_chosen": beats(reward, of_chosen),
+                "longer_chosen": beats(len(episode.text), len(best)),
                 "length": float(sum(episode.transcript.action_mask)),
-                "judge_cut": float(self._judge.encode(_dialogue(episode.question, episode.text))[1]),
+                "judge_cut": float(self._judge.encode(dialogue(episode.question, episode.text))[1]),
                 "unfit": 0.0,
             }
             details = {
@@ -381,7 +339,7 @@ class UltraFeedback(Task):
                 "chosen_characters": len(best),
                 "chosen_reward": of_chosen,
             }
-            trajectory = _trajectory(episode, pay, source)
+            trajectory = paid_trajectory(episode, pay, source)
             out.append((trajectory, Score(trajectory.total_reward, (trajectory.total_reward,), metrics, details)))
         return out
 
@@ -395,33 +353,9 @@ class UltraFeedback(Task):
 
         An answer meets every one that the reference gave to the same prompt.
         """
-        from shiq_bench.stats.clustered import clustered_mean
-        from shiq_bench.stats.length_control import length_controlled
+        from shiq_bench.tasks.ultrafeedback.wins import win_rates  # scipy, which a list of tasks needs not
 
-        def told(estimate: Any) -> dict[str, float | None]:
-            return {"mean": estimate.mean, "n": estimate.n, "stderr": estimate.stderr}
-
-        judged = [e for e in examples if e.get("reward") is not None]
-        if not judged:
-            return {}
-        prompts = [e["prompt_id"] for e in judged]
-        gaps = [e["details"]["characters"] - e["details"]["chosen_characters"] for e in judged]
-        out = {"win_chosen_lc": told(length_controlled([e["win_chosen"] for e in judged], gaps, prompts))}
-        theirs: dict[str, list[Mapping[str, Any]]] = {}
-        for example in reference:
-            if example.get("reward") is not None:
-                theirs.setdefault(example["prompt_id"], []).append(example)
-        met = [(e, other) for e in judged for other in theirs.get(e["prompt_id"], ())]
-        if not met:
-            return out
-        prompts = [e["prompt_id"] for e, _ in met]
-        wins = [_beats(e["reward"], other["reward"]) for e, other in met]
-        gaps = [e["details"]["characters"] - other["details"]["characters"] for e, other in met]
-        return out | {
-            "win_reference": told(clustered_mean(wins, prompts)),
-            "win_reference_lc": told(length_controlled(wins, gaps, prompts)),
-            "longer_reference": told(clustered_mean([_beats(gap, 0) for gap in gaps], prompts)),
-        }
+        return win_rates(examples, reference)
 
     def tiny(self) -> TinyModel:
         """The embedded default: fitted to the best answers of the split ``start``."""
@@ -460,33 +394,3 @@ class UltraFeedback(Task):
         """Let go of the reward models and the data: a study holds many tasks."""
         for name in ("_payer", "_judge", "corpus"):
             self.__dict__.pop(name, None)
-
-
-def _short(name: str) -> str:
-    """A folder by its name: where it lies is no business of a record."""
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def _dialogue(question: data.Question, answer: str) -> list[Mapping[str, str]]:
-    return [*question.messages, {"role": "assistant", "content": answer}]
-
-
-def _cut(ids: Sequence[int], limit: int) -> Completion:
-    """An answer as it would have been sampled under a limit: whole with its end of turn, or cut without."""
-    kept = tuple(ids[:limit])
-    return Completion(kept, (0.0,) * len(kept), "stop" if len(kept) == len(ids) else "length")
-
-
-def _trajectory(
-    episode: Answering, reward: float, source: str, rank: float | None = None, sampled: bool = True
-) -> Trajectory:
-
-    transcript = episode.transcript
-    # Who said nothing at all has no token to be paid at.
-    paid = {transcript.last_action: reward} if transcript.last_action >= 0 else {}
-    made = transcript.trajectory(episode.prompt_id, paid, source)
-    return made if sampled else replace(made, rank=rank, sampler_logp=None)
-
-
-def _beats(mine: float, theirs: float) -> float:
-    return 0.5 if mine == theirs else float(mine > theirs)

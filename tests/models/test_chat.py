@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from shiq_bench.models.chat import PLAIN_TEMPLATE, TINY_TEMPLATE, ChatCodec
+from shiq_bench.models.chat import ChatCodec
+from shiq_bench.models.template import PLAIN_TEMPLATE, TINY_TEMPLATE
 from shiq_bench.records.errors import UserError
 
 TRL = importlib.util.find_spec("trl")

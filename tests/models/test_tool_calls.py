@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from shiq_bench.api.trajectory import Completion, ToolCall, Transcript
-from shiq_bench.models.chat import PLAIN_TEMPLATE, TINY_TEMPLATE, ChatCodec
+from shiq_bench.models.chat import ChatCodec
+from shiq_bench.models.template import PLAIN_TEMPLATE, TINY_TEMPLATE
 from shiq_bench.models.tool_calls import FORMATS, MAX_DEPTH, MAX_LENGTH, read_calls
 from shiq_bench.records.errors import UserError
 from tests.models.test_chat import ROLE_TOKENS, TEMPLATES, needs_templates, system, template, tokenizer, tool, user

@@ -35,7 +35,7 @@ BUGS = [
     ),
     Mutation(
         "calls in an empty turn not counted",
-        "tasks/bfcl/__init__.py",
+        "tasks/bfcl/credit.py",
         "any(calls and not gold for",
         "any(calls and gold is None for",
         f"{CATEGORIES}::test_a_call_in_an_empty_turn_passes_and_is_counted",
@@ -70,7 +70,7 @@ BUGS = [
     ),
     Mutation(
         "stored answers cut with their end of turn",
-        "tasks/ultrafeedback/__init__.py",
+        "tasks/ultrafeedback/answering.py",
         "    kept = tuple(ids[:limit])\n",
         "    kept = (*ids[: limit - 1], ids[-1])\n",
         f"{FEEDBACK}::test_stored_answers_end_as_sampled_ones_do[llama_tokenizer]",
@@ -84,9 +84,9 @@ BUGS = [
     ),
     Mutation(
         "wins against the reference by length",
-        "tasks/ultrafeedback/__init__.py",
-        'wins = [_beats(e["reward"], other["reward"]) for e, other in met]',
-        'wins = [_beats(e["details"]["characters"], other["details"]["characters"]) for e, other in met]',
+        "tasks/ultrafeedback/wins.py",
+        'wins = [beats(e["reward"], other["reward"]) for e, other in met]',
+        'wins = [beats(e["details"]["characters"], other["details"]["characters"]) for e, other in met]',
         f"{FEEDBACK}::test_win_rates_by_hand",
     ),
 ]

@@ -20,7 +20,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from shiq_bench.models.chat import PLAIN_TEMPLATE
+from shiq_bench.models.template import PLAIN_TEMPLATE
 from shiq_bench.records.errors import UserError
 from shiq_bench.rewards import model as rewards
 from shiq_bench.rewards.model import RewardModel, free_pad, open_reward_model

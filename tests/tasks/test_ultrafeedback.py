@@ -22,7 +22,8 @@ from shiq_bench.runs.execute import execute
 from shiq_bench.runs.resolved import Resolved, collects_fresh
 from shiq_bench.runs.settings import data_setting, resolve
 from shiq_bench.runs.validation import check_demands
-from shiq_bench.tasks.ultrafeedback import ROOM, Answering, UltraFeedback, data
+from shiq_bench.tasks.ultrafeedback import UltraFeedback, data, files
+from shiq_bench.tasks.ultrafeedback.answering import ROOM, Answering
 from tests.preferences import rows, write
 from tests.rewards.conftest import llama, llama_tokenizer, qwen_tokenizer
 
@@ -90,7 +91,7 @@ def test_every_schema_and_every_file_hold_the_same_questions(name: str, kind: st
     assert all(q.answers[0].rank > q.answers[1].rank for q in found.questions.values())
     best = {q.messages[0]["content"]: q.answers[0].text for q in found.questions.values()}
     assert best == {row["prompt"]: row["chosen"] for row in rows(12)}
-    assert data.fingerprint(str(path), "") == data.fingerprint(str(path), "")
+    assert files.fingerprint(str(path), "") == files.fingerprint(str(path), "")
 
 
 def test_what_teaches_nothing_is_dropped_and_counted(tmp_path: Path) -> None:
