@@ -22,7 +22,6 @@ class Batch:
     sampler_logp: Tensor  # [N, A] log-probability under the policy that sampled; NaN where unknown
     group: Tensor  # [N] long, index of the prompt
     weight: Tensor  # [N] weight of the trajectory in expectations
-    truncated: Tensor  # [N] bool, cut by a limit
     pairs: Tensor  # [P, 2] long, (preferred, other) inside a group
     pair_weight: Tensor  # [P] weight of the pair
     label: Tensor | None = None  # [N] chance that the trajectory is labelled desirable: 0 or 1 once drawn

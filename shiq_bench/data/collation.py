@@ -76,7 +76,6 @@ class Collator:
         )
         out["group"] = torch.tensor([g for g, group in enumerate(groups) for _ in group])
         out["weight"] = torch.tensor([row.trajectory.weight for row in rows], dtype=self.dtype)
-        out["truncated"] = torch.tensor([row.trajectory.truncated for row in rows])
         pairs: list[tuple[int, int]] = []
         weights: list[float] = []
         labels: list[float] = []
@@ -106,7 +105,7 @@ class Collator:
 
 def to_batch(inputs: Mapping[str, Tensor]) -> Batch:
     """The part of a collated dict that a loss sees."""
-    names = ("mask", "rewards", "sampler_logp", "group", "weight", "truncated", "pairs", "pair_weight")
+    names = ("mask", "rewards", "sampler_logp", "group", "weight", "pairs", "pair_weight")
     return Batch(**{name: inputs[name] for name in names}, label=inputs.get("label"))
 
 

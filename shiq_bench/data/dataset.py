@@ -6,12 +6,11 @@ Nothing here imports torch or transformers, so that looking at data is quick.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from shiq_bench.data.schema import (
     Decoder,
     describe,
 )
+from shiq_bench.data.trajectory_file import FIELDS, arrow_schema, from_rows, to_parquet
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
 
@@ -86,7 +86,7 @@ def write_dataset(
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         tokenizer.save_pretrained(temporary / TOKENIZER)
-        data = _parquet(trajectories, decoder_of(temporary))
+        data = to_parquet(trajectories, _more(decoder_of(temporary)))
         manifest = {
             **origin,
             "kind": KIND,
@@ -107,28 +107,12 @@ def write_dataset(
     return manifest
 
 
-def _schema() -> Any:
-    import pyarrow as pa
-
-    plain = {"string": pa.string(), "bool": pa.bool_(), "int32": pa.int32(), "double": pa.float64()}
-    kinds = {**plain, **{f"list<{name}>": pa.list_(kind) for name, kind in plain.items()}}
-    return pa.schema([(name, kinds[kind]) for name, (kind, _) in COLUMNS.items()])
-
-
-def _parquet(trajectories: Sequence[Trajectory], decoder: Decoder) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def value(t: Trajectory, name: str) -> Any:
-        if name == "text":
-            return decoder.decode(list(t.token_ids), skip_special_tokens=False)
-        return getattr(t, name)
-
-    schema = _schema()
-    columns = [pa.array([value(t, field.name) for t in trajectories], field.type) for field in schema]
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), file, compression="zstd", row_group_size=1024)
-    return file.getvalue()
+def _more(decoder: Decoder) -> dict[str, Callable[[Trajectory], Any]]:
+    """What people read in a row, beside the trajectory."""
+    return {
+        "text": lambda t: decoder.decode(list(t.token_ids), skip_special_tokens=False),
+        "total_reward": lambda t: t.total_reward,
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -194,7 +178,7 @@ def rows_of(folder: Path, manifest: Mapping[str, Any]) -> Any:
         found = pq.ParquetFile(pa.BufferReader(data)).read()
     except pa.ArrowException as error:
         raise UserError(f"{path} is no parquet file: {' '.join(str(error).split())}") from error
-    for field in _schema():
+    for field in arrow_schema():
         kind = COLUMNS[field.name][0]
         if field.name not in found.column_names:
             raise UserError(f"{path} has no column {field.name!r}; expected one of type {kind}")
@@ -217,18 +201,14 @@ def trajectories_of(rows: Any, numbers: Sequence[int]) -> Iterator[Trajectory]:
     Raises:
         UserError: one cannot be; its row is named.
     """
-    fields = [name for name in COLUMNS if name not in ("text", "total_reward")]
-    columns = {name: rows.column(name).to_pylist() for name in (*fields, "total_reward")}
+    columns = {name: rows.column(name).to_pylist() for name in (*FIELDS, "total_reward")}
     for n, number in enumerate(numbers):
-        row: dict[str, Any] = {name: tuple(v) if isinstance(v := columns[name][n], list) else v for name in fields}
         try:
-            t = Trajectory(**row)
+            t = from_rows(columns, n)
             if not any(t.action_mask):
                 raise ValueError(f"trajectory of {t.prompt_id}: it has no action")
-            if (
-                not all(map(math.isfinite, (*t.rewards, t.weight, *(t.sampler_logp or ()), t.preference_score)))
-                or t.weight <= 0
-            ):
+            numbers_of = (*t.rewards, t.weight, *(t.sampler_logp or ()), t.preference_score)
+            if not all(map(math.isfinite, numbers_of)) or t.weight <= 0:
                 raise ValueError(f"trajectory of {t.prompt_id}: a number is not finite, or its weight not positive")
             if not math.isclose(t.total_reward, columns["total_reward"][n], rel_tol=1e-9, abs_tol=1e-9):
                 raise ValueError(f"trajectory of {t.prompt_id}: total_reward is not the sum of rewards")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 #: Raise it when offline data or reference evaluations would come out differently for one key.
-DATA_VERSION = 3
+DATA_VERSION = 4
 
 
 #: Raise it when a behaviour model would come out differently for one key.
@@ -59,12 +59,13 @@ FIT = (
 
 def data_key(spec: RunSpec, task: Task, source: ModelSource) -> dict[str, Any]:
     """What decides the offline data, and no more: methods and seeds share it."""
+    own = (c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task)
     return {
         "version": DATA_VERSION,
         "weights": source.weights_hash,
         "task": spec.task,
         # What reads a model's calls decides verdicts as much as the task does.
-        "code": code_hash(*(c for c in type(task).__mro__ if issubclass(c, Task) and c is not Task), ChatCodec, Template, Format),
+        "code": code_hash(*own, ChatCodec, Template, Format),
         "options": dict(spec.task_options),
         "judges": task.fingerprint(),
         "engine": spec.engine,
@@ -101,10 +102,10 @@ def offline_data(
             # What could not be scored has no reward to learn from.
             found += [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
         order = {p: i for i, p in enumerate(task.prompts("rl"))}
-        write_trajectories(folder / "trajectories.jsonl", sorted(found, key=lambda t: order[t.prompt_id]))
+        write_trajectories(folder / "trajectories.parquet", sorted(found, key=lambda t: order[t.prompt_id]))
 
     folder = cached_folder("data", key, build)
-    trajectories = [t for t in read_trajectories(folder / "trajectories.jsonl") if any(t.action_mask)]
+    trajectories = [t for t in read_trajectories(folder / "trajectories.parquet") if any(t.action_mask)]
     if not trajectories:
         raise UserError(
             f"no training data: task {spec.task} has none of its own, and samples={spec.samples}, gold={spec.gold}"

@@ -227,7 +227,6 @@ def sampled_fresh(tables: Tables, logits: Tensor, draws: int, generator: torch.G
     return {
         "states": states, "actions": taken, "mask": mask, "rewards": rewards, "sampler_logp": logps,
         "group": group, "weight": torch.full((seeds, n), 1 / draws, dtype=torch.float64),
-        "truncated": torch.zeros(seeds, n, dtype=torch.bool),
         "pairs": torch.zeros(seeds, 0, 2, dtype=torch.long), "pair_weight": torch.zeros(seeds, 0, dtype=torch.float64),
     }  # fmt: skip
 

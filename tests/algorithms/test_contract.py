@@ -115,7 +115,6 @@ def random_batch(
         sampler_logp=draw(),
         group=torch.arange(prompts).repeat_interleave(answers),
         weight=torch.rand(n, generator=g, dtype=torch.float64) + 0.5,
-        truncated=torch.zeros(n, dtype=torch.bool),
         pairs=torch.tensor(pairs) if algorithm.need(Pairs) else torch.zeros(0, 2, dtype=torch.long),
         pair_weight=torch.rand(len(pairs) if algorithm.need(Pairs) else 0, generator=g, dtype=torch.float64) + 0.5,
         label=torch.rand(n, generator=g, dtype=torch.float64) if algorithm.need(Labels) else None,
@@ -431,7 +430,7 @@ def _moved_loss(variant: str, offset: float) -> float:
     reference = torch.as_tensor(world.reference) + noise
     data = {name: t[0] for name, t in tables.data.items()}
     stats = table_stats(algorithm, {"logits": reference + step}, {"reference": reference}, None, data)
-    names = ("mask", "rewards", "sampler_logp", "group", "weight", "truncated", "pairs", "pair_weight")
+    names = ("mask", "rewards", "sampler_logp", "group", "weight", "pairs", "pair_weight")
     return float(algorithm.loss(stats, Batch(**{n: data[n] for n in names})).total)
 
 

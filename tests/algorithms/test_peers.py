@@ -92,7 +92,6 @@ class Answers:
             "sampler_logp": blank * torch.nan,
             "group": self.group,
             "weight": torch.ones(n, dtype=torch.float64),
-            "truncated": torch.zeros(n, dtype=torch.bool),
             "pairs": torch.arange(n).reshape(2, -1).T,
             "pair_weight": torch.ones(n // 2, dtype=torch.float64),
         }

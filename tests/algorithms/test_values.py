@@ -46,7 +46,6 @@ def two_tokens(logp: list[list[float]], lse: list[list[float]], rewards: list[li
         sampler_logp=torch.full((n, width), math.nan),
         group=torch.zeros(n, dtype=torch.long),
         weight=torch.ones(n, dtype=F),
-        truncated=torch.zeros(n, dtype=torch.bool),
         pairs=torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2),
         pair_weight=torch.ones(len(pairs), dtype=F),
     )

@@ -615,7 +615,7 @@ def test_damage_is_found_before_anything_is_shown(copy: Path) -> None:
 
 def test_showing_loads_no_model_library(tree: Path) -> None:
     script = (
-        "import sys\nfrom shiq_bench.cli import app\n"
+        "import sys\nfrom shiq_bench.cli.app import app\n"
         "app(['data', 'show', sys.argv[1], '-n', '1'], standalone_mode=False)\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
     )

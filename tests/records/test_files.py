@@ -15,12 +15,9 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data import trajectory_file
 from shiq_bench.records import files, leases, provenance
 from shiq_bench.records.cache import cached_folder, telling
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.record import SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,45 +167,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
     with pytest.raises(UserError, match="SHIQ_BENCH_HOME"):
         cached_folder("things", {}, lambda _: None)
-
-
-TRAJECTORIES = [
-    Trajectory("p0", (1, 2, 3), (False, True, True), (0.0, 0.0, 0.1), (0.0, -0.1, -1 / 3), False, "reference", 0.5),
-    Trajectory("p1", (9, 8), (False, True), (0.0, 1.0), None, True, "gold"),
-]
-
-
-def test_trajectories_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "data" / "trajectories.jsonl"
-    trajectory_file.write_trajectories(path, TRAJECTORIES)
-    assert trajectory_file.read_trajectories(path) == TRAJECTORIES
-    trajectory_file.write_trajectories(path, [])
-    assert trajectory_file.read_trajectories(path) == []
-
-
-def _lines(text: str, count: int) -> str:
-    return "".join(text.splitlines(keepends=True)[:count])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda t: _lines(t, 2), "is cut: 1 of 2"),
-        (lambda t: t[:-20], "is no trajectory file"),
-        (lambda t: "", "is no trajectory file"),
-        (lambda t: "[]\n", "is no trajectory file"),
-        (lambda t: t.replace('"trajectories"', '"scores"'), "holds 'scores'"),
-        (lambda t: t.replace('"schema_version":1', f'"schema_version":{SCHEMA_VERSION + 1}'), "is newer than"),
-        (lambda t: t.replace('"action_mask":[false,', '"action_mask":[true,'), "is no trajectory file"),
-    ],
-)
-def test_a_spoilt_trajectory_file_is_refused_by_name(tmp_path: Path, spoil: Any, says: str) -> None:
-    path = tmp_path / "trajectories.jsonl"
-    trajectory_file.write_trajectories(path, TRAJECTORIES)
-    path.write_text(spoil(path.read_text()))
-    with pytest.raises(UserError, match=says) as caught:
-        trajectory_file.read_trajectories(path)
-    assert str(path) in str(caught.value)
 
 
 def test_hash_of_files_depends_on_names_and_contents_alone(tmp_path: Path) -> None:
