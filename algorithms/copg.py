@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from shiq_bench import Algorithm, Batch, LossOutput, Pairs, Reference, Rewards, Stats, Support, algorithm, log_ratio
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("copg")
+@sb.algorithm("copg")
 @dataclass(frozen=True)
-class CoPG(Algorithm):
+class CoPG(sb.Algorithm):
     """CoPG: ((R - beta w_y) - (R' - beta w_y'))^2 over pairs of one prompt's answers.
 
     w is the sum of log-ratios over a completion's action tokens. At pi* every answer of a prompt
@@ -27,25 +25,25 @@ class CoPG(Algorithm):
 
     beta: float = 0.1
 
-    needs = (Reference(), Rewards(), Pairs(ties="keep"), Support())
+    needs = (sb.Reference(), sb.Rewards(), sb.Pairs(ties="keep"), sb.Support())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Weighted squared differences of the regularised returns, summed over pairs."""
         returns = (batch.rewards * batch.mask).sum(-1)
-        gain = returns - self.beta * log_ratio(stats).sum(-1)
+        gain = returns - self.beta * sb.log_ratio(stats).sum(-1)
         error = gain[batch.pairs[:, 0]] - gain[batch.pairs[:, 1]]
         total = (error.square() * batch.pair_weight).sum()
         mean = (error.detach().abs() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
-        return LossOutput(total, {"error": mean})
+        return sb.LossOutput(total, {"error": mean})
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: sb.Batch) -> Tensor:
         """Weight of the pairs."""
         return batch.pair_weight.sum()
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi*."""
         return exact.optimum(self.beta)

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from shiq_bench import Algorithm, Batch, LossOutput, Pairs, Reference, Stats, Support, algorithm, log_ratio
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("dpo")
+@sb.algorithm("dpo")
 @dataclass(frozen=True)
-class DPO(Algorithm):
+class DPO(sb.Algorithm):
     """DPO: - ln sigma(beta (w_c - w_r)) over preference pairs (equation 7 of the paper).
 
     w is the sum of log-ratios over a completion's action tokens. The fixed point is pi* for
@@ -27,15 +25,15 @@ class DPO(Algorithm):
 
     beta: float = 0.1
 
-    needs = (Reference(), Pairs(ties="drop"), Support())
+    needs = (sb.Reference(), sb.Pairs(ties="drop"), sb.Support())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Weighted logistic loss summed over pairs."""
-        w = log_ratio(stats).sum(-1)
+        w = sb.log_ratio(stats).sum(-1)
         margin = self.beta * (w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]])
         total = -(logsigmoid(margin) * batch.pair_weight).sum()
         weight = batch.pair_weight.sum().clamp(min=1e-12)
@@ -43,12 +41,12 @@ class DPO(Algorithm):
             "margin": (margin.detach() * batch.pair_weight).sum() / weight,
             "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
         }
-        return LossOutput(total, metrics)
+        return sb.LossOutput(total, metrics)
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: sb.Batch) -> Tensor:
         """Weight of the pairs."""
         return batch.pair_weight.sum()
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi*."""
         return exact.optimum(self.beta)

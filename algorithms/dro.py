@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shiq_bench import Algorithm, Batch, LossOutput, Reference, Rewards, Stats, Support, ValueHead, algorithm, log_ratio
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("dro")
+@sb.algorithm("dro")
 @dataclass(frozen=True)
-class DRO(Algorithm):
+class DRO(sb.Algorithm):
     """DRO-V: (R - V(x) - beta w_y)^2 / 2 over single trajectories.
 
     w is the sum of log-ratios over a completion's action tokens; V(x) is a learned head at the
@@ -25,25 +23,25 @@ class DRO(Algorithm):
 
     beta: float = 0.1
 
-    needs = (Reference(), Rewards(), ValueHead(), Support())
+    needs = (sb.Reference(), sb.Rewards(), sb.ValueHead(), sb.Support())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Half the squared residuals, summed over trajectories."""
         assert stats.value is not None
         value = stats.value[:, 0]
         returns = (batch.rewards * batch.mask).sum(-1)
-        error = returns - value - self.beta * log_ratio(stats).sum(-1)
+        error = returns - value - self.beta * sb.log_ratio(stats).sum(-1)
         weight = batch.weight.sum().clamp(min=1e-12)
         metrics = {
             "value": (value.detach() * batch.weight).sum() / weight,
             "error": (error.detach().abs() * batch.weight).sum() / weight,
         }
-        return LossOutput((error.square() * batch.weight).sum() / 2, metrics)
+        return sb.LossOutput((error.square() * batch.weight).sum() / 2, metrics)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi*."""
         return exact.optimum(self.beta)

@@ -7,30 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shiq_bench import (
-    Algorithm,
-    Batch,
-    LossOutput,
-    Need,
-    OnPolicy,
-    Reference,
-    Rewards,
-    Stats,
-    algorithm,
-    group_mean,
-    log_ratio,
-    masked_mean,
-)
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("grpo")
+@sb.algorithm("grpo")
 @dataclass(frozen=True)
-class GRPO(Algorithm):
+class GRPO(sb.Algorithm):
     """GRPO: mean_t ( - min(u_t A, clip(u_t, 1 - clip, 1 + clip) A) + beta (e^-w_t - 1 + w_t) ).
 
     A = (R - mean R) / std R over the prompt's samples; u_t = pi / pi_sampler and w_t = ln pi - ln rho
@@ -55,26 +40,26 @@ class GRPO(Algorithm):
             raise ValueError(f"samples is {self.samples}; expected 2 or more, for a mean to compare with")
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[sb.Need, ...]:
         """Fresh samples, and the reference for the KL term."""
-        return (OnPolicy(self.samples), Reference(), Rewards())
+        return (sb.OnPolicy(self.samples), sb.Reference(), sb.Rewards())
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Clipped surrogate and KL, averaged over each trajectory's tokens, summed over trajectories."""
         returns = (batch.rewards * batch.mask).sum(-1)
-        gap = returns - group_mean(returns, batch)
+        gap = returns - sb.group_mean(returns, batch)
         # The bound only acts on a group of equal returns, where what remains is rounding.
-        advantage = (gap / group_mean(gap.square(), batch).sqrt().clamp(min=1e-4))[:, None]
+        advantage = (gap / sb.group_mean(gap.square(), batch).sqrt().clamp(min=1e-4))[:, None]
         logp = stats.policy.logp
         ratio = (logp - torch.where(batch.sampler_logp.isnan(), logp.detach(), batch.sampler_logp)).exp()
         held = ratio.clamp(1 - self.clip, 1 + self.clip)
         surrogate = torch.minimum(ratio * advantage, held * advantage)
-        w = log_ratio(stats)
+        w = sb.log_ratio(stats)
         k3 = (-w).exp() - 1 + w
         each = ((self.beta * k3 - surrogate) * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)
-        metrics = {"k3": masked_mean(k3, batch.mask), "clipped": masked_mean((ratio != held).float(), batch.mask)}
-        return LossOutput((each * batch.weight).sum(), metrics)
+        metrics = {"k3": sb.masked_mean(k3, batch.mask), "clipped": sb.masked_mean((ratio != held).float(), batch.mask)}
+        return sb.LossOutput((each * batch.weight).sum(), metrics)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """Where the normalised advantages and the in-loss KL balance."""
         return exact.group_normalised(self.beta)

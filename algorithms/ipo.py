@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from shiq_bench import Algorithm, Batch, LossOutput, Pairs, Reference, Stats, Support, algorithm, log_ratio
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("ipo")
+@sb.algorithm("ipo")
 @dataclass(frozen=True)
-class IPO(Algorithm):
+class IPO(sb.Algorithm):
     """IPO: (w_c - w_r - 1 / (2 beta))^2 over preference pairs.
 
     w is the sum of log-ratios over a completion's action tokens, and beta is the paper's tau. With
@@ -27,24 +25,24 @@ class IPO(Algorithm):
 
     beta: float = 0.1
 
-    needs = (Reference(), Pairs(ties="keep"), Support())
+    needs = (sb.Reference(), sb.Pairs(ties="keep"), sb.Support())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; expected a positive KL strength")
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Weighted squared distance of the margins to 1 / (2 beta), summed over pairs."""
-        w = log_ratio(stats).sum(-1)
+        w = sb.log_ratio(stats).sum(-1)
         margin = w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]]
         total = ((margin - 0.5 / self.beta).square() * batch.pair_weight).sum()
         mean = (margin.detach() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
-        return LossOutput(total, {"margin": mean})
+        return sb.LossOutput(total, {"margin": mean})
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: sb.Batch) -> Tensor:
         """Weight of the pairs."""
         return batch.pair_weight.sum()
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The reference, tilted by how often an answer beats one of the data."""
         return exact.win_rate(self.beta)

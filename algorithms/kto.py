@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shiq_bench import Algorithm, Batch, Labels, LossOutput, Mismatched, Reference, Stats, algorithm, log_ratio
+import shiq_bench as sb
 
 
-@algorithm("kto")
+@sb.algorithm("kto")
 @dataclass(frozen=True)
-class KTO(Algorithm):
+class KTO(sb.Algorithm):
     """KTO: lambda_D (1 - sigma(beta (w - z))) where desirable, lambda_U (1 - sigma(beta (z - w))) where not.
 
     w is the sum of log-ratios over a completion's action tokens. z estimates KL(pi || rho) as the
@@ -26,7 +26,7 @@ class KTO(Algorithm):
     undesirable: float = 1.0
 
     couples_groups = True
-    needs = (Reference(), Labels(), Mismatched())
+    needs = (sb.Reference(), sb.Labels(), sb.Mismatched())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -36,12 +36,12 @@ class KTO(Algorithm):
                 f"desirable is {self.desirable} and undesirable {self.undesirable}; expected 0 or more, not both 0"
             )
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Weighted value lost, summed over trajectories."""
         assert batch.label is not None and stats.mismatched is not None
-        elsewhere = log_ratio(stats.mismatched).sum(-1).detach()
+        elsewhere = sb.log_ratio(stats.mismatched).sum(-1).detach()
         kl = ((elsewhere * batch.weight).sum() / batch.weight.sum().clamp(min=1e-12)).clamp(min=0)
-        gain = self.beta * (log_ratio(stats).sum(-1) - kl)
+        gain = self.beta * (sb.log_ratio(stats).sum(-1) - kl)
         good = self.desirable * batch.label * (1 - gain.sigmoid())
         bad = self.undesirable * (1 - batch.label) * (1 - (-gain).sigmoid())
-        return LossOutput(((good + bad) * batch.weight).sum(), {"kl": kl})
+        return sb.LossOutput(((good + bad) * batch.weight).sum(), {"kl": kl})

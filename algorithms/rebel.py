@@ -7,29 +7,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from shiq_bench import (
-    Algorithm,
-    Batch,
-    LossOutput,
-    Need,
-    Pairs,
-    Reference,
-    Rewards,
-    Stats,
-    Support,
-    algorithm,
-    log_ratio,
-)
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("rebel")
+@sb.algorithm("rebel")
 @dataclass(frozen=True)
-class REBEL(Algorithm):
+class REBEL(sb.Algorithm):
     """REBEL: (beta (w_y - w_y') - (R - R'))^2 over pairs of one prompt's answers.
 
     w is the sum of log-ratios over a completion's action tokens against the PREVIOUS iterate, and
@@ -50,24 +36,24 @@ class REBEL(Algorithm):
             raise ValueError(f"refresh is {self.refresh}; expected a number of updates, or 0 for never")
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[sb.Need, ...]:
         """The reference is the previous iterate."""
-        return (Reference(refresh=self.refresh), Rewards(), Pairs(ties="keep"), Support())
+        return (sb.Reference(refresh=self.refresh), sb.Rewards(), sb.Pairs(ties="keep"), sb.Support())
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Weighted squared errors of the relative rewards, summed over pairs."""
         first, second = batch.pairs[:, 0], batch.pairs[:, 1]
         returns = (batch.rewards * batch.mask).sum(-1)
-        w = log_ratio(stats).sum(-1)
+        w = sb.log_ratio(stats).sum(-1)
         error = self.beta * (w[first] - w[second]) - (returns[first] - returns[second])
         total = (error.square() * batch.pair_weight).sum()
         mean = (error.detach().abs() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
-        return LossOutput(total, {"error": mean})
+        return sb.LossOutput(total, {"error": mean})
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: sb.Batch) -> Tensor:
         """Weight of the pairs."""
         return batch.pair_weight.sum()
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi* of the one iteration; None where there are more, which only ever approach the greedy policy."""
         return exact.optimum(self.beta) if self.refresh == 0 else None

@@ -5,31 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shiq_bench import (
-    Algorithm,
-    Batch,
-    LossOutput,
-    Need,
-    OnPolicy,
-    Reference,
-    Rewards,
-    Stats,
-    algorithm,
-    group_mean,
-    log_ratio,
-    masked_mean,
-    sum_to_end,
-)
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("reinforce")
+@sb.algorithm("reinforce")
 @dataclass(frozen=True)
-class Reinforce(Algorithm):
+class Reinforce(sb.Algorithm):
     """REINFORCE: - sum_t ln pi(a_t | s_t) ( sum_{k >= t} (r_k - beta w_k) - b(x) ), brackets without gradient.
 
     w_k = ln pi - ln rho of a token, and b(x) is the mean of R - beta w_y over the prompt's samples.
@@ -48,19 +32,19 @@ class Reinforce(Algorithm):
             raise ValueError(f"samples is {self.samples}; expected 2 or more, for a mean to compare with")
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[sb.Need, ...]:
         """Fresh samples, and the reference to measure them against."""
-        return (OnPolicy(self.samples), Reference(), Rewards())
+        return (sb.OnPolicy(self.samples), sb.Reference(), sb.Rewards())
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Log-probabilities times their advantages, summed over tokens and trajectories."""
-        w = log_ratio(stats).detach()
+        w = sb.log_ratio(stats).detach()
         gain = (batch.rewards - self.beta * w) * batch.mask
-        baseline = group_mean(gain.sum(-1), batch)
-        advantage = (sum_to_end(gain) - baseline[:, None]) * batch.mask
-        metrics = {"w": masked_mean(w, batch.mask), "advantage": masked_mean(advantage.abs(), batch.mask)}
-        return LossOutput(-((stats.policy.logp * advantage).sum(-1) * batch.weight).sum(), metrics)
+        baseline = sb.group_mean(gain.sum(-1), batch)
+        advantage = (sb.sum_to_end(gain) - baseline[:, None]) * batch.mask
+        metrics = {"w": sb.masked_mean(w, batch.mask), "advantage": sb.masked_mean(advantage.abs(), batch.mask)}
+        return sb.LossOutput(-((stats.policy.logp * advantage).sum(-1) * batch.weight).sum(), metrics)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi*."""
         return exact.optimum(self.beta)

@@ -7,30 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shiq_bench import (
-    Algorithm,
-    Batch,
-    LossOutput,
-    Need,
-    OnPolicy,
-    Reference,
-    Rewards,
-    Stats,
-    algorithm,
-    group_mean,
-    log_ratio,
-    masked_mean,
-)
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("rloo")
+@sb.algorithm("rloo")
 @dataclass(frozen=True)
-class RLOO(Algorithm):
+class RLOO(sb.Algorithm):
     """RLOO: - (g_i - mean_{j != i} g_j) ln pi(y_i), with g = R - beta w_y, the bracket without gradient.
 
     w is the sum of log-ratios over a completion's action tokens; the mean is over the prompt's other
@@ -49,22 +34,22 @@ class RLOO(Algorithm):
             raise ValueError(f"samples is {self.samples}; expected 2 or more, for one to be left out")
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[sb.Need, ...]:
         """Fresh samples, and the reference to measure them against."""
-        return (OnPolicy(self.samples), Reference(), Rewards())
+        return (sb.OnPolicy(self.samples), sb.Reference(), sb.Rewards())
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Log-probabilities times their advantages, summed over trajectories."""
-        w = log_ratio(stats).detach()
+        w = sb.log_ratio(stats).detach()
         gain = ((batch.rewards - self.beta * w) * batch.mask).sum(-1)
         weight = torch.zeros_like(batch.weight).index_add(0, batch.group, batch.weight)[batch.group]
-        alone = group_mean(batch.weight / weight.clamp(min=1e-30), batch)
+        alone = sb.group_mean(batch.weight / weight.clamp(min=1e-30), batch)
         # A lone sample has g equal to the mean: the bound makes its advantage 0 and not 0 / 0.
-        advantage = (gain - group_mean(gain, batch)) / (1 - alone).clamp(min=1e-6)
+        advantage = (gain - sb.group_mean(gain, batch)) / (1 - alone).clamp(min=1e-6)
         mean = (advantage.abs() * batch.weight).sum() / batch.weight.sum().clamp(min=1e-12)
-        metrics = {"w": masked_mean(w, batch.mask), "advantage": mean}
-        return LossOutput(-(stats.policy.logp.sum(-1) * advantage * batch.weight).sum(), metrics)
+        metrics = {"w": sb.masked_mean(w, batch.mask), "advantage": mean}
+        return sb.LossOutput(-(stats.policy.logp.sum(-1) * advantage * batch.weight).sum(), metrics)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi*."""
         return exact.optimum(self.beta)

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shiq_bench import Algorithm, Batch, LossOutput, Rewards, Stats, algorithm, masked_mean
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("rwr")
+@sb.algorithm("rwr")
 @dataclass(frozen=True)
-class RWR(Algorithm):
+class RWR(sb.Algorithm):
     """RWR: - exp((R - b(x)) / beta) sum_t ln pi(a_t | s_t), maximum likelihood weighted by reward.
 
     b(x) is the highest return of the prompt's trajectories, so that no factor exceeds 1. The loss
@@ -28,13 +26,13 @@ class RWR(Algorithm):
 
     beta: float = 0.1
 
-    needs = (Rewards(),)
+    needs = (sb.Rewards(),)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; expected a positive temperature")
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Negative log-likelihood times the factor, summed over trajectories."""
         returns = (batch.rewards * batch.mask).sum(-1)
         counted = returns.masked_fill(batch.weight == 0, -torch.inf)
@@ -44,10 +42,10 @@ class RWR(Algorithm):
         logp = stats.policy.logp
         metrics = {
             "factor": factor.sum() / batch.weight.sum().clamp(min=1e-12),
-            "logp": masked_mean(logp, batch.mask),
+            "logp": sb.masked_mean(logp, batch.mask),
         }
-        return LossOutput(-(logp.sum(-1) * factor).sum(), metrics)
+        return sb.LossOutput(-(logp.sum(-1) * factor).sum(), metrics)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The data, tilted by exp(R / beta)."""
         return exact.reweighted(exact.paths.returns / self.beta)

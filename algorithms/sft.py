@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shiq_bench import Algorithm, Batch, LossOutput, Rewards, Stats, algorithm, masked_mean
-
-if TYPE_CHECKING:
-    from shiq_bench import Exact
+import shiq_bench as sb
 
 
-@algorithm("sft")
+@sb.algorithm("sft")
 @dataclass(frozen=True)
-class SFT(Algorithm):
+class SFT(sb.Algorithm):
     """Maximum likelihood: - sum_t ln pi(a_t | s_t) over the selected trajectories.
 
     ``select`` keeps ``all`` of them, the ``preferred`` ones (highest return of their prompt, ties
@@ -28,9 +25,9 @@ class SFT(Algorithm):
     select: Literal["all", "preferred", "above"] = "all"
     threshold: float = 0.0
 
-    needs = (Rewards(),)
+    needs = (sb.Rewards(),)
 
-    def _kept(self, batch: Batch) -> Tensor:
+    def _kept(self, batch: sb.Batch) -> Tensor:
         """Weight of each trajectory, zero where it is not selected. ``[N]``"""
         returns = (batch.rewards * batch.mask).sum(-1)
         if self.select == "all":
@@ -41,16 +38,16 @@ class SFT(Algorithm):
         best = torch.full_like(returns, -torch.inf).scatter_reduce(0, batch.group, counted, "amax")
         return batch.weight * (returns >= best[batch.group])
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Negative log-likelihood of the selected trajectories, summed."""
         logp = stats.policy.logp
-        return LossOutput(-(logp.sum(-1) * self._kept(batch)).sum(), {"logp": masked_mean(logp, batch.mask)})
+        return sb.LossOutput(-(logp.sum(-1) * self._kept(batch)).sum(), {"logp": sb.masked_mean(logp, batch.mask)})
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: sb.Batch) -> Tensor:
         """Weight of the selected trajectories."""
         return self._kept(batch).sum()
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The data that the rule selects."""
         returns, context = exact.paths.returns, exact.paths.context
         if self.select == "all":

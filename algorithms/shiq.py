@@ -5,31 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shiq_bench import (
-    Algorithm,
-    Batch,
-    LossOutput,
-    Reference,
-    Rewards,
-    Stats,
-    Support,
-    algorithm,
-    log_ratio,
-    masked_mean,
-    next_step,
-    reference_of,
-    sum_to_end,
-)
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("shiq")
+@sb.algorithm("shiq")
 @dataclass(frozen=True)
-class ShiQ(Algorithm):
+class ShiQ(sb.Algorithm):
     """ShiQ: off-policy Q-learning that reads logits as shifted Q-values, token by token.
 
     With v(s) = beta lse(l(s, .)), d_v = v - v_ref and w = ln pi - ln rho, the loss is, over a
@@ -48,7 +32,7 @@ class ShiQ(Algorithm):
     multi_step: bool = True
     token_wise: bool = True
 
-    needs = (Reference(), Rewards(), Support())
+    needs = (sb.Reference(), sb.Rewards(), sb.Support())
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -56,23 +40,23 @@ class ShiQ(Algorithm):
         if not (self.token_wise or self.multi_step):
             raise ValueError("token_wise=false needs multi_step=true: one step from the first token reaches no reward")
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Squared residuals summed over tokens and trajectories; see the class for the equation."""
-        w = log_ratio(stats)
-        lse = stats.policy.lse - reference_of(stats).lse if self.shift else stats.policy.lse
+        w = sb.log_ratio(stats)
+        lse = stats.policy.lse - sb.reference_of(stats).lse if self.shift else stats.policy.lse
         value = self.beta * lse * batch.mask
         gain = batch.rewards - self.beta * w
-        target = sum_to_end(gain) if self.multi_step else gain + next_step(value)
+        target = sb.sum_to_end(gain) if self.multi_step else gain + sb.next_step(value)
         squared = ((target - value) * batch.mask).square()
         if not self.token_wise:
             squared = squared[:, :1]
         metrics = {
-            "w": masked_mean(w, batch.mask),
-            "value": masked_mean(value, batch.mask),
-            "target": masked_mean(target, batch.mask),
+            "w": sb.masked_mean(w, batch.mask),
+            "value": sb.masked_mean(value, batch.mask),
+            "target": sb.masked_mean(target, batch.mask),
         }
-        return LossOutput((squared.sum(-1) * batch.weight).sum(), metrics)
+        return sb.LossOutput((squared.sum(-1) * batch.weight).sum(), metrics)
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi*, of every ablation alike."""
         return exact.optimum(self.beta)

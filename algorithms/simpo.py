@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from shiq_bench import Algorithm, Batch, LossOutput, Pairs, Stats, algorithm
+import shiq_bench as sb
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shiq_bench import Exact
 
-
-@algorithm("simpo")
+@sb.algorithm("simpo")
 @dataclass(frozen=True)
-class SimPO(Algorithm):
+class SimPO(sb.Algorithm):
     """SimPO: - ln sigma(beta (m_c - m_r) - gamma) over preference pairs, without a reference.
 
     m is the MEAN ln pi(a_t | s_t) over a completion's action tokens; gamma is the margin by which
@@ -29,7 +27,7 @@ class SimPO(Algorithm):
     gamma: float = 1.0
 
     logp_reduction = "mean"
-    needs = (Pairs(ties="drop"),)
+    needs = (sb.Pairs(ties="drop"),)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -37,7 +35,7 @@ class SimPO(Algorithm):
         if not self.gamma >= 0:
             raise ValueError(f"gamma is {self.gamma}; expected a margin of 0 or more")
 
-    def loss(self, stats: Stats, batch: Batch) -> LossOutput:
+    def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
         """Weighted logistic loss summed over pairs."""
         mean = (stats.policy.logp * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)
         margin = self.beta * (mean[batch.pairs[:, 0]] - mean[batch.pairs[:, 1]])
@@ -47,12 +45,12 @@ class SimPO(Algorithm):
             "margin": (margin.detach() * batch.pair_weight).sum() / weight,
             "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
         }
-        return LossOutput(total, metrics)
+        return sb.LossOutput(total, metrics)
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: sb.Batch) -> Tensor:
         """Weight of the pairs."""
         return batch.pair_weight.sum()
 
-    def fixed_point(self, exact: Exact) -> np.ndarray | None:
+    def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The minimiser of this very loss, where there is one."""
         return exact.length_normalised(self.beta, self.gamma)

@@ -22,8 +22,8 @@ BUGS = [
     Mutation(
         "stop-gradient on the next d_v",
         "algorithms/shiq.py",
-        "gain + next_step(value)",
-        "gain + next_step(value.detach())",
+        "gain + sb.next_step(value)",
+        "gain + sb.next_step(value.detach())",
         f"{VALUES}::test_shiq_one_step",
     ),
     Mutation(
@@ -36,7 +36,7 @@ BUGS = [
     Mutation(
         "ShiQ forgets the shift",
         "algorithms/shiq.py",
-        "lse = stats.policy.lse - reference_of(stats).lse if self.shift else stats.policy.lse",
+        "lse = stats.policy.lse - sb.reference_of(stats).lse if self.shift else stats.policy.lse",
         "lse = stats.policy.lse",
         f"{VALUES}::test_shiq_unshifted_differs_only_by_the_reference_value",
     ),
@@ -50,8 +50,8 @@ BUGS = [
     Mutation(
         "DPO takes means for sums",
         "algorithms/dpo.py",
-        "w = log_ratio(stats).sum(-1)",
-        "w = log_ratio(stats).mean(-1)",
+        "w = sb.log_ratio(stats).sum(-1)",
+        "w = sb.log_ratio(stats).mean(-1)",
         f"{VALUES}::test_dpo",
     ),
     Mutation(
@@ -85,8 +85,8 @@ BUGS = [
     Mutation(
         "KTO's estimate with gradient",
         "algorithms/kto.py",
-        "elsewhere = log_ratio(stats.mismatched).sum(-1).detach()",
-        "elsewhere = log_ratio(stats.mismatched).sum(-1)",
+        "elsewhere = sb.log_ratio(stats.mismatched).sum(-1).detach()",
+        "elsewhere = sb.log_ratio(stats.mismatched).sum(-1)",
         f"{VALUES}::test_kto",
     ),
     Mutation(
@@ -99,8 +99,8 @@ BUGS = [
     Mutation(
         "CoPG forgets beta",
         "algorithms/copg.py",
-        "gain = returns - self.beta * log_ratio(stats).sum(-1)",
-        "gain = returns - log_ratio(stats).sum(-1)",
+        "gain = returns - self.beta * sb.log_ratio(stats).sum(-1)",
+        "gain = returns - sb.log_ratio(stats).sum(-1)",
         f"{VALUES}::test_copg_and_rebel[copg]",
     ),
     Mutation(
@@ -134,15 +134,15 @@ BUGS = [
     Mutation(
         "REINFORCE differentiates its own reward",
         "algorithms/reinforce.py",
-        "w = log_ratio(stats).detach()",
-        "w = log_ratio(stats)",
+        "w = sb.log_ratio(stats).detach()",
+        "w = sb.log_ratio(stats)",
         f"{VALUES}::test_reinforce",
     ),
     Mutation(
         "RLOO leaves none out",
         "algorithms/rloo.py",
-        "(gain - group_mean(gain, batch)) / (1 - alone).clamp(min=1e-6)",
-        "gain - group_mean(gain, batch)",
+        "(gain - sb.group_mean(gain, batch)) / (1 - alone).clamp(min=1e-6)",
+        "gain - sb.group_mean(gain, batch)",
         f"{VALUES}::test_rloo",
     ),
     Mutation(
