@@ -10,22 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from shiq_bench.api.needs import (
-    BehaviourModel,
-    Labels,
-    MaxRatio,
-    Mismatched,
-    Need,
-    OnPolicy,
-    Pairs,
-    QHeads,
-    Reference,
-    Rewards,
-    SumLogits,
-    Support,
-    TargetNetwork,
-    ValueHead,
-)
+from shiq_bench.api import needs
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import in_unit_range
 from shiq_bench.evaluation.evaluate import evaluate, evaluate_stored
@@ -54,12 +39,6 @@ if TYPE_CHECKING:
     from shiq_bench.runs.context import Run
 
 
-SUPPLIED: tuple[type[Need], ...] = (
-    Reference, Rewards, Pairs, Labels, Mismatched, Support, ValueHead, QHeads, TargetNetwork, BehaviourModel,
-    SumLogits, MaxRatio, OnPolicy,
-)  # fmt: skip
-
-
 def check_language(resolved: Resolved, fresh: bool) -> None:
     """Refuse what cannot be trained as a language model, before anything is loaded or written.
 
@@ -71,9 +50,10 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
     """
     spec, algorithm = resolved.spec, resolved.algorithm
     quiet()
-    missing = [n for n in algorithm.needs if not isinstance(n, SUPPLIED)]
-    if missing:
-        names = ", ".join(type(n).__name__ for n in missing)
+    # What the engine supplies is what it declares; a plugin may have made up a need of its own.
+    known = tuple(c for c in vars(needs).values() if isinstance(c, type) and c is not needs.Need)
+    if missing := [type(n).__name__ for n in algorithm.needs if not isinstance(n, known)]:
+        names = ", ".join(missing)
         raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
     trackers(spec)
     if fresh:
@@ -97,8 +77,8 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
         codec = source.codec()
     size = sum(p.stat().st_size for p in source.folder.glob("*.safetensors")) / 2**20
     # Two checkpoints with optimiser states and moving copies of the policy, the policy, and models fitted for it.
-    copies = 10 + 2 * sum(isinstance(n, Reference | TargetNetwork) for n in algorithm.needs)
-    check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(BehaviourModel))) * size)
+    copies = 10 + 2 * sum(isinstance(n, needs.Reference | needs.TargetNetwork) for n in algorithm.needs)
+    check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(needs.BehaviourModel))) * size)
 
     reference = load_policy(source)
     with run.timed("preparing the task"):
@@ -118,14 +98,14 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
     evaluations = reference_evaluations(run, source, reference)
     run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=data, deviations=run.deviations)
     groups = [] if fresh else training_groups(run, source, reference, trajectories)
-    fitted = fitted_behaviour(run, source, trajectories) if algorithm.need(BehaviourModel) else None
+    fitted = fitted_behaviour(run, source, trajectories) if algorithm.need(needs.BehaviourModel) else None
     stored = _stored(run, source, reference)
 
     trained_folder = run.folder / "policy"
     if torch.cuda.is_available() and not fresh:
         run.close()  # give vLLM's memory back to training
     with run.timed("training"), tempfile.TemporaryDirectory() as scratch:
-        need = algorithm.need(BehaviourModel)
+        need = algorithm.need(needs.BehaviourModel)
         begun = fitted if need and need.start else None
         policy, beside = _starting_policy(run, source, reference, begun)
         policy.equip(algorithm, spec.seed)

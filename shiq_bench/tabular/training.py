@@ -18,19 +18,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import pad
 
+from shiq_bench.api import needs
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Dense, LossOutput, Stats, TokenStats
-from shiq_bench.api.needs import (
-    BehaviourModel,
-    MaxRatio,
-    Mismatched,
-    OnPolicy,
-    QHeads,
-    Reference,
-    SumLogits,
-    TargetNetwork,
-    ValueHead,
-)
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Collator, to_batch
 from shiq_bench.data.groups import Row, group_rows, with_mismatches
@@ -84,7 +74,7 @@ def tabulate(
     for k, (world, found) in enumerate(zip(worlds, trajectories, strict=True)):
         rows = [Row(t, shifts[k][i] if shifts else 0.0) for i, t in enumerate(found)]
         groups = group_rows(rows)
-        if algorithm.need(Mismatched):
+        if algorithm.need(needs.Mismatched):
             mates = with_mismatches([[r.trajectory for r in g] for g in groups], len(world.layers) + 2)
             groups = [
                 [replace(r, mismatch=m) for r, m in zip(g, ms, strict=True)]
@@ -98,7 +88,7 @@ def tabulate(
             del inputs[name]
         inputs["states"], inputs["actions"] = torch.as_tensor(paths.states), torch.as_tensor(paths.actions)
         _merge_pairs(inputs)
-        if algorithm.need(Mismatched):
+        if algorithm.need(needs.Mismatched):
             strange = [r.mismatch for g in groups for r in g if r.mismatch is not None]
             walked = world.paths([int(t.prompt_id) for t in strange], [_actions(t) for t in strange])
             for name, values in (("states", walked.states), ("actions", walked.actions), ("mask", walked.mask)):
@@ -165,21 +155,21 @@ def table_stats(algorithm: Algorithm, trained: Tensors, fixed: Tensors, target: 
         }
 
     out: dict[str, Any] = {"actions": trained["logits"].shape[-1], **of(trained)}
-    if algorithm.need(Reference):
+    if algorithm.need(needs.Reference):
         out["reference"] = _tokens(fixed["reference"], states, actions, mask)
-    if algorithm.need(BehaviourModel):
+    if algorithm.need(needs.BehaviourModel):
         out["behaviour"] = _tokens(fixed["behaviour"], states, actions, mask)
-    if algorithm.need(SumLogits):
+    if algorithm.need(needs.SumLogits):
         out["sum_logits"] = _at(trained["logits"].sum(-1), states) * mask
     if target is not None:
         out["target"] = Stats(**of(target))
-        if ratio := algorithm.need(MaxRatio):
+        if ratio := algorithm.need(needs.MaxRatio):
             behaviour = fixed["behaviour"].log_softmax(-1)
             gain = (target["logits"].log_softmax(-1) - behaviour).exp()
             # What the data never do has no behaviour to be compared with, however low the floor.
             likely = behaviour >= math.log(max(ratio.floor, 10 * LEAST))
             out["max_ratio"] = _at(torch.where(likely, gain, torch.zeros_like(gain)).amax(-1), states) * mask
-    if algorithm.need(Mismatched):
+    if algorithm.need(needs.Mismatched):
         strange = (data["mis_states"], data["mis_actions"], data["mis_mask"])
         out["mismatched"] = Stats(_tokens(trained["logits"].detach(), *strange), _tokens(fixed["reference"], *strange))
     return Stats(**out)
@@ -250,15 +240,15 @@ def initial(algorithm: Algorithm, tables: Tables) -> tuple[Tensors, Tensors]:
     """What is trained, and what is fixed, before the first update. ``[K, ...]``"""
     fixed = {"reference": tables.world["reference"].clone()}
     trained = {"logits": tables.world["reference"].clone()}
-    if need := algorithm.need(BehaviourModel):
+    if need := algorithm.need(needs.BehaviourModel):
         behaviour = torch.stack([torch.as_tensor(e.behaviour()) for e in tables.exact])
         fixed["behaviour"] = behaviour.clamp(min=math.log(LEAST))
         if need.start:
             trained["logits"] = behaviour.clamp(min=math.log(LEAST_AT_START))
     k, s, a = trained["logits"].shape
-    if algorithm.need(ValueHead):
+    if algorithm.need(needs.ValueHead):
         trained["value"] = torch.zeros(k, s, dtype=torch.float64)
-    if heads := algorithm.need(QHeads):
+    if heads := algorithm.need(needs.QHeads):
         noises = (torch.Generator().manual_seed(seed) for seed in tables.seeds)
         trained["q"] = torch.stack(
             [0.01 * torch.randn(heads.count, s, a, generator=g, dtype=torch.float64) for g in noises]
@@ -284,8 +274,8 @@ def train_tables(
             number and the policy as it acts. ``[K, S, A]``
     """
     trained, fixed = initial(algorithm, tables)
-    need_target, need_reference = algorithm.need(TargetNetwork), algorithm.need(Reference)
-    need_fresh = algorithm.need(OnPolicy)
+    need_target, need_reference = algorithm.need(needs.TargetNetwork), algorithm.need(needs.Reference)
+    need_fresh = algorithm.need(needs.OnPolicy)
     target = {n: t.detach().clone() for n, t in trained.items()} if need_target else None
     # Data may hardly ever pass a state: with the usual eps its gradient would be lost.
     optimiser = torch.optim.AdamW(trained.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, eps=1e-20)

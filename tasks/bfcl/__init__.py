@@ -13,21 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from shiq_bench import (
-    Codec,
-    Completion,
-    Episode,
-    Metric,
-    RunSpec,
-    Score,
-    Scores,
-    Task,
-    TinyModel,
-    Trajectory,
-    UserError,
-    suggest,
-    task,
-)
+import shiq_bench as sb
 from shiq_bench.tasks.bfcl import data, fetch, oddities, score
 from shiq_bench.tasks.bfcl.aggregate import SIZES, weights
 from shiq_bench.tasks.bfcl.credit import Credit, called_in_vain, credited, pooled_score, turn_errors
@@ -42,9 +28,9 @@ Payment = Literal["turn", "final"]
 ToolFormat = Literal["auto", "prompt", "compact", "hermes", "llama3", "mistral", "cohere"]
 
 
-@task("bfcl")
+@sb.task("bfcl")
 @dataclass(frozen=True)
-class Bfcl(Task):
+class Bfcl(sb.Task):
     """Function calling with official verdicts (BFCL-V3): single answers, and dialogues with simulated services.
 
     The reward of a turn is 1 when it passes the official checks of state and response; a turn without ground truth
@@ -78,18 +64,18 @@ class Bfcl(Task):
         "samples": 2, "groups_per_step": 2, "steps": 200, "learning_rate": 3e-4, "max_tokens": 96, "eval_samples": 2,
     }  # fmt: skip
     licence: ClassVar[str] = f"Apache-2.0, from bfcl-eval {fetch.VERSION} (Patil et al. 2025)"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("reward", "higher", "mean reward", headline=True),
-        Metric("turn_success", "higher", "turn success", percent=True, headline=True),
-        Metric("entry_accuracy", "higher", "entry accuracy (official)", percent=True, headline=True),
-        *(Metric(name, "higher", name, percent=True, optional=True) for name in (*data.CATEGORIES, *data.SCORES)),
-        Metric("length", "neither", "action tokens"),
-        Metric("forced_end", "lower", "forced ends", percent=True),
-        Metric("unfit", "lower", "entries that do not fit", percent=True),
-        Metric("unparsable", "neither", "answers with text and no readable call", percent=True),
-        Metric("refused", "lower", "refused calls", percent=True),
-        Metric("gamed", "lower", "passed, calling in an empty turn", percent=True),
-        Metric("unscored", "lower", "entries not scored", percent=True),
+    metrics: ClassVar[tuple[sb.Metric, ...]] = (
+        sb.Metric("reward", "higher", "mean reward", headline=True),
+        sb.Metric("turn_success", "higher", "turn success", percent=True, headline=True),
+        sb.Metric("entry_accuracy", "higher", "entry accuracy (official)", percent=True, headline=True),
+        *(sb.Metric(name, "higher", name, percent=True, optional=True) for name in (*data.CATEGORIES, *data.SCORES)),
+        sb.Metric("length", "neither", "action tokens"),
+        sb.Metric("forced_end", "lower", "forced ends", percent=True),
+        sb.Metric("unfit", "lower", "entries that do not fit", percent=True),
+        sb.Metric("unparsable", "neither", "answers with text and no readable call", percent=True),
+        sb.Metric("refused", "lower", "refused calls", percent=True),
+        sb.Metric("gamed", "lower", "passed, calling in an empty turn", percent=True),
+        sb.Metric("unscored", "lower", "entries not scored", percent=True),
     )
 
     def __post_init__(self) -> None:
@@ -97,13 +83,13 @@ class Bfcl(Task):
         for name, known in {name: get_args(kind) for name, kind in choices.items()}.items():
             value = getattr(self, name)
             if value not in known:
-                raise UserError(f"bfcl has no {name} {value!r}{suggest(str(value), known)}")
+                raise sb.UserError(f"bfcl has no {name} {value!r}{sb.suggest(str(value), known)}")
         data.expand(self.categories)
         for name, low in {"max_steps": 1, "tool_chars": 1, "workers": 0}.items():
             if getattr(self, name) < low:
-                raise UserError(f"bfcl: {name} is {getattr(self, name)}; expected {low} or more")
+                raise sb.UserError(f"bfcl: {name} is {getattr(self, name)}; expected {low} or more")
         if not self.timeout > 0:
-            raise UserError(f"bfcl: timeout is {self.timeout}; expected a positive number of seconds")
+            raise sb.UserError(f"bfcl: timeout is {self.timeout}; expected a positive number of seconds")
 
     # cached_property writes to the instance's own dictionary, which a frozen dataclass allows.
 
@@ -136,15 +122,15 @@ class Bfcl(Task):
         """
         return data.split_ids(self.entries, split)
 
-    def score_lines(self, lines: Iterable[str], report: score.Report | None = None) -> Scores:
+    def score_lines(self, lines: Iterable[str], report: score.Report | None = None) -> sb.Scores:
         """Official verdicts on the answers of a file; see :func:`shiq_bench.tasks.bfcl.score.score`."""
         return score.score_lines(self, lines, report)
 
-    def resolved_options(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+    def resolved_options(self, codec: sb.Codec, spec: sb.RunSpec) -> Mapping[str, Any]:
         """The tool format that ``auto`` stands for."""
         return {"tool_format": self.resolved_format(codec)}
 
-    def resolved_format(self, codec: Codec) -> str:
+    def resolved_format(self, codec: sb.Codec) -> str:
         """The tool format that ``auto`` stands for with this codec.
 
         Raises:
@@ -155,13 +141,13 @@ class Bfcl(Task):
             return "compact" if getattr(codec, "tiny", False) else own or "prompt"
         if self.tool_format not in TEXT and self.tool_format != own:
             has = f"writes tool calls as {own}" if own else "has no tool role, or writes calls in no format known here"
-            raise UserError(
+            raise sb.UserError(
                 f"bfcl: the chat template {has}; expected {self.tool_format}: "
                 f"--tool-format {own or 'prompt'} goes with it"
             )
         return self.tool_format
 
-    def episodes(self, prompt_ids: Sequence[str], codec: Codec, max_length: int) -> list[Episode]:
+    def episodes(self, prompt_ids: Sequence[str], codec: sb.Codec, max_length: int) -> list[sb.Episode]:
         """Fresh dialogues.
 
         Raises:
@@ -171,13 +157,13 @@ class Bfcl(Task):
         dialogues = []
         for prompt_id in prompt_ids:
             if prompt_id not in self.entries:
-                raise UserError(f"bfcl {self.categories} has no prompt {prompt_id!r}")
+                raise sb.UserError(f"bfcl {self.categories} has no prompt {prompt_id!r}")
             entry = self.entries[prompt_id]
             session = self.executor.open(entry.request) if entry.multi_turn else None
             dialogues.append(Dialogue(self.root, entry, session, codec, tool_format, max_length))
         return list(dialogues)
 
-    def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
+    def step(self, episodes: Sequence[sb.Episode], completions: Sequence[sb.Completion]) -> None:
         """Feed one answer to each dialogue; the calls of all are executed side by side."""
         dialogues = [cast(Dialogue, episode) for episode in episodes]
         calls = [dialogue.answer(answer) for dialogue, answer in zip(dialogues, completions, strict=True)]
@@ -188,11 +174,11 @@ class Bfcl(Task):
             if dialogue.waiting:
                 dialogue.observe(outcomes.get(i, Outcome()), self.max_steps, self.tool_chars)
 
-    def demonstration(self, episode: Episode) -> Sequence[int] | None:
+    def demonstration(self, episode: sb.Episode) -> Sequence[int] | None:
         """The calls of this turn's ground truth in one answer; nothing, once they were made or where there are none."""
         return cast(Dialogue, episode).gold()
 
-    def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
+    def finish(self, episodes: Sequence[sb.Episode], source: str) -> list[tuple[sb.Trajectory, sb.Score]]:
         """Official verdicts, rewards and metrics; an entry that cannot be scored fails alone."""
         dialogues = [cast(Dialogue, episode) for episode in episodes]
         played = [(d.session, d.turns) for d in dialogues if d.session is not None]
@@ -209,7 +195,7 @@ class Bfcl(Task):
             for d in dialogues
         ]
 
-    def _played(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[Trajectory, Score]:
+    def _played(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[sb.Trajectory, sb.Score]:
         """A dialogue of several turns, judged turn by turn."""
         errors = turn_errors(dialogue, outcome)
         rewards = credited(errors, self.credit)
@@ -232,7 +218,7 @@ class Bfcl(Task):
         }
         return self._score(dialogue, source, rewards, error, metrics, details, scored=not outcome.failure)
 
-    def _answered(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[Trajectory, Score]:
+    def _answered(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[sb.Trajectory, sb.Score]:
         """A single answer. Where no call is right, an answer without one is no fault."""
         value = outcome.value or {}
         error = f"unscored: {outcome.failure}" if outcome.failure else value["error_type"]
@@ -261,7 +247,7 @@ class Bfcl(Task):
         details: Mapping[str, Any],
         *,
         scored: bool,
-    ) -> tuple[Trajectory, Score]:
+    ) -> tuple[sb.Trajectory, sb.Score]:
         """Rewards to where they are paid, and what every entry reports. A turn that was not answered earned nothing."""
         entry, transcript, valid = dialogue.entry, dialogue.transcript, error == ""
         if self.reward == "turn":
@@ -289,7 +275,7 @@ class Bfcl(Task):
             **details,
         }
         numbers = {name: float(value) for name, value in values.items()}
-        return trajectory, Score(sum(rewards), tuple(rewards), numbers, about, scored=scored)
+        return trajectory, sb.Score(sum(rewards), tuple(rewards), numbers, about, scored=scored)
 
     def aggregate(
         self,
@@ -305,11 +291,11 @@ class Bfcl(Task):
             if (pooled := pooled_score(weights(name, counts), metrics, examples)) is not None
         }
 
-    def tiny(self) -> TinyModel:
+    def tiny(self) -> sb.TinyModel:
         """The embedded default; the signatures of each class are one token of its vocabulary."""
         groups = data.documents(self.root).values() if any(e.multi_turn for e in self.entries.values()) else ()
         blocks = tuple("\n".join(data.signature(document) for document in group) for group in groups)
-        return TinyModel(
+        return sb.TinyModel(
             vocabulary=2048, width=192, layers=3, heads=3, steps=300, batch=8,
             learning_rate=2e-3, context_weight=0.1, phrases=blocks,
         )  # fmt: skip

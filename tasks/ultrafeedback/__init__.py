@@ -8,23 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
-from shiq_bench import (
-    Algorithm,
-    Codec,
-    Completion,
-    Episode,
-    Metric,
-    Preference,
-    Rewards,
-    RunSpec,
-    Score,
-    Task,
-    TinyModel,
-    Trajectory,
-    UserError,
-    suggest,
-    task,
-)
+import shiq_bench as sb
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.tasks.ultrafeedback import data, files, judges
 from shiq_bench.tasks.ultrafeedback.answering import Answering, beats, cut, dialogue, paid_trajectory
@@ -40,9 +24,9 @@ Source = Literal["auto", "dataset", "model"]
 EPOCHS, LONGEST = 6, 384
 
 
-@task("ultrafeedback")
+@sb.task("ultrafeedback")
 @dataclass(frozen=True)
-class UltraFeedback(Task):
+class UltraFeedback(sb.Task):
     """Questions with two or more judged answers; a policy's own are judged by a reward model (UltraFeedback).
 
     Preferences are the dataset's: chosen before rejected, or the higher score of four completions. Returns of stored
@@ -68,27 +52,27 @@ class UltraFeedback(Task):
     judge: str = ""
     reward_precision: Precision = "fp32"
 
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("reward", "higher", "reward (judge's scale)", headline=True, optional=True),
-        Metric("win_reference", "higher", "wins against the reference", percent=True, optional=True),
-        Metric("win_reference_lc", "higher", "the same, length-controlled", percent=True, optional=True),
-        Metric("longer_reference", "neither", "longer than the reference", percent=True, optional=True),
-        Metric("win_chosen", "higher", "wins against the chosen answer", percent=True, optional=True),
-        Metric("win_chosen_lc", "higher", "the same, length-controlled", percent=True, optional=True),
-        Metric("longer_chosen", "neither", "longer than the chosen answer", percent=True, optional=True),
-        Metric("length", "neither", "length (tokens)", optional=True),
-        Metric("judge_cut", "lower", "begin beyond the judge's reach", percent=True, optional=True),
-        Metric("unfit", "lower", "prompts that do not fit", percent=True),
+    metrics: ClassVar[tuple[sb.Metric, ...]] = (
+        sb.Metric("reward", "higher", "reward (judge's scale)", headline=True, optional=True),
+        sb.Metric("win_reference", "higher", "wins against the reference", percent=True, optional=True),
+        sb.Metric("win_reference_lc", "higher", "the same, length-controlled", percent=True, optional=True),
+        sb.Metric("longer_reference", "neither", "longer than the reference", percent=True, optional=True),
+        sb.Metric("win_chosen", "higher", "wins against the chosen answer", percent=True, optional=True),
+        sb.Metric("win_chosen_lc", "higher", "the same, length-controlled", percent=True, optional=True),
+        sb.Metric("longer_chosen", "neither", "longer than the chosen answer", percent=True, optional=True),
+        sb.Metric("length", "neither", "length (tokens)", optional=True),
+        sb.Metric("judge_cut", "lower", "begin beyond the judge's reach", percent=True, optional=True),
+        sb.Metric("unfit", "lower", "prompts that do not fit", percent=True),
     )
 
     def __post_init__(self) -> None:
         for name, known in {"rewards": get_args(Source), "reward_precision": get_args(Precision)}.items():
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"ultrafeedback has no {name} {value!r}{suggest(str(value), known)}")
+                raise sb.UserError(f"ultrafeedback has no {name} {value!r}{sb.suggest(str(value), known)}")
         if self.dataset:
             found = files.fingerprint(self.dataset, self.dataset_revision)
             if self.dataset_hash not in ("", found):
-                raise UserError(
+                raise sb.UserError(
                     f"dataset_hash={self.dataset_hash}, and {self.dataset} is {found}: give the --data it was, "
                     "or leave dataset_hash out"
                 )
@@ -122,7 +106,7 @@ class UltraFeedback(Task):
             UserError: none was given, or it cannot be read.
         """
         if not self.dataset:
-            raise UserError(
+            raise sb.UserError(
                 "ultrafeedback needs preference data: give --data FILE (.jsonl, .parquet or a folder, with prompt, "
                 "chosen and rejected), or where there is a network --data HuggingFaceH4/ultrafeedback_binarized; "
                 "beside a dataset of shiq-bench data build, --set dataset=FILE"
@@ -137,7 +121,7 @@ class UltraFeedback(Task):
             UserError: they are to be the dataset's, and it has none.
         """
         if self.rewards == "dataset" and not self.corpus.scored:
-            raise UserError(f"not every answer in {self.dataset} has a score: set rewards=model, or leave it out")
+            raise sb.UserError(f"not every answer in {self.dataset} has a score: set rewards=model, or leave it out")
         return "dataset" if self.rewards != "model" and self.corpus.scored else "model"
 
     @functools.cached_property
@@ -167,7 +151,7 @@ class UltraFeedback(Task):
         moving = files.is_hub(self.dataset) and (self.dataset_revision or files.pinned(self.dataset))
         return stable_hash([*found, self.corpus.digest if moving else ""])
 
-    def validate_run(self, spec: RunSpec, algorithm: Algorithm, fresh: bool) -> Sequence[str]:
+    def validate_run(self, spec: sb.RunSpec, algorithm: sb.Algorithm, fresh: bool) -> Sequence[str]:
         """Where rewards and preferences come from, and whether the judge is whoever gave them.
 
         Raises:
@@ -175,7 +159,7 @@ class UltraFeedback(Task):
         """
         source = self.stored_rewards
         if source == "dataset" and spec.samples and not (fresh or spec.data):
-            raise UserError(
+            raise sb.UserError(
                 f"samples={spec.samples} are paid by a reward model and stored answers by the dataset's scores, two "
                 "scales: set rewards=model, or samples=0"
             )
@@ -183,7 +167,7 @@ class UltraFeedback(Task):
             return ()
         if spec.data:
             return ("rewards and preferences: as the dataset given by --data has them",)
-        rewarded = algorithm.need(Rewards) is not None
+        rewarded = algorithm.need(sb.Rewards) is not None
         if not (fresh or spec.samples) and not rewarded:
             return ("preferences: the dataset's; rewards are not seen",)
         if source == "dataset" and not fresh:
@@ -192,7 +176,7 @@ class UltraFeedback(Task):
         what = "rewards" if rewarded else "preferences"
         return (f"{what}: reward model {judges.short(self.reward_model)}.{same}",)
 
-    def resolved_options(self, codec: Codec, spec: RunSpec) -> Mapping[str, Any]:
+    def resolved_options(self, codec: sb.Codec, spec: sb.RunSpec) -> Mapping[str, Any]:
         """The dataset's schema, what was left out of it, and who judges."""
         sizes = ", ".join(f"{len(self.prompts(split))} {split}" for split in data.SPLITS)
         found: dict[str, Any] = {
@@ -226,23 +210,23 @@ class UltraFeedback(Task):
             UserError: no such split, or no data.
         """
         if split not in (*data.SPLITS, "all"):
-            raise UserError(f"ultrafeedback has no split {split!r}{suggest(split, [*data.SPLITS, 'all'])}")
+            raise sb.UserError(f"ultrafeedback has no split {split!r}{sb.suggest(split, [*data.SPLITS, 'all'])}")
         found = self.corpus.split(split)
         if not found:
-            raise UserError(f"{self.dataset} has too few questions: split {split} is empty")
+            raise sb.UserError(f"{self.dataset} has too few questions: split {split} is empty")
         return found
 
-    def preferences(self, split: str) -> list[Preference]:
+    def preferences(self, split: str) -> list[sb.Preference]:
         """Every two answers to a question of which one is preferred."""
         return [
-            Preference(q.id, q.messages, better.text, worse.text)
+            sb.Preference(q.id, q.messages, better.text, worse.text)
             for q in (self.corpus.questions[i] for i in self.prompts(split))
             for n, better in enumerate(q.answers)
             for worse in q.answers[n + 1 :]
             if better.rank > worse.rank
         ]
 
-    def trajectories(self, split: str, codec: Codec, spec: RunSpec) -> list[Trajectory]:
+    def trajectories(self, split: str, codec: sb.Codec, spec: sb.RunSpec) -> list[sb.Trajectory]:
         """The stored answers, cut where a fresh one would be: then they have no end of turn, and are truncated.
 
         A question whose prompt fills the budget, or whose answers are all the same once cut, has none.
@@ -259,7 +243,7 @@ class UltraFeedback(Task):
             for (episode, answer), reward in zip(stored, paid, strict=True)
         ]
 
-    def _stored(self, split: str, codec: Codec, spec: RunSpec) -> list[list[tuple[Answering, data.Answer]]]:
+    def _stored(self, split: str, codec: sb.Codec, spec: sb.RunSpec) -> list[list[tuple[Answering, data.Answer]]]:
         """Answers within the limits, question by question, where there are two that differ."""
         found: list[list[tuple[Answering, data.Answer]]] = []
         for prompt_id in self.prompts(split):
@@ -277,7 +261,7 @@ class UltraFeedback(Task):
 
     # --- episodes
 
-    def episodes(self, prompt_ids: Sequence[str], codec: Codec, max_length: int) -> list[Episode]:
+    def episodes(self, prompt_ids: Sequence[str], codec: sb.Codec, max_length: int) -> list[sb.Episode]:
         """Questions to answer; one whose prompt fills the budget is over at once.
 
         Raises:
@@ -285,26 +269,26 @@ class UltraFeedback(Task):
         """
         unknown = next((i for i in prompt_ids if i not in self.corpus.questions), None)
         if unknown is not None:
-            raise UserError(f"ultrafeedback has no prompt {unknown!r} in {self.dataset}")
+            raise sb.UserError(f"ultrafeedback has no prompt {unknown!r} in {self.dataset}")
         return [Answering(self.corpus.questions[i], codec, max_length) for i in prompt_ids]
 
-    def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
+    def step(self, episodes: Sequence[sb.Episode], completions: Sequence[sb.Completion]) -> None:
         """One answer ends the episode."""
         for episode, completion in zip(episodes, completions, strict=True):
             self._answer(cast(Answering, episode), completion)
 
-    def _answer(self, episode: Answering, completion: Completion) -> None:
+    def _answer(self, episode: Answering, completion: sb.Completion) -> None:
         episode.transcript.act(completion)
         episode.transcript.truncated = completion.finish == "length"
         episode.text = episode.codec.text(completion.token_ids)
         episode.done = True
 
-    def demonstration(self, episode: Episode) -> Sequence[int]:
+    def demonstration(self, episode: sb.Episode) -> Sequence[int]:
         """The best answer of the dataset, cut where it no longer fits."""
         answering = cast(Answering, episode)
         return list(cut(answering.codec.answer(answering.question.answers[0].text), answering.left).token_ids)
 
-    def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:
+    def finish(self, episodes: Sequence[sb.Episode], source: str) -> list[tuple[sb.Trajectory, sb.Score]]:
         """Rewards of the reward model that is trained on, paid at the last token; metrics of the judge.
 
         A prompt that did not fit has no answer to judge: it is counted, and in no mean.
@@ -320,7 +304,7 @@ class UltraFeedback(Task):
         for episode in played:
             if episode.unfit:
                 details: dict[str, Any] = {"prompt_tokens": episode.unfit}
-                out.append((paid_trajectory(episode, 0.0, source), Score(0.0, (), {"unfit": 1.0}, details)))
+                out.append((paid_trajectory(episode, 0.0, source), sb.Score(0.0, (), {"unfit": 1.0}, details)))
                 continue
             reward, of_chosen, pay = verdicts[id(episode)]
             best = episode.question.answers[0].text
@@ -340,7 +324,7 @@ class UltraFeedback(Task):
                 "chosen_reward": of_chosen,
             }
             trajectory = paid_trajectory(episode, pay, source)
-            out.append((trajectory, Score(trajectory.total_reward, (trajectory.total_reward,), metrics, details)))
+            out.append((trajectory, sb.Score(trajectory.total_reward, (trajectory.total_reward,), metrics, details)))
         return out
 
     def aggregate(
@@ -357,10 +341,10 @@ class UltraFeedback(Task):
 
         return win_rates(examples, reference)
 
-    def tiny(self) -> TinyModel:
+    def tiny(self) -> sb.TinyModel:
         """The embedded default: fitted to the best answers of the split ``start``."""
         questions = len(self.prompts("start"))
-        return TinyModel(
+        return sb.TinyModel(
             vocabulary=2048, width=192, layers=3, heads=3, steps=max(20, EPOCHS * questions // 8), batch=8,
             learning_rate=2e-3, context_weight=0.1, max_length=LONGEST,
         )  # fmt: skip
