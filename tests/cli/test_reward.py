@@ -20,8 +20,7 @@ PLUGIN = '''
 from dataclasses import dataclass
 from pathlib import Path
 import json
-from shiq_bench.api import Task, TinyModel, task
-from shiq_bench.records import Preference
+from shiq_bench import Preference, Task, task
 
 class Nothing(Task):
     def episodes(self, prompt_ids, codec, max_length): return []

@@ -429,7 +429,7 @@ def test_held_out_prompts_are_refused(tree: Path) -> None:
         check_dataset(tree, Split(contexts=3))
     resolved = resolve("shiq", "tree", {**LEARNED, "data": str(tree), "contexts": 2})
     with pytest.raises(UserError, match="prompt '2' is no prompt of this task"):  # so --dry-run tells it too
-        check_demands(resolved, fresh=False)
+        check_demands(resolved)
     with pytest.raises(UserError, match="5 tokens, and max_length is 4: --set max_length=96"):
         read_dataset(tree, Tree(contexts=3), tokenizer, 4)
     with pytest.raises(UserError, match="has changed"):
