@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shiq_bench.api.registry import algorithms, tasks
+from shiq_bench.api.registry import Registry, algorithms, tasks
 from shiq_bench.cli.app import main
 
 
@@ -46,14 +47,14 @@ def shiq_bench(*words: str | Path, cwd: Path | None = None, **environment: str) 
 @contextmanager
 def _without_plugins() -> Iterator[None]:
     """A built-in that is imported on the way stays: its module will not register it a second time."""
-    registries = (algorithms, tasks)
+    registries: tuple[Registry[Any], ...] = (algorithms, tasks)
     before = [dict(registry._classes) for registry in registries]
     try:
         yield
     finally:
         for registry, had in zip(registries, before, strict=True):
             built_in = {n: c for n, c in registry._classes.items() if c.__module__.startswith(f"{registry.package}.")}
-            registry._classes = {**built_in, **had}  # type: ignore[assignment]
+            registry._classes = {**built_in, **had}
 
 
 @contextmanager

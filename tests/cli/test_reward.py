@@ -47,6 +47,7 @@ class NoPairs(Nothing):
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
     (tmp_path / "plugin.py").write_text(PLUGIN)
     rows = [{"prompt": f"one {n}", "chosen": f"four {n % 7}", "rejected": f"three {n % 7} two"} for n in range(60)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
