@@ -39,16 +39,14 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
     """
     choices = get_args(kind)
     if type(None) in choices:
-        return None if value in (None, "none", "null") else coerce(key, value, choices[choices[0] is type(None)])
+        inner = next(c for c in choices if c is not type(None))
+        return None if value in (None, "none", "null") else coerce(key, value, inner)
     if isinstance(value, str | int | float):
-        # As text, whatever YAML made of it: so true is no number and 3.5 no whole one.
-        with suppress(ValidationError):
+        with suppress(ValidationError):  # read as text, so that YAML's true is no number
             return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_strings(str(value))
-    expected = (
-        f"one of {', '.join(map(str, choices))}{_near(str(value), choices)}"
-        if choices
-        else _EXPECTED.get(kind, str(kind))
-    )
+    expected = _EXPECTED.get(kind, str(kind))
+    if choices:
+        expected = f"one of {', '.join(map(str, choices))}{_near(str(value), choices)}"
     raise UserError(f"{key}={value}: expected {expected}")
 
 
