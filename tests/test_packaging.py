@@ -1,16 +1,19 @@
-"""What a fresh clone relies on before any of our code runs: pins, the console script, the two commands."""
+"""What a fresh clone relies on before any of our code runs, and what a wheel of it holds and does elsewhere."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 from types import ModuleType
+from zipfile import ZipFile
 
 import pytest
 
@@ -194,3 +197,137 @@ def test_only_a_finished_environment_of_the_same_kind_is_kept(
     module.ensure_venv(tmp_path, "cpu")
     assert any("--clear" in command for command in commands) is not kept
     assert not (tmp_path / module.STAMP).exists()
+
+
+# --- a wheel, and a stranger's package beside it
+
+
+def python(*words: str | Path, of: str | Path = sys.executable, cwd: Path) -> str:
+    """What an interpreter prints, with neither this checkout nor what PYTHONPATH names in reach."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"COLUMNS": "200"}
+    done = subprocess.run([of, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+PIP_OFFLINE = ("-q", "--no-index", "--no-deps", "--no-build-isolation")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is packed, away from the checkout, for building leaves files behind."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("shiq_bench", "algorithms", "tasks"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    python("-m", "pip", "wheel", *PIP_OFFLINE, "-w", out, source, cwd=out)
+    (found,) = out.glob("*.whl")
+    return found
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(folder: Path) -> dict[str, bytes]:
+    """What a wheel of ``folder`` should hold, the two folders beside the engine as parts of it."""
+    inside = {"algorithms": "shiq_bench/algorithms", "tasks": "shiq_bench/tasks", "shiq_bench": "shiq_bench"}
+    return {
+        f"{name}/{path.relative_to(folder / top).as_posix()}": path.read_bytes()
+        for top, name in inside.items()
+        for path in (folder / top).rglob("*")
+        if path.is_file() and path.name != "README.md"
+    }
+
+
+def test_a_wheel_holds_one_package_and_all_its_files(source: Path, wheel: Path, tmp_path: Path) -> None:
+    """Methods, tasks and data files included, and the same by way of a source distribution."""
+    found, expected = contents(wheel), packed(source)
+    (info,) = {name.split("/")[0] for name in found} - {"shiq_bench"}
+    assert found[f"{info}/top_level.txt"].split() == [b"shiq_bench"]
+    assert {name: text for name, text in found.items() if not name.startswith(info)} == expected
+    assert {Path(name).suffix for name in expected} == {".py", ".yaml", ".css", ".js", ".j2"}
+
+    python("-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})", cwd=source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    python("-m", "pip", "wheel", *PIP_OFFLINE, "-w", tmp_path, archive, cwd=tmp_path)
+    (again,) = tmp_path.glob("*.whl")
+    assert contents(again).keys() == found.keys()
+    assert all(text == found[name] for name, text in contents(again).items() if not name.startswith(info))
+
+
+STRANGER = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "their-bench"
+version = "1"
+[project.entry-points."shiq_bench.algorithms"]
+my-method = "their_bench.method"
+[project.entry-points."shiq_bench.tasks"]
+their-coin = "their_bench.coin"
+"""
+
+COIN = """
+from dataclasses import dataclass
+import numpy as np
+from shiq_bench import TabularTask, task
+
+
+@task("their-coin")
+@dataclass(frozen=True)
+class Coin(TabularTask):
+    "A coin of some sides, tossed in three contexts."
+
+    sides: int = 2
+
+    def dynamics(self, rng):
+        shape = (3, self.sides)
+        return np.full(shape, 3), rng.random(shape), np.arange(3)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_installed_from_a_wheel_it_runs_a_strangers_method_on_a_strangers_task(wheel: Path, tmp_path: Path) -> None:
+    """In a fresh environment with a package of their own beside it: the README's baseline, and a task with a flag."""
+    package, home = tmp_path / "package", tmp_path / "elsewhere"
+    (package / "their_bench").mkdir(parents=True)
+    home.mkdir()
+    (package / "pyproject.toml").write_text(STRANGER)
+    (package / "their_bench" / "__init__.py").touch()
+    (package / "their_bench" / "coin.py").write_text(COIN)
+    (method,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (package / "their_bench" / "method.py").write_text(method)
+
+    venv.create(tmp_path / "venv")
+    bin_ = tmp_path / "venv" / "bin"
+    # All that the tests' environment has, but not what its own .pth files lead to, such as an editable checkout.
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "theirs.pth").write_text("\n".join(packages))
+    python("-m", "pip", "install", "-I", *PIP_OFFLINE, wheel, package, of=bin_ / "python", cwd=home)
+    assert Path(python("-c", "import shiq_bench as s; print(s.__file__)", of=bin_ / "python", cwd=home)).is_relative_to(
+        site
+    )
+
+    shiq_bench = bin_ / "shiq-bench"
+    listed = [line.split()[0] for line in python("list", of=shiq_bench, cwd=home).splitlines()]
+    assert {"shiq", "my-method", "bfcl", "their-coin"} <= set(listed)
+    settings = ("--sides", "4", "--beta", "0.2", "--seeds", "2", "--steps", "20")
+    printed = python("run", "--algo", "my-method", "--task", "their-coin", *settings, of=shiq_bench, cwd=home)
+    (path,) = (home / "results").glob("*/record.json")
+    record = json.loads(path.read_text())
+    assert record["status"] == "done" and record["git_commit"] is None
+    assert (record["spec"]["task_options"]["sides"], record["spec"]["algo_options"]["beta"]) == (4, 0.2)
+    (before, after) = (e["metrics"]["regret"]["mean"] for e in record["evaluations"])
+    assert 0 <= after < before
+    assert "my-method" in printed and "regret" in printed.lower()

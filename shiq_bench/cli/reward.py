@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from shiq_bench.cli.options import Plugins, live, load_plugins
 from shiq_bench.records.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from shiq_bench.stats.intervals import Estimate
 
 reward = typer.Typer(
-    help="Reward models: fit one to preference pairs, and score answers with one.", no_args_is_help=True
+    name="reward",
+    help="Reward models: fit one to preference pairs, and score answers with one.",
+    no_args_is_help=True,
 )
 
 
@@ -39,17 +41,16 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Training seed.", min=0, max=2**32 - 1)] = 0,
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value: any setting of the task.")] = None,
-    plugin: Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that registers tasks.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Fit a reward model to the pairs of a task, and judge it on those held out."""
     from rich.console import Console
 
-    from shiq_bench.api.registry import load_plugin, tasks
+    from shiq_bench.api.registry import tasks
     from shiq_bench.data.dataset import check_free
     from shiq_bench.runs.settings import merged, parse_sets, resolve_data, settings
 
-    for path in plugin or []:
-        load_plugin(path)
+    load_plugins(plugin)
     if data is not None and "dataset" not in settings(tasks.get(task)):
         raise UserError(f"task {task} reads no file of pairs: leave out --data")
     given = {} if data is None else {"dataset": str(data)}
@@ -57,16 +58,15 @@ def train(
     check_free(out)
 
     from shiq_bench.models.hardware import fast_precision
-    from shiq_bench.models.source import REPORT, locate
+    from shiq_bench.models.source import REPORT, locate, quiet
     from shiq_bench.records.files import write_json
     from shiq_bench.records.provenance import source_hash
     from shiq_bench.rewards.fit import DEFAULTS, fit_reward_model, judge_pairs
     from shiq_bench.rewards.model import open_reward_model
     from shiq_bench.rewards.tiny import RECIPE
-    from shiq_bench.runs.progress import LiveReport
     from shiq_bench.training.starting_policy import build_tiny
 
-    _quiet()
+    quiet()
     try:
         pairs, heldout = made.preferences("start"), made.preferences("heldout")
         if not pairs or not heldout:
@@ -80,11 +80,11 @@ def train(
             **{name: value for name, value in asked.items() if value is not None},
             "precision": fast_precision(), "seed": seed,
         }  # fmt: skip
-        with LiveReport(Console(stderr=True)) as live:
-            folder = build_tiny(task, made, live) if base == "tiny" else locate(base)
-            fit = fit_reward_model(folder, pairs, out, report=live, **options)
+        with live() as report:
+            folder = build_tiny(task, made, report) if base == "tiny" else locate(base)
+            fit = fit_reward_model(folder, pairs, out, report=report, **options)
             model = open_reward_model(str(out))
-            judgement = judge_pairs(model, heldout, live)
+            judgement = judge_pairs(model, heldout, report)
     finally:
         made.close()
     write_json(
@@ -106,14 +106,6 @@ def train(
         console.print("the tokenizer has no chat template: dialogues are read as plain text", style="dim")
     command = shlex.join(["shiq-bench", "reward", "score", "--model", str(out), "IN.jsonl", "--out", "OUT.jsonl"])
     console.print(f"\nscore with it: {command}", soft_wrap=True)
-
-
-def _quiet() -> None:
-    """No bars and warnings of transformers between ours."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _table(judgement: Judgement) -> Table:
@@ -162,34 +154,23 @@ def score(
     """Score the answers of a file with a reward model."""
     from rich.console import Console
 
+    from shiq_bench.models.source import quiet
     from shiq_bench.records.answer_file import check_out, read_lines
     from shiq_bench.records.files import write_atomic
+    from shiq_bench.rewards.answers import read_answers
     from shiq_bench.rewards.model import open_reward_model
-    from shiq_bench.runs.progress import LiveReport
 
     lines = read_lines(answers)
     check_out(out, answers)
-    _quiet()
+    quiet()
     opened = open_reward_model(model, revision=revision, precision=precision, trust_remote_code=trust_remote_code)
-    rows: list[dict[str, Any]] = []
-    dialogues: list[list[dict[str, str]]] = []
-    problems = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row, dialogue = _read(line)
-            opened.encode(dialogue)
-        except UserError as error:
-            typer.echo(f"{answers}: line {number}: {error}", err=True)
-            problems += 1
-        else:
-            rows.append(row)
-            dialogues.append(dialogue)
+    rows, dialogues, problems = read_answers(lines, opened.encode)
+    for problem in problems:
+        typer.echo(f"{answers}: {problem}", err=True)
     if not rows:
         raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
-    with LiveReport(Console(stderr=True)) as live:
-        scores = opened.score(dialogues, live)
+    with live() as report:
+        scores = opened.score(dialogues, report)
     written = [json.dumps({**row, "score": one}) for row, one in zip(rows, scores, strict=True)]
     write_atomic(out, ("\n".join(written) + "\n").encode())
     console = Console(highlight=False)
@@ -198,30 +179,3 @@ def score(
         console.print(f"{opened.cut} dialogues were longer than the model can read, and lost their beginning")
     if problems:
         raise typer.Exit(1)
-
-
-def _read(line: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """A line's own fields, and the dialogue in them.
-
-    Raises:
-        UserError: it has none.
-    """
-    try:
-        row = json.loads(line)
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UserError("holds text that is no Unicode") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError("is no JSON") from error
-    if not isinstance(row, dict):
-        raise UserError("is no JSON object")
-    messages = row.get("messages")
-    if messages is None and isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str):
-        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
-    if not isinstance(messages, list) or not all(map(_is_message, messages)):
-        raise UserError('expected {"messages": [{"role": ..., "content": ...}, ...]} or {"prompt": ..., "answer": ...}')
-    return row, [{"role": m["role"], "content": m["content"]} for m in messages]
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))

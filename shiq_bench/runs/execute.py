@@ -25,7 +25,7 @@ from shiq_bench.records.files import check_writable
 from shiq_bench.records.provenance import code_hash, git, packages, same_code, source_hash
 from shiq_bench.records.record import RunRecord
 from shiq_bench.runs.context import Report, Run
-from shiq_bench.runs.resolved import Resolved, collects_fresh
+from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.tabular import table_stages
 from shiq_bench.runs.validation import check_demands
 from shiq_bench.training.stopping import Diverged, Interrupted, StopFlag, last_checkpoint
@@ -57,21 +57,12 @@ def _execute(
     resolved: Resolved, resume: bool, fresh: Fresh, report: event_log.Watch, needed: Callable[[], bool]
 ) -> RunRecord:
     spec = resolved.spec
-    collects = collects_fresh(resolved)
-    check_demands(resolved, collects)
-    if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
-        from shiq_bench.runs.language import check_language
-        from shiq_bench.runs.language_data import given_data
-        from shiq_bench.training.starting_policy import resolve_model
-
-        check_language(resolved, collects)
+    check_demands(resolved)
     run = Run(resolved, report, StopFlag(), _fresh_record(resolved))
-    if spec.model not in ("tiny", "table") or spec.data:  # a wrong path is found before anything is written
-        source = resolve_model(spec, resolved.task, report)
-        source.codec()
-        run.record = replace(run.record, weights_hash=source.weights_hash)
-        run.given = given_data(run, source) if spec.data else []
-    run.record = replace(run.record, judges_hash=resolved.task.fingerprint())
+    if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
+        from shiq_bench.runs.language import open_language
+
+        open_language(run)
     check_writable(Path(spec.results), need_mb=100)
     with event_log.claim(spec.results, spec.run_id) as run.lease:
         # Only now can nobody else change what is there, and it is looked at once more.
@@ -82,7 +73,7 @@ def _execute(
         run.keep()
         event_log.log(spec.results, spec.run_id, "start")
         try:
-            _stages(run, resume, collects)
+            _stages(run, resume)
         finally:
             if run.lease.held:  # or else it is another's, who says how it ends
                 ended: event_log.Event = "interrupted" if run.record.status == "started" else run.record.status
@@ -90,17 +81,17 @@ def _execute(
     return run.record
 
 
-def _stages(run: Run, resume: bool, fresh: bool) -> None:
+def _stages(run: Run, resume: bool) -> None:
     """The run itself, until its record is closed."""
     spec = run.spec
     with _signals(run.stop):
         try:
             if spec.model == "table":
-                table_stages(run, fresh=fresh)
+                table_stages(run)
             else:
                 from shiq_bench.runs.language import language_stages
 
-                language_stages(run, resume, fresh=fresh)
+                language_stages(run, resume)
             _closed(run, "done", None)
         except Diverged as error:
             run.record = replace(run.record, training=error.history)
@@ -193,6 +184,7 @@ def _fresh_record(resolved: Resolved) -> RunRecord:
         git_dirty=None if dirty is None else bool(dirty),
         packages=packages(),
         hardware=hardware,
+        judges_hash=resolved.task.fingerprint(),
     )
 
 

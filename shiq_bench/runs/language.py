@@ -23,12 +23,12 @@ from shiq_bench.runs.language_data import (
     describe_fresh,
     describe_stored,
     fitted_behaviour,
+    given_data,
     stored_data,
     training_groups,
 )
 from shiq_bench.runs.language_evaluation import lm_eval_of, places, reference_evaluations
-from shiq_bench.runs.resolved import Resolved, fresh_samples
-from shiq_bench.runs.validation import check_prompts, deviations
+from shiq_bench.runs.validation import deviations
 from shiq_bench.training.lora import WithoutAdapters, trainable, with_adapters
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer, load_policy
 from shiq_bench.training.reference import reference_pass
@@ -39,16 +39,13 @@ if TYPE_CHECKING:
     from shiq_bench.runs.context import Run
 
 
-def check_language(resolved: Resolved, fresh: bool) -> None:
-    """Refuse what cannot be trained as a language model, before anything is loaded or written.
-
-    Args:
-        fresh: every update learns from the current policy's own samples.
+def open_language(run: Run) -> None:
+    """Refuse what cannot be trained as a language model, and open what the settings name, before anything is written.
 
     Raises:
         UserError: with what to type instead.
     """
-    spec, algorithm = resolved.spec, resolved.algorithm
+    spec, algorithm = run.spec, run.algorithm
     quiet()
     # What the engine supplies is what it declares; a plugin may have made up a need of its own.
     known = tuple(c for c in vars(needs).values() if isinstance(c, type) and c is not needs.Need)
@@ -56,22 +53,24 @@ def check_language(resolved: Resolved, fresh: bool) -> None:
         names = ", ".join(missing)
         raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
     trackers(spec)
-    if fresh:
-        check_prompts(resolved, len(resolved.task.prompts("rl")))
+    if spec.model != "tiny" or spec.data:
+        source = resolve_model(spec, run.task, run.report)
+        source.codec()
+        run.record = replace(run.record, weights_hash=source.weights_hash)
+        run.given = given_data(run, source) if spec.data else []
 
 
-def language_stages(run: Run, resume: bool, fresh: bool) -> None:
+def language_stages(run: Run, resume: bool) -> None:
     """Data, reference pass, training and evaluation of a run, and its record.
 
     Args:
         resume: go on from the last checkpoint, if there is one.
-        fresh: every update learns from the current policy's own samples.
 
     Raises:
         UserError: the data do not serve the algorithm, or anything on the way that the user can mend.
         Diverged, Interrupted: training ended early.
     """
-    spec, task, algorithm = run.spec, run.task, run.algorithm
+    spec, task, algorithm, fresh = run.spec, run.task, run.algorithm, run.resolved.fresh
     with run.timed("starting policy"):
         source = resolve_model(spec, task, run.report)
         codec = source.codec()
@@ -91,7 +90,7 @@ def language_stages(run: Run, resume: bool, fresh: bool) -> None:
         )  # fmt: skip
         return
 
-    run.deviations += deviations(run.resolved, fresh)
+    run.deviations += deviations(run.resolved)
     trajectories = [] if fresh else stored_data(run, source)
     data = settled | (describe_fresh(run) if fresh else describe_stored(run, trajectories))
     trajectories = in_unit_range(trajectories, algorithm, task.largest_return) if trajectories else []
@@ -188,7 +187,7 @@ def _save(policy: Policy, behaviour: Policy | None, source: ModelSource, folder:
 
 def _consumed(run: Run, history: list[dict[str, float]], trajectories: list[Trajectory]) -> dict[str, float]:
     # Counted from the history, for an interrupted run has forgotten what it drew.
-    fresh = fresh_samples(run.resolved) * sum(h.get("prompts", 0.0) for h in history)
+    fresh = run.resolved.fresh_samples * sum(h.get("prompts", 0.0) for h in history)
     return {
         "updates": float(len(history)),
         "action_tokens": sum(h["tokens"] for h in history),

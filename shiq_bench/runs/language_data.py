@@ -29,7 +29,6 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.records.provenance import code_hash
 from shiq_bench.records.spec import RunSpec
-from shiq_bench.runs.resolved import fresh_samples
 from shiq_bench.runs.validation import MISSING, missing_support
 from shiq_bench.tabular.exact import missing_mass
 from shiq_bench.training.policy import Policy, load_policy
@@ -197,7 +196,7 @@ def collect_fresh(run: Run, source: ModelSource, policy: Policy, scratch: Path) 
         policy.model.save_pretrained(scratch)
         drawn = sample(
             task, codec, run.generator(source, scratch, stale=True), prompt_ids, spec,
-            n=fresh_samples(run.resolved), temperature=1.0, seed=f"fresh {spec.seed} {step}", source="policy",
+            n=run.resolved.fresh_samples, temperature=1.0, seed=f"fresh {spec.seed} {step}", source="policy",
         )  # fmt: skip
         kept = [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
         return in_unit_range(kept, run.algorithm, task.largest_return) if kept else []
@@ -243,4 +242,4 @@ def describe_stored(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
 
 
 def describe_fresh(run: Run) -> dict[str, Any]:
-    return {"prompts": len(run.task.prompts("rl")), "fresh_samples_a_prompt": fresh_samples(run.resolved)}
+    return {"prompts": len(run.task.prompts("rl")), "fresh_samples_a_prompt": run.resolved.fresh_samples}

@@ -9,7 +9,6 @@ from typing import Any
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import OnPolicy
 from shiq_bench.api.task import Task
-from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
 
 
@@ -25,25 +24,15 @@ class Resolved:
     task: Task
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether every update learns from fresh samples of the current policy."""
+        if self.spec.collect == "auto":
+            return self.algorithm.need(OnPolicy) is not None and not self.spec.allow_off_policy
+        return self.spec.collect == "fresh"
 
-def collects_fresh(resolved: Resolved) -> bool:
-    """Whether every update learns from fresh samples of the current policy.
-
-    Raises:
-        UserError: an on-policy method is to learn from stored trajectories and nobody allowed it.
-    """
-    spec, on_policy = resolved.spec, resolved.algorithm.need(OnPolicy) is not None
-    if spec.collect == "auto":
-        return on_policy and not spec.allow_off_policy
-    if spec.collect == "offline" and on_policy and not spec.allow_off_policy:
-        raise UserError(
-            f"{spec.algo} learns from its own samples; stored trajectories bias it: "
-            "add --allow-off-policy to do it all the same, marked in the record"
-        )
-    return spec.collect == "fresh"
-
-
-def fresh_samples(resolved: Resolved) -> int:
-    """Fresh samples a prompt, at every update that collects them."""
-    need = resolved.algorithm.need(OnPolicy)
-    return need.samples if need else resolved.spec.samples
+    @property
+    def fresh_samples(self) -> int:
+        """Fresh samples a prompt, at every update that collects them."""
+        need = self.algorithm.need(OnPolicy)
+        return need.samples if need else self.spec.samples

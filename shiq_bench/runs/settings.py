@@ -7,11 +7,13 @@ know is written ``algorithm.key``, ``task.key`` or ``run.key``. Defaults are nev
 from __future__ import annotations
 
 import dataclasses
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from shiq_bench.api.registry import algorithms, tasks
 from shiq_bench.api.task import Task
@@ -24,12 +26,9 @@ from shiq_bench.runs.resolved import Resolved
 
 #: Fields of RunSpec that are not settings.
 _NAMES = {"algo", "task", "algo_options", "task_options"}
-
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 T = TypeVar("T")
-
-
-_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def coerce(key: str, value: Any, kind: Any) -> Any:
@@ -38,45 +37,44 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
     Raises:
         UserError: it is not of that type; the line says what was expected.
     """
-    origin, choices = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        if value in choices:
-            return value
-        raise UserError(f"{key}={value}: expected one of {', '.join(map(str, choices))}{_near(str(value), choices)}")
-    if origin in (Union, types.UnionType):
-        if value in (None, "none", "null") and type(None) in choices:
-            return None
-        return coerce(key, value, next(c for c in choices if c is not type(None)))
-    if kind is bool:
-        text = str(value).lower()
-        if text in _TRUE | _FALSE:
-            return text in _TRUE
-        raise UserError(f"{key}={value}: expected true or false")
-    try:
-        if kind in (int, float) and not isinstance(value, bool):
-            number = kind(value)
-            if kind is int and isinstance(value, float) and number != value:
-                raise ValueError
-            if number != number or number in (float("inf"), float("-inf")):
-                raise ValueError
-            return number
-        if kind is str and isinstance(value, str | int | float):
-            return str(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    name = {int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
-    raise UserError(f"{key}={value}: expected {name}")
+    choices = get_args(kind)
+    if type(None) in choices:
+        inner = next(c for c in choices if c is not type(None))
+        return None if value in (None, "none", "null") else coerce(key, value, inner)
+    if isinstance(value, str | int | float):
+        with suppress(ValidationError):  # read as text, so that YAML's true is no number
+            return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_strings(str(value))
+    expected = _EXPECTED.get(kind, str(kind))
+    if choices:
+        expected = f"one of {', '.join(map(str, choices))}{_near(str(value), choices)}"
+    raise UserError(f"{key}={value}: expected {expected}")
 
 
 def _near(value: str, choices: Sequence[Any]) -> str:
     hint = suggest(value, [str(c) for c in choices])
-    return hint.split(" known:")[0].rstrip(":;") if "did you mean" in hint else ""
+    return hint.split(" known:")[0] if "did you mean" in hint else ""
 
 
 def settings(cls: type) -> dict[str, Any]:
     """Name -> type of the fields of a dataclass that can be set."""
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.name not in _NAMES}
+
+
+def known_settings(algo: str, task: str) -> dict[str, dict[str, Any]]:
+    """Owner (run, algorithm, task) -> name -> type of everything that can be set of a run.
+
+    Raises:
+        UserError: an unknown name; the nearest is suggested.
+    """
+    owners: dict[str, type] = {"run": RunSpec, "algorithm": algorithms.get(algo), "task": tasks.get(task)}
+    return {owner: settings(cls) for owner, cls in owners.items()}
+
+
+def known_data_settings(task: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Like :func:`known_settings`, for data alone: no algorithm, and of the run's settings those in ``names``."""
+    run = {name: kind for name, kind in settings(RunSpec).items() if name in names}
+    return {"run": run, "task": settings(tasks.get(task))}
 
 
 def parse_sets(pairs: Sequence[str], flag: str = "--set") -> dict[str, str]:
@@ -93,6 +91,41 @@ def parse_sets(pairs: Sequence[str], flag: str = "--set") -> dict[str, str]:
         if key.strip() in out:
             raise UserError(f"{flag} {key.strip()} is given twice")
         out[key.strip()] = value.strip()
+    return out
+
+
+def parse_flags(
+    words: Sequence[str], known: Mapping[str, Mapping[str, Any]], options: Sequence[str] = ()
+) -> dict[str, str]:
+    """``["--tool-format", "hermes", "--shift"]`` to a dict; a flag without a value is true, ``--no-shift`` false.
+
+    Args:
+        words: what was typed beside the command's own options.
+        known: as of :func:`known_settings`.
+        options: the command's own options, to suggest.
+
+    Raises:
+        UserError: a flag is no setting, or stands twice, or a word belongs to no flag.
+    """
+    names = {name for fields in known.values() for name in fields}
+    out: dict[str, str] = {}
+    left = list(words)
+    while left:
+        flag, equals, value = left.pop(0).partition("=")
+        if not flag.startswith("--"):
+            raise UserError(f"{flag!r} belongs to no option: expected --name value, such as --beta 0.3")
+        key = flag.removeprefix("--").replace("-", "_")
+        if not equals and left and not left[0].startswith("--"):
+            value = left.pop(0)
+        elif not equals:
+            off = key not in names and key.removeprefix("no_") in names
+            key, value = (key.removeprefix("no_"), "false") if off else (key, "true")
+        if key.rpartition(".")[2] not in names:
+            flags = [*options, *(f"--{name.replace('_', '-')}" for name in sorted(names))]
+            raise UserError(f"No such option: {flag}{_near(flag, flags)}")
+        if key in out:
+            raise UserError(f"{flag} is given twice")
+        out[key] = value
     return out
 
 
@@ -156,9 +189,8 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
         UserError: an unknown name or key (the nearest is suggested), or a value out of range.
     """
     algorithm_class, task_class = algorithms.get(algo), tasks.get(task)
-    known = {"run": settings(RunSpec), "algorithm": settings(algorithm_class), "task": settings(task_class)}
     what = f"{algo} on {task}"
-    given = _given(values, known, what)
+    given = _given(values, known_settings(algo, task), what)
     made_task = _make(task_class, given["task"], what)
     defaults = made_task.defaults_for(given["run"].get("model"))
     advised = {k.removeprefix("algorithm."): v for k, v in defaults.items() if k.startswith("algorithm.")}
@@ -166,32 +198,17 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
     advised = {k: v for k, v in advised.items() if k in takes}
     algorithm = _make(algorithm_class, {**advised, **given["algorithm"]}, what)
     spec = _spec(algo, task, _outcome(algorithm), made_task, _with_data(given["run"], task))
-    resolved = Resolved(spec, algorithm, made_task, dict(values))
-    if spec.data:
-        _refuse_fresh(resolved)
-    return resolved
+    return Resolved(spec, algorithm, made_task, dict(values))
 
 
-def _refuse_fresh(resolved: Resolved) -> None:
-    """Fresh samples leave a dataset nothing to do."""
-    from shiq_bench.runs.resolved import collects_fresh  # which imports from here
-
-    spec = resolved.spec
-    if collects_fresh(resolved):
-        instead = ": leave out --data" if spec.collect == "fresh" else ": leave out --data, or add --allow-off-policy"
-        raise UserError(f"{spec.algo} is to learn from fresh samples of its own, and a dataset is stored{instead}")
-
-
-def resolve_data(task: str, values: Mapping[str, Any], names: Sequence[str]) -> tuple[RunSpec, Task]:
+def resolve_data(task: str, values: Mapping[str, Any], names: Collection[str]) -> tuple[RunSpec, Task]:
     """Like :func:`resolve`, for data alone: no algorithm, and of the run's settings those in ``names``.
 
     Raises:
         UserError: an unknown name or key (the nearest is suggested), or a value out of range.
     """
-    task_class = tasks.get(task)
-    run = {name: kind for name, kind in settings(RunSpec).items() if name in names}
-    given = _given(values, {"run": run, "task": settings(task_class)}, f"data of {task}")
-    made = _make(task_class, given["task"], f"data of {task}")
+    given = _given(values, known_data_settings(task, names), f"data of {task}")
+    made = _make(tasks.get(task), given["task"], f"data of {task}")
     return _spec("", task, {}, made, given["run"]), made
 
 

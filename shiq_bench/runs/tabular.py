@@ -15,7 +15,6 @@ from shiq_bench.data.groups import centred, in_unit_range
 from shiq_bench.data.pairs import seed_of
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import Evaluation
-from shiq_bench.runs.resolved import fresh_samples
 from shiq_bench.runs.validation import MISSING, deviations, missing_support
 from shiq_bench.stats.clustered import summarise
 from shiq_bench.tabular.exact import expected_length, expected_return, kl, missing_mass, objective, soft_optimum
@@ -32,20 +31,17 @@ POINTS = 40
 METRICS = ("regret", "reward", "kl_reference", "kl_optimum", "kl_fixed", "length", "diverged")
 
 
-def table_stages(run: Run, fresh: bool) -> None:
+def table_stages(run: Run) -> None:
     """Data, training and evaluation of all seeds of a run, and its record.
-
-    Args:
-        fresh: every update learns from the current policy's own episodes.
 
     Raises:
         UserError: the task is no table, or its data do not serve the algorithm.
         Diverged: no seed ended with finite numbers.
     """
-    spec, task, algorithm = run.spec, run.task, run.algorithm
+    spec, task, algorithm, fresh = run.spec, run.task, run.algorithm, run.resolved.fresh
     if not isinstance(task, TabularTask):
         raise UserError(f"task {spec.task} is no table: give --model tiny, a folder or a hub id")
-    run.deviations += deviations(run.resolved, fresh)
+    run.deviations += deviations(run.resolved)
     with run.timed("offline data"):
         numbers = [spec.seed + k for k in range(spec.seeds)]
         worlds = [task.world(n) for n in numbers]
@@ -177,6 +173,6 @@ def _consumed(
     stored = sum(len(t) for t in found) / len(found)
     if not fresh:
         return {"updates": float(spec.steps), "trajectories": stored, "reward_calls": stored}
-    draws = 0 if how == "enumerated" else fresh_samples(run.resolved)
+    draws = 0 if how == "enumerated" else run.resolved.fresh_samples
     drawn = float(spec.steps * len(tables.exact[0].world.start) * draws)
     return {"updates": float(spec.steps), "samples_drawn": drawn, "reward_calls": drawn}

@@ -8,7 +8,7 @@ from shiq_bench.api.needs import BehaviourModel, Labels, Mismatched, OnPolicy, P
 from shiq_bench.data.dataset import check_dataset
 from shiq_bench.models.lora import parse_lora
 from shiq_bench.records.errors import UserError
-from shiq_bench.runs.resolved import Resolved, fresh_samples
+from shiq_bench.runs.resolved import Resolved
 
 #: Share of the reference's episodes outside the data from which a method that needs support is warned of.
 MISSING = 1e-3
@@ -22,14 +22,24 @@ def missing_support(algo: str, missing: float) -> str:
     )
 
 
-def check_demands(resolved: Resolved, fresh: bool) -> None:
+def check_demands(resolved: Resolved) -> None:
     """Refuse settings that cannot serve the algorithm or the task, on tables and on language models alike.
 
     Raises:
         UserError: with what to type instead.
     """
-    spec, algorithm = resolved.spec, resolved.algorithm
-    resolved.task.validate_run(spec, resolved.algorithm, fresh)
+    spec, algorithm, fresh = resolved.spec, resolved.algorithm, resolved.fresh
+    if spec.collect == "offline" and algorithm.need(OnPolicy) and not spec.allow_off_policy:
+        raise UserError(
+            f"{spec.algo} learns from its own samples; stored trajectories bias it: "
+            "add --allow-off-policy to do it all the same, marked in the record"
+        )
+    if spec.data and fresh:
+        instead = "" if spec.collect == "fresh" else ", or add --allow-off-policy"
+        raise UserError(
+            f"{spec.algo} is to learn from fresh samples of its own, and a dataset is stored: leave out --data{instead}"
+        )
+    resolved.task.validate_run(spec, algorithm, fresh)
     if spec.model != "table":  # tables are evaluated whole
         for split in spec.splits:
             resolved.task.prompts(split)
@@ -58,28 +68,21 @@ def check_demands(resolved: Resolved, fresh: bool) -> None:
         raise UserError(
             f"{spec.algo} needs a model of stored data, so it cannot collect fresh ones: set collect=offline"
         )
-    each, least = fresh_samples(resolved), 2 if algorithm.need(Pairs) or algorithm.need(Labels) else 1
+    each, least = resolved.fresh_samples, 2 if algorithm.need(Pairs) or algorithm.need(Labels) else 1
     if each < least:
         raise UserError(f"{each} fresh samples a prompt, and {spec.algo} needs {least}: set samples={least} or more")
+    if spec.model != "table" and algorithm.need(Mismatched):
+        prompts, batch = len(resolved.task.prompts("rl")), spec.groups_per_step
+        if min(prompts, prompts % batch or batch) < 2:
+            raise UserError(
+                f"{spec.algo} needs two prompts in every batch, and {prompts} prompts in batches of {batch} leave one "
+                "alone: choose another groups_per_step"
+            )
 
 
-def check_prompts(resolved: Resolved, prompts: int) -> None:
-    """Refuse updates that would see a single prompt where answers of another are needed.
-
-    Raises:
-        UserError: with what to type instead.
-    """
-    spec = resolved.spec
-    if resolved.algorithm.need(Mismatched) and min(prompts, prompts % spec.groups_per_step or spec.groups_per_step) < 2:
-        raise UserError(
-            f"{spec.algo} answers each prompt with another's answer, and {prompts} prompts in updates of "
-            f"{spec.groups_per_step} leave one alone: choose another groups_per_step"
-        )
-
-
-def deviations(resolved: Resolved, fresh: bool) -> list[str]:
+def deviations(resolved: Resolved) -> list[str]:
     """What a reader of the record must know before believing its numbers."""
-    spec, algorithm = resolved.spec, resolved.algorithm
+    spec, algorithm, fresh = resolved.spec, resolved.algorithm, resolved.fresh
     out = [*algorithm.deviations, *resolved.task.validate_run(spec, algorithm, fresh)]
     need = algorithm.need(Rewards)
     if need and spec.center_rewards:

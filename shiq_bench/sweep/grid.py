@@ -20,7 +20,7 @@ from shiq_bench.records.files import write_atomic
 from shiq_bench.records.hashing import canonical_json, stable_hash
 from shiq_bench.records.record import SCHEMA_VERSION
 from shiq_bench.records.spec import RunSpec
-from shiq_bench.runs.resolved import Resolved, collects_fresh
+from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import merged, resolve, settings
 from shiq_bench.runs.validation import check_demands
 from shiq_bench.studies.schema import Study
@@ -187,7 +187,7 @@ def _runs(seeds: Sequence[int]) -> Iterator[dict[str, int]]:
 def _job(name: str, algo: str, task: str, values: Mapping[str, Any]) -> Job:
     try:
         made = resolve(algo, task, values)
-        check_demands(made, collects_fresh(made))
+        check_demands(made)
     except UserError as error:
         return Job(name, algo, task, values, problem=str(error))
     return Job(name, algo, task, values, made.spec.run_id)

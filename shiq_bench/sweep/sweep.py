@@ -18,7 +18,7 @@ from shiq_bench.records.provenance import same_code
 from shiq_bench.records.record import RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report.blocks import conditions
-from shiq_bench.runs.resolved import Resolved, collects_fresh, fresh_samples
+from shiq_bench.runs.resolved import Resolved
 from shiq_bench.studies.study import about
 from shiq_bench.sweep.executors import Executor
 from shiq_bench.sweep.grid import Job, fitting, lease_of, write_plan
@@ -167,7 +167,7 @@ def cost(made: Resolved) -> tuple[int, int]:
     spec = made.spec
     if spec.model == "table":
         return 0, 0
-    episodes = fresh_samples(made) if collects_fresh(made) else spec.samples + spec.gold
+    episodes = made.fresh_samples if made.fresh else spec.samples + spec.gold
     trained = spec.steps * spec.groups_per_step * episodes * spec.max_length
     prompts = sum(len(made.task.prompts(split)[: spec.eval_limit or None]) for split in spec.splits)
     return trained, prompts * (1 + spec.eval_samples) * spec.max_length

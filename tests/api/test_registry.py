@@ -19,8 +19,7 @@ from shiq_bench.records.errors import UserError
 
 PLUGIN = """
 from dataclasses import dataclass
-from shiq_bench.api import Algorithm, algorithm
-from shiq_bench.batch import LossOutput
+from shiq_bench import Algorithm, LossOutput, algorithm
 
 @algorithm({name!r})
 @dataclass(frozen=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shiq_bench.api.registry import tasks
-from shiq_bench.cli.app import main
 from shiq_bench.rewards.model import open_reward_model
+from tests.command import Finished, shiq_bench
 from tests.rewards.conftest import llama, llama_tokenizer, qwen, says
 from tests.rewards.test_fit import causal
 
@@ -20,8 +18,7 @@ PLUGIN = '''
 from dataclasses import dataclass
 from pathlib import Path
 import json
-from shiq_bench.api import Task, TinyModel, task
-from shiq_bench.records import Preference
+from shiq_bench import Preference, Task, task
 
 class Nothing(Task):
     def episodes(self, prompt_ids, codec, max_length): return []
@@ -50,30 +47,24 @@ class NoPairs(Nothing):
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(tasks, "_classes", dict(tasks._classes))  # what the plugin registers is gone afterwards
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
     (tmp_path / "plugin.py").write_text(PLUGIN)
     rows = [{"prompt": f"one {n}", "chosen": f"four {n % 7}", "rejected": f"three {n % 7} two"} for n in range(60)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
 
-def command(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["shiq-bench", "reward", *line.split()])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert isinstance(left.value.code, int)
-    return left.value.code
+def command(line: str) -> Finished:
+    return shiq_bench("reward", *line.split())
 
 
 TRAIN = "train --task pairs --plugin plugin.py --data pairs.jsonl --base base --out rm"
 
 
-def test_train_then_score(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_then_score(here: Path) -> None:
     causal(here / "base", llama_tokenizer())
-    capsys.readouterr()
-    assert command(f"{TRAIN} --epochs 8 --learning-rate 0.003 --batch 8 --max-length 64 --seed 3", monkeypatch) == 0
-    printed = capsys.readouterr()
+    printed = command(f"{TRAIN} --epochs 8 --learning-rate 0.003 --batch 8 --max-length 64 --seed 3")
+    assert printed.code == 0
     for said in ("held-out pairs", "20", "always the longer answer", "0.0%", "expected calibration error", "40 pairs"):
         assert said in printed.out
     assert printed.err.splitlines() == ["fitting the reward model ...", "scoring with the reward model ..."]
@@ -89,15 +80,13 @@ def test_train_then_score(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     (here / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
     printed_command = next(li for li in printed.out.splitlines() if li.startswith("score with it: "))
     line = printed_command.removeprefix("score with it: shiq-bench reward ").replace("IN", "in").replace("OUT", "out")
-    assert command(line, monkeypatch) == 0
+    assert command(line).code == 0
     better, worse = map(json.loads, (here / "out.jsonl").read_text().splitlines())
     assert better["score"] > worse["score"]
     assert list(better) == ["prompt", "answer", "id", "score"] and better["id"] == "four"
 
 
-def test_bad_lines_are_named_and_the_others_scored(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_lines_are_named_and_the_others_scored(here: Path) -> None:
     qwen(here / "rm")
     good: list[Any] = [{"messages": says("one", "two")}, {"prompt": "one", "answer": "two", "kept": [1]}]
     bad = {
@@ -112,8 +101,9 @@ def test_bad_lines_are_named_and_the_others_scored(
     }
     text = "\n".join([json.dumps(good[0]), *bad, "", json.dumps(good[1])])
     (here / "in.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
-    assert command("score --model rm in.jsonl --out new/out.jsonl", monkeypatch) == 1
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("in.jsonl")]
+    done = command("score --model rm in.jsonl --out new/out.jsonl")
+    assert done.code == 1
+    said = [line for line in done.err.splitlines() if line.startswith("in.jsonl")]
     for number, (line, message) in enumerate(zip(said, bad.values(), strict=True), 2):
         assert line.startswith(f"in.jsonl: line {number}: ") and message in line
     first, second = map(json.loads, (here / "new" / "out.jsonl").read_text().splitlines())
@@ -121,9 +111,7 @@ def test_bad_lines_are_named_and_the_others_scored(
     assert [first["score"]] == open_reward_model("rm").score([says("one", "two")])
 
 
-def test_what_cannot_be_done_is_one_line(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done_is_one_line(here: Path) -> None:
     causal(here / "base", llama_tokenizer())
     llama(here / "rm-base", llama_tokenizer())
     (here / "taken").mkdir()
@@ -144,7 +132,8 @@ def test_what_cannot_be_done_is_one_line(
         "score --model rm-base in.jsonl --out o.jsonl": "in.jsonl holds no answer that can be scored",
         "score --model rm-base absent.jsonl --out o.jsonl": "cannot read absent.jsonl",
     }.items():
-        assert command(line, monkeypatch) == 2, line
-        errors = [said for said in capsys.readouterr().err.splitlines() if said.startswith("error: ")]
+        done = command(line)
+        assert done.code == 2, line
+        errors = [said for said in done.err.splitlines() if said.startswith("error: ")]
         assert len(errors) == 1 and message in errors[0], (line, errors)
     assert {p for p in here.iterdir() if p.name not in ("home", "__pycache__")} == set(before)

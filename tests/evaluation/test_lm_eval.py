@@ -437,8 +437,8 @@ def test_names_are_checked_before_a_model_is_loaded(folders: dict[str, Path], tm
     nothing = TaskManager(include_defaults=False)
     monkeypatch.setattr("shiq_bench.evaluation.lm_eval_tasks._official", lambda: nothing)
     with pytest.raises(UserError, match="did you mean 'shiq_preference'"):
-        check_demands(settle(folders["qwen"], tmp_path / "results", lm_eval="shiq_preferense"), fresh=False)
-    check_demands(settle(folders["qwen"], tmp_path / "results"), fresh=False)
+        check_demands(settle(folders["qwen"], tmp_path / "results", lm_eval="shiq_preferense"))
+    check_demands(settle(folders["qwen"], tmp_path / "results"))
     assert task_names(" a, b,,a") == ["a", "b"]
 
 

@@ -115,6 +115,6 @@ BUGS = [
         "shiq_bench/data/dataset.py",
         'allowed, vocabulary = set(task.prompts("rl")), len(tokenizer)',
         'allowed, vocabulary = set(task.prompts("rl") + task.prompts("heldout")), len(tokenizer)',
-        "tests/data/test_dataset.py::test_held_out_prompts_are_refused",
+        "tests/data/test_refused_data.py::test_held_out_prompts_are_refused",
     ),
 ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv as table
 import dataclasses
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from shiq_bench.report.pairwise_text import csv, markdown, print_versus, shorten
 from shiq_bench.stats.clustered import linearised_difference, paired_examples, summarise
 from shiq_bench.stats.intervals import crossed_t, mean_ci_t
 from shiq_bench.stats.tests import sign_flip_p
+from tests.command import shiq_bench
 from tests.report.synthetic import METRICS, record
 
 SMALL = {"rl": 8, "heldout": 5}
@@ -257,12 +256,9 @@ def test_command(tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "record.json").write_text('{"run_id": "cu')
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "shiq_bench.cli", "compare", *arguments, "--results", str(tmp_path)]
-        return subprocess.run(line, capture_output=True, text=True, check=False)
-
-    done = call("shiq", "dpo", "--task", "bfcl", "--format", "md")
-    assert done.returncode == 1 and "skipped: " in done.stderr and "cut" in done.stderr
-    assert "shiq minus dpo" in done.stdout and "mean reward" in done.stdout
-    refused = call("shiq", "dppo")
-    assert refused.returncode != 0 and "did you mean 'dpo'" in refused.stderr and "Traceback" not in refused.stderr
+    compare = ("compare", "--results", tmp_path)
+    done = shiq_bench(*compare, "shiq", "dpo", "--task", "bfcl", "--format", "md")
+    assert done.code == 1 and "skipped: " in done.err and "cut" in done.err
+    assert "shiq minus dpo" in done.out and "mean reward" in done.out
+    refused = shiq_bench(*compare, "shiq", "dppo")
+    assert refused.code == 2 and "did you mean 'dpo'" in refused.err

@@ -16,21 +16,11 @@ import pytest
 
 from shiq_bench.runs.execute import execute
 from shiq_bench.runs.settings import resolve
+from tests.command import Finished, shiq_bench
 
 SETTINGS = [
-    "--model",
-    "tiny",
-    "--engine",
-    "hf",
-    "--set",
-    "steps=12",
-    "--set",
-    "eval_samples=5",
-    "--set",
-    "save_every=1",
-    "--set",
-    "contexts=3",
-]
+    "--model", "tiny", "--engine", "hf", "--steps", "12", "--eval-samples", "5", "--save-every", "1", "--contexts", "3",
+]  # fmt: skip
 FREE = {"timings", "peak_memory_mb"}
 
 
@@ -43,13 +33,18 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "shiq_bench.cli", *arguments]
 
 
-def shiq_bench(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "SHIQ_BENCH_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+def process(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    env = {**os.environ, "SHIQ_BENCH_HOME": str(home), "COLUMNS": "200", **environment}
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=env, timeout=300)
 
 
-def run(home: Path, results: Path, *more: str, algo: str = "shiq") -> subprocess.CompletedProcess[str]:
-    return shiq_bench(home, "run", "--algo", algo, "--task", "tree", "--results", str(results), *SETTINGS, *more)
+def words(results: Path, *more: str, algo: str = "shiq") -> list[str]:
+    return ["run", "--algo", algo, "--task", "tree", "--results", str(results), *SETTINGS, *more]
+
+
+def run(home: Path, results: Path, *more: str, algo: str = "shiq") -> Finished:
+    return shiq_bench(*words(results, *more, algo=algo), SHIQ_BENCH_HOME=str(home))
 
 
 def record(results: Path) -> dict[str, Any]:
@@ -64,11 +59,11 @@ def without_freedom(data: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One uninterrupted run."""
+    """One uninterrupted run, in a process of its own."""
     results = tmp_path_factory.mktemp("whole")
-    done = run(home, results)
+    done = process(home, *words(results))
     assert done.returncode == 0, done.stderr
-    assert "Mean reward" in done.stdout or "mean reward" in done.stdout
+    assert "mean reward" in done.stdout
     assert "record.json" in done.stdout
     return results
 
@@ -101,30 +96,29 @@ def test_a_finished_run_is_not_run_again(home: Path, whole: Path) -> None:
     (path,) = whole.glob("*/record.json")
     before = path.stat().st_mtime_ns
     done = run(home, whole)
-    assert done.returncode == 0 and "mean reward" in done.stdout.lower()
+    assert done.code == 0 and "mean reward" in done.out.lower()
     assert path.stat().st_mtime_ns == before
 
 
 def test_table_prints_it_again(home: Path, whole: Path) -> None:
-    done = shiq_bench(home, "table", "--results", str(whole), "--format", "md")
-    assert done.returncode == 0, done.stderr
-    assert "shiq" in done.stdout and "reference" in done.stdout
-    again = shiq_bench(home, "table", "--results", str(whole), "--format", "md")
-    assert done.stdout == again.stdout
+    done = shiq_bench("table", "--results", str(whole), "--format", "md")
+    assert done.code == 0, done.err
+    assert "shiq" in done.out and "reference" in done.out
+    again = shiq_bench("table", "--results", str(whole), "--format", "md")
+    assert done.out == again.out
 
 
 def interrupt(home: Path, results: Path, how: signal.Signals, ready: Callable[[], bool]) -> tuple[int, str]:
     """Start a run, send a signal once ``ready``; its exit code and error output."""
-    env = {**os.environ, "SHIQ_BENCH_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    arguments = ["run", "--algo", "shiq", "--task", "tree", "--results", str(results), *SETTINGS]
+    env = {**os.environ, "SHIQ_BENCH_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     with (results.parent / f"{results.name}.err").open("w+") as log:
-        process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=log, env=env)
+        started = subprocess.Popen(command(*words(results)), stdout=subprocess.DEVNULL, stderr=log, env=env)
         deadline = time.monotonic() + 120
         while not ready():
-            assert process.poll() is None and time.monotonic() < deadline, "over before the signal"
+            assert started.poll() is None and time.monotonic() < deadline, "over before the signal"
             time.sleep(0.002)
-        process.send_signal(how)
-        code = process.wait(timeout=60)
+        started.send_signal(how)
+        code = started.wait(timeout=60)
         log.seek(0)
         return code, log.read()
 
@@ -142,25 +136,25 @@ def test_interrupted_and_resumed_is_the_same_run(home: Path, whole: Path, tmp_pa
     assert "Traceback" not in err
 
     refused = run(home, results)
-    assert refused.returncode == 2 and "--resume" in refused.stderr and "--fresh" in refused.stderr
+    assert refused.code == 2 and "--resume" in refused.err and "--fresh" in refused.err
     resumed = run(home, results, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.code == 0, resumed.err
     assert without_freedom(record(results)) == without_freedom(record(whole))
 
 
 def test_off_policy_use_must_be_allowed(home: Path, tmp_path: Path) -> None:
     offline = ("--set", "collect=offline")
     refused = run(home, tmp_path / "results", *offline, algo="reinforce")
-    assert refused.returncode == 2 and "--allow-off-policy" in refused.stderr and not (tmp_path / "results").exists()
+    assert refused.code == 2 and "--allow-off-policy" in refused.err and not (tmp_path / "results").exists()
     allowed = run(home, tmp_path / "results", *offline, "--allow-off-policy", "--dry-run", algo="reinforce")
-    assert allowed.returncode == 0 and "allow_off_policy: true" in allowed.stdout
+    assert allowed.code == 0 and "allow_off_policy: true" in allowed.out
 
 
 def test_interrupted_after_training_trains_no_further(home: Path, whole: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     code, err = interrupt(home, results, signal.SIGINT, lambda: bool(list(results.glob("*/policy/*.safetensors"))))
     assert code == 130, err
-    assert run(home, results, "--resume").returncode == 0
+    assert run(home, results, "--resume").code == 0
     assert without_freedom(record(results)) == without_freedom(record(whole))
 
 
@@ -169,8 +163,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(home: Path, tmp_pat
     plugin = tmp_path / "fragile.py"
     plugin.write_text(
         "from dataclasses import dataclass\n"
-        "from shiq_bench.api import Algorithm, algorithm\n"
-        "from shiq_bench.batch import LossOutput\n"
+        "from shiq_bench import Algorithm, LossOutput, algorithm\n"
         "calls = 0\n"
         "@algorithm('fragile')\n"
         "@dataclass(frozen=True)\n"
@@ -183,13 +176,13 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(home: Path, tmp_pat
     )
     results = tmp_path / "results"
     done = run(home, results, "--plugin", str(plugin), algo="fragile")
-    assert done.returncode == 2
-    assert "diverged" in done.stderr and "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "diverged" in done.err and "Traceback" not in done.err
     assert record(results)["status"] == "diverged"
     kept = sorted(p.name for p in results.glob("*/checkpoints/checkpoint-*"))
     assert kept == ["checkpoint-1", "checkpoint-2"]
-    table = shiq_bench(home, "table", "--results", str(results), "--plugin", str(plugin))
-    assert "diverged" in table.stdout
+    table = shiq_bench("table", "--results", str(results), "--plugin", str(plugin))
+    assert "diverged" in table.out
 
 
 @pytest.mark.parametrize(
@@ -214,23 +207,23 @@ def test_bad_input_is_one_line_and_exit_2(home: Path, tmp_path: Path, arguments:
     for key, value in zip(arguments[::2], arguments[1::2], strict=False):
         base.pop(key, None) if value else None
     flat = [x for pair in base.items() for x in pair]
-    done = shiq_bench(home, "run", *flat, "--results", str(results), *arguments)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == 2, done.stderr
-    assert len(errors) == 1 and message in errors[0], done.stderr
-    assert "Traceback" not in done.stderr
+    done = shiq_bench("run", *flat, "--results", results, *arguments)
+    errors = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert done.code == 2, done.err
+    assert len(errors) == 1 and message in errors[0], done.err
+    assert "Traceback" not in done.err
     assert not results.exists(), "nothing may be written"
 
 
 def test_unwritable_results_are_found_before_training(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     done = run(home, tmp_path / "file")
-    assert done.returncode == 2 and "is a file" in done.stderr and "training" not in done.stderr
+    assert done.code == 2 and "is a file" in done.err and "training" not in done.err
     assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_an_unreachable_hub_is_one_line(home: Path, tmp_path: Path) -> None:
-    done = shiq_bench(
+    done = process(
         home, "run", "--algo", "shiq", "--task", "tree", "--model", "no-one/nothing", "--engine", "hf",
         "--results", str(tmp_path), HF_HUB_OFFLINE="1",
     )  # fmt: skip
@@ -243,16 +236,16 @@ def test_a_record_of_a_newer_schema_is_refused_by_name(home: Path, whole: Path, 
     copy = tmp_path / path.parent.name / "record.json"
     copy.parent.mkdir()
     copy.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
-    done = shiq_bench(home, "table", "--results", str(tmp_path))
-    assert done.returncode != 0
-    assert "99" in done.stderr and path.parent.name in done.stderr and "upgrade" in done.stderr
+    done = shiq_bench("table", "--results", str(tmp_path))
+    assert done.code != 0
+    assert "99" in done.err and path.parent.name in done.err and "upgrade" in done.err
 
 
 def test_list_names_everything_with_a_line(home: Path) -> None:
-    done = shiq_bench(home, "list")
-    assert done.returncode == 0
+    done = shiq_bench("list")
+    assert done.code == 0
     for name in ("shiq", "sft", "dpo", "bfcl", "tree"):
-        (line,) = [x for x in done.stdout.splitlines() if x.split()[:1] == [name]]
+        (line,) = [x for x in done.out.splitlines() if x.split()[:1] == [name]]
         assert len(line.split()) > 4
 
 
@@ -268,7 +261,7 @@ def test_methods_share_data_and_reference_evaluations(home: Path, whole: Path, t
     """A second method on the same settings gets the same reference numbers and trajectories, from the cache."""
     before = {p.name for p in (home / "reference-evaluation").iterdir()}
     done = run(home, tmp_path, algo="sft")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert {p.name for p in (home / "reference-evaluation").iterdir()} == before
     theirs, ours = record(tmp_path), record(whole)
     pick = [e for e in theirs["evaluations"] if e["policy"] == "reference"]
@@ -278,26 +271,25 @@ def test_methods_share_data_and_reference_evaluations(home: Path, whole: Path, t
 
 def test_another_learning_rate_shares_the_reference_pass(home: Path, whole: Path, tmp_path: Path) -> None:
     before = {p.name for p in (home / "reference").iterdir()}
-    assert run(home, tmp_path, "--set", "learning_rate=1e-3", "--seed", "7").returncode == 0
+    assert run(home, tmp_path, "--set", "learning_rate=1e-3", "--seed", "7").code == 0
     assert {p.name for p in (home / "reference").iterdir()} == before
     assert record(tmp_path)["training"] != record(whole)["training"]
 
 
 def test_two_methods_stand_in_one_table(home: Path, whole: Path, tmp_path: Path) -> None:
     """Different algorithms from one version of the source are what a table is for."""
-    assert run(home, tmp_path).returncode == 0
-    assert run(home, tmp_path, algo="sft").returncode == 0
-    done = shiq_bench(home, "table", "--results", str(tmp_path), "--format", "md")
-    assert done.returncode == 0, done.stderr
-    assert "shiq" in done.stdout and "sft" in done.stdout
+    assert run(home, tmp_path).code == 0
+    assert run(home, tmp_path, algo="sft").code == 0
+    done = shiq_bench("table", "--results", str(tmp_path), "--format", "md")
+    assert done.code == 0, done.err
+    assert "shiq" in done.out and "sft" in done.out
 
 
 def test_an_edited_plugin_is_not_passed_off_as_the_run_it_was(home: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     text = (
         "from dataclasses import dataclass\n"
-        "from shiq_bench.api import Algorithm, algorithm\n"
-        "from shiq_bench.batch import LossOutput\n"
+        "from shiq_bench import Algorithm, LossOutput, algorithm\n"
         "@algorithm('mine')\n"
         "@dataclass(frozen=True)\n"
         "class Mine(Algorithm):\n"
@@ -307,10 +299,10 @@ def test_an_edited_plugin_is_not_passed_off_as_the_run_it_was(home: Path, tmp_pa
     )
     plugin.write_text(text)
     results = tmp_path / "results"
-    assert run(home, results, "--plugin", str(plugin), algo="mine").returncode == 0
+    assert run(home, results, "--plugin", str(plugin), algo="mine").code == 0
     plugin.write_text(text.replace("-1.0", "-2.0"))
     again = run(home, results, "--plugin", str(plugin), algo="mine")
-    assert again.returncode == 2 and "--fresh" in again.stderr
+    assert again.code == 2 and "--fresh" in again.err
 
 
 def test_a_table_is_trained_on_unit_returns_and_judged_on_its_own(tmp_path: Path) -> None:

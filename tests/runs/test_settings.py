@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
-from typer.testing import CliRunner
 
-from shiq_bench.cli.app import app
 from shiq_bench.records.errors import UserError
-from shiq_bench.runs.settings import parse_sets, read_yaml, resolve
+from shiq_bench.runs.settings import coerce, parse_flags, parse_sets, read_yaml, resolve
+from tests.command import shiq_bench
 
 
 def test_defaults_and_overrides() -> None:
@@ -88,9 +88,64 @@ def test_yaml(tmp_path: Path) -> None:
         read_yaml(tmp_path / "absent.yaml")
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "found"),
+    [
+        ("yes", bool, True), ("ON", bool, True), (1, bool, True), (True, bool, True), ("0", bool, False),
+        ("3", int, 3), (3.0, int, 3), ("none", int | None, None), (None, int | None, None), ("3", int | None, 3),
+        ("1e-3", float, 1e-3), (2, float, 2.0), (0.1 + 0.2, float, 0.1 + 0.2),
+        (3, str, "3"), ("", str, ""), ("a", Literal["a", "b"], "a"),
+    ],
+)  # fmt: skip
+def test_a_value_becomes_what_its_field_is(value: Any, kind: Any, found: Any) -> None:
+    got = coerce("key", value, kind)
+    assert got == found and type(got) is type(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (2, bool, "true or false"), ("", bool, "true or false"), (3.5, int, "a whole number"),
+        (True, int, "a whole number"), ("x", int | None, "a whole number"), (True, float, "a number"),
+        ("inf", float, "a number"), (float("nan"), float, "a number"), (None, str, "text"), (["a"], str, "text"),
+        (None, Literal["a", "b"], "one of a, b"),
+        ("padded ", Literal["padded"], "one of padded: did you mean 'padded'?"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_said_to_be_expected_otherwise(value: Any, kind: Any, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        coerce("key", value, kind)
+    assert str(caught.value) == f"key={value}: expected {expected}"
+
+
+def test_flags() -> None:
+    known: dict[str, dict[str, Any]] = {
+        "run": {"steps": int, "samples": int},
+        "algorithm": {"shift": bool, "samples": int, "no_op": bool},
+    }
+    for words, found in (
+        ("--steps 3 --shift", {"steps": "3", "shift": "true"}),
+        ("--steps=3 --no-shift --no-op", {"steps": "3", "shift": "false", "no_op": "true"}),
+        ("--shift no --steps -1", {"shift": "no", "steps": "-1"}),
+        ("--algorithm.samples 2 --run.samples=", {"algorithm.samples": "2", "run.samples": ""}),
+        ("", {}),
+    ):
+        assert parse_flags(words.split(), known) == found
+    for words, message in (
+        ("--stps 3", r"^No such option: --stps: did you mean '--steps'\?$"),
+        ("--dry-rum", "did you mean '--dry-run'"),
+        ("--wholly-unknown", "^No such option: --wholly-unknown$"),
+        ("--no-thing", "^No such option: --no-thing"),
+        ("--steps 3 4", "^'4' belongs to no option"),
+        ("--steps 3 --steps=4", "^--steps is given twice$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse_flags(words.split(), known, ["--dry-run"])
+
+
 def test_a_dry_run_refuses_a_split_that_the_task_does_not_know() -> None:
     command = ["run", "--algo", "shiq", "--task", "bfcl", "--dry-run", "--set"]
-    done = CliRunner().invoke(app, [*command, "eval_splits=rl,heldot"])
-    assert isinstance(done.exception, UserError) and "did you mean 'heldout'" in str(done.exception)
-    done = CliRunner().invoke(app, [*command, "eval_splits=all, rl,rl"])
-    assert done.exit_code == 0 and "eval_splits: rl,all" in done.stdout
+    done = shiq_bench(*command, "eval_splits=rl,heldot")
+    assert done.code == 2 and "did you mean 'heldout'" in done.err
+    done = shiq_bench(*command, "eval_splits=all, rl,rl")
+    assert done.code == 0 and "eval_splits: rl,all" in done.out

@@ -157,7 +157,7 @@ def test_a_lost_lease_ends_the_run_without_a_record(tmp_path: Path, monkeypatch:
 
     (job,) = jobs(tmp_path, "shiq")
 
-    def stolen(run: Run, fresh: bool) -> None:
+    def stolen(run: Run) -> None:
         event_log.lease_path(tmp_path, job.run_id).unlink()
 
     monkeypatch.setattr(running, "table_stages", stolen)

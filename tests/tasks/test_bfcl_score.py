@@ -13,6 +13,7 @@ import pytest
 
 from shiq_bench.tasks.bfcl import data
 from shiq_bench.tasks.bfcl.decode import gold_calls, gold_text
+from tests.command import Finished, shiq_bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,18 +23,15 @@ def entries(bfcl_root: Path) -> dict[str, data.Entry]:
     return data.entries(bfcl_root, data.CATEGORIES)
 
 
-def run(folder: Path, lines: list[Any], *options: str, out: str = "out.jsonl") -> subprocess.CompletedProcess[str]:
+def run(folder: Path, lines: list[Any], *options: str, out: str = "out.jsonl") -> Finished:
     """Score lines (a string stands as it is) from ``in.jsonl`` to ``out``, both in ``folder``."""
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     (folder / "in.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
     return command(folder, "in.jsonl", "--out", out, *options)
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    shell = [sys.executable, "-m", "shiq_bench.cli", "score", "--task", "bfcl", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment |= {"COLUMNS": "200"}
-    return subprocess.run(shell, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+def command(folder: Path, *arguments: str) -> Finished:
+    return shiq_bench("score", "--task", "bfcl", *arguments, cwd=folder)
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -76,7 +74,7 @@ def test_good_lines(entries: dict[str, data.Entry], tmp_path: Path) -> None:
         {"category": "irrelevance", "id": "irrelevance_1", "calls": None},
     ]
     done = run(tmp_path, [*rows[:3], "", *rows[3:], "   "])
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.code, done.err) == (0, "")
     out = written(tmp_path)
     assert [(row["category"], row["id"]) for row in out] == [(row["category"], row["id"]) for row in rows]
     *good, wrong, short, silent, refused, none = out
@@ -97,14 +95,14 @@ def test_good_lines(entries: dict[str, data.Entry], tmp_path: Path) -> None:
     }
     assert none == {"category": "irrelevance", "id": "irrelevance_1", "valid": True, "error_type": None}
 
-    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+    table = {line.split()[0]: line.split()[1:] for line in done.out.splitlines() if line.strip()}
     assert table["multi_turn_base"][1:4] == [str(sum(r["category"] == "multi_turn_base" for r in out)), "of", "200"]
     assert table["multi_turn_base"][-1] == "1" and table["simple"][-1] == "1"
     assert table["live_parallel"] == ["not", "run"] and table["overall"][:2] == ["not", "run"]
-    assert f"{len(rows) - 4} of {len(rows)} answers are valid; 2 calls refused" in done.stdout
+    assert f"{len(rows) - 4} of {len(rows)} answers are valid; 2 calls refused" in done.out
 
     again = (tmp_path / "out.jsonl").read_bytes()
-    assert run(tmp_path, [*rows[:3], "", *rows[3:], "   "]).stdout == done.stdout
+    assert run(tmp_path, [*rows[:3], "", *rows[3:], "   "]).out == done.out
     assert (tmp_path / "out.jsonl").read_bytes() == again
 
 
@@ -162,12 +160,12 @@ BAD: list[tuple[Any, str]] = [
 def test_bad_lines_are_named_and_left_out(entries: dict[str, data.Entry], tmp_path: Path) -> None:
     first, last = gold(entries["parallel_0"], "calls"), gold(entries["multi_turn_base_3"], "turns")
     done = run(tmp_path, [first, *(line for line, _ in BAD), last, first])
-    assert done.returncode == 1
-    errors = done.stderr.splitlines()
+    assert done.code == 1
+    errors = done.err.splitlines()
     assert len(errors) == len(BAD)
     for number, ((_, message), error) in enumerate(zip(BAD, errors, strict=True), 2):
         assert error.startswith(f"in.jsonl: line {number}: ") and message in error and len(error) < 600, error
-    assert "1 lines answer an entry that another line has answered too" in done.stdout
+    assert "1 lines answer an entry that another line has answered too" in done.out
     assert [(row["id"], row["valid"]) for row in written(tmp_path)] == [
         ("parallel_0", True),
         ("multi_turn_base_3", True),
@@ -177,7 +175,7 @@ def test_bad_lines_are_named_and_left_out(entries: dict[str, data.Entry], tmp_pa
 
 def test_as_deep_as_it_may_be(entries: dict[str, data.Entry], tmp_path: Path) -> None:
     done = run(tmp_path, [AREA | {"calls": [{"f": {"a": json.loads("[" * 60 + "]" * 60)}}]}])
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert written(tmp_path)[0]["error_type"].startswith("simple_function_checker")
 
 
@@ -189,8 +187,8 @@ def test_a_line_that_is_repeated_moves_no_weight(entries: dict[str, data.Entry],
 
     def scores(lines: list[Any]) -> dict[str, list[str]]:
         done = run(tmp_path, lines)
-        assert done.returncode == 0
-        return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+        assert done.code == 0
+        return {line.split()[0]: line.split()[1:] for line in done.out.splitlines() if line.strip()}
 
     once, repeated = scores(lines), scores([*lines, *[lines[0]] * 7])
     assert once["live"][:2] == repeated["live"][:2] == ["83.33%", "6"]
@@ -204,10 +202,10 @@ def test_an_answer_that_cannot_be_scored_is_named(entries: dict[str, data.Entry]
     maths = next(e for e in entries.values() if e.multi_turn and "MathAPI" in e.classes)
     hang = {"category": maths.category, "id": maths.id, "turns": [[["power(base=7, exponent=99999999999)"]]]}
     done = run(tmp_path, [gold(entries["simple_0"], "text"), hang, "{"])
-    assert done.returncode == 1
-    assert [line.split(": ", 2)[1] for line in done.stderr.splitlines()] == ["line 3", "line 2"]
-    assert "line 2: could not be scored, and counts as wrong (unscored: stopped after 10 seconds)" in done.stderr
-    assert "1 of 2 answers could not be scored and count as wrong" in done.stdout
+    assert done.code == 1
+    assert [line.split(": ", 2)[1] for line in done.err.splitlines()] == ["line 3", "line 2"]
+    assert "line 2: could not be scored, and counts as wrong (unscored: stopped after 10 seconds)" in done.err
+    assert "1 of 2 answers could not be scored and count as wrong" in done.out
     good, bad = written(tmp_path)
     assert good["valid"] and not bad["valid"]
     assert bad["error_type"] == "unscored: stopped after 10 seconds"
@@ -216,10 +214,8 @@ def test_an_answer_that_cannot_be_scored_is_named(entries: dict[str, data.Entry]
 def test_nothing_is_written_where_nothing_can_be_scored(tmp_path: Path) -> None:
     for lines in (["{"], [""], []):
         done = run(tmp_path, lines)
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1] == (
-            "error: in.jsonl holds no answer that can be scored: nothing was written"
-        )
+        assert done.code == 2
+        assert done.err.splitlines()[-1] == ("error: in.jsonl holds no answer that can be scored: nothing was written")
         assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -238,12 +234,12 @@ def test_files_that_cannot_be_had(entries: dict[str, data.Entry], tmp_path: Path
         "circle": "cannot write --out circle",
     }.items():
         done = run(tmp_path, lines, out=out)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert message in done.stderr and "scoring" not in done.stderr
+        assert done.code == 2 and done.err.count("\n") == 1, done.err
+        assert message in done.err and "scoring" not in done.err
         assert (tmp_path / "in.jsonl").read_text() == before
     for name in ("absent.jsonl", "folder"):
         done = command(tmp_path, name, "--out", "out.jsonl")
-        assert done.returncode == 2 and done.stderr.startswith(f"error: cannot read {name}: ")
+        assert done.code == 2 and done.err.startswith(f"error: cannot read {name}: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "file", "folder", "in.jsonl", "new"]
 
 
@@ -251,22 +247,22 @@ def test_the_file_of_verdicts_is_tried_before_anything_is_scored(tmp_path: Path)
     """No line can be scored, and it is the file that is complained about."""
     for out in ("x" * 300, f"new/{'x' * 250}", "in.jsonl/out.jsonl"):
         done = run(tmp_path, ["{"], out=out)
-        assert done.returncode == 2 and done.stderr.startswith(f"error: cannot write --out {out}: ")
-        assert done.stderr.count("\n") == 1
+        assert done.code == 2 and done.err.startswith(f"error: cannot write --out {out}: ")
+        assert done.err.count("\n") == 1
 
 
 def test_a_task_that_scores_no_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("{}\n")
     done = command(tmp_path, "in.jsonl", "--out", "out.jsonl", "--task", "tree")
-    assert done.returncode == 2
-    assert done.stderr == "error: task tree cannot score a file\n"
+    assert done.code == 2
+    assert done.err == "error: task tree cannot score a file\n"
 
 
 def test_no_model_library_is_loaded(entries: dict[str, data.Entry], tmp_path: Path) -> None:
     rows = rows_of_all_forms(entries)
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code = (
-        "import sys; from shiq_bench.cli import app; "
+        "import sys; from shiq_bench.cli.app import app; "
         "app(['score', '--task', 'bfcl', 'in.jsonl', '--out', 'out.jsonl'], standalone_mode=False); "
         "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'pandas', 'datasets', 'tree_sitter', 'bfcl_eval'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

@@ -19,7 +19,7 @@ from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.tiny import Recorder
 from shiq_bench.records.errors import UserError
 from shiq_bench.runs.execute import execute
-from shiq_bench.runs.resolved import Resolved, collects_fresh
+from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import data_setting, resolve
 from shiq_bench.runs.validation import check_demands
 from shiq_bench.tasks.ultrafeedback import UltraFeedback, data, files
@@ -237,7 +237,7 @@ def test_a_prompt_that_fills_the_budget_is_dropped_and_counted(tmp_path: Path) -
 def vetted(tmp_path: Path, algo: str = "dpo", **settings: Any) -> list[str]:
     path = write(tmp_path / "x.jsonl", settings.pop("data", None))
     resolved = resolve(algo, "ultrafeedback", {"dataset": str(path), **settings})
-    return list(resolved.task.validate_run(resolved.spec, resolved.algorithm, collects_fresh(resolved)))
+    return list(resolved.task.validate_run(resolved.spec, resolved.algorithm, resolved.fresh))
 
 
 def test_two_scales_are_never_mixed(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_a_reward_model_pays_fresh_answers_and_orders_stored_ones(home: Any, tmp
 def test_demands_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --data FILE"):
         resolved = resolve("dpo", "ultrafeedback", {})
-        check_demands(resolved, fresh=False)
+        check_demands(resolved)
 
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="the real pairs are not here")

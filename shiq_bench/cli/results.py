@@ -1,0 +1,120 @@
+"""``shiq-bench table``, ``compare`` and ``report``: what the records of runs show."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, live, load_plugins, metrics_of, read_records
+from shiq_bench.records.errors import UserError
+
+
+def table(
+    runs: Annotated[list[str] | None, typer.Argument(help="Run ids; all of the folder by default.")] = None,
+    results: ResultFolders = None,
+    format: Annotated[str, typer.Option(help="rich, md, latex (booktabs), html or csv.")] = "rich",
+    by: Annotated[
+        str,
+        typer.Option(help="A table for every task, method (a row a task), or method's setting (a row a setting)."),
+    ] = "task",
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing; the folder of --paper.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Write every table, and every study there are runs of, with a manifest.")
+    ] = False,
+    study: Annotated[
+        list[Path] | None,
+        typer.Option("--study", help="With --paper: a study beside the shipped ones; repeat for more."),
+    ] = None,
+    allow_mixed: AllowMixed = False,
+    plugin: Plugins = None,
+) -> None:
+    """Print the table of stored runs again, from their records alone."""
+    from rich.console import Console
+
+    from shiq_bench.report import tables
+
+    load_plugins(plugin)
+    folders = results or [Path("results")]
+    if paper:
+        if (format, by) != ("rich", "task"):
+            raise UserError("--paper writes every format, by task, method and setting: leave out --format and --by")
+        _paper(runs, folders, out or folders[0], study or [], allow_mixed)
+        return
+    if study:
+        raise UserError("--study is for --paper: to draw one study type shiq-bench study")
+    records, torn = read_records(folders, runs)
+    metrics = metrics_of(records)
+    tables.print_table(records, metrics, format=format, by=by, out=out, allow_mixed=allow_mixed, console=Console())
+    if torn:
+        raise typer.Exit(1)
+
+
+def compare(
+    one: Annotated[str, typer.Argument(metavar="A", help="A run id, or a method: algo, or algo:key=value,key=value.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="What A is compared with, named alike.")],
+    task: Annotated[str, typer.Option(help="Task whose runs a method stands for.")] = "",
+    results: ResultFolders = None,
+    format: Annotated[str, typer.Option(help="rich, md or csv.")] = "rich",
+    examples: Annotated[int, typer.Option(min=0, help="Prompts to show on which the two differ most.")] = 5,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare records of different source versions.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Two runs, or two methods over their shared seeds: differences, settings, and the prompts that tell them apart."""
+    from rich.console import Console
+
+    from shiq_bench.report import pairwise as comparing
+    from shiq_bench.report import pairwise_text as printing
+
+    load_plugins(plugin)
+    records, torn = read_records(results or [Path("results")])
+    found = [comparing.select(records, name, task) for name in (one, other)]
+    known = metrics_of(found[0]).get(found[0][0].spec.task, ())
+    made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
+    printing.print_versus(made, format=format, console=Console())
+    if torn:
+        raise typer.Exit(1)
+
+
+def report(
+    results: ResultFolders = None,
+    out: Annotated[Path | None, typer.Option(help="Page to write; report.html in the first folder by default.")] = None,
+    allow_mixed: AllowMixed = False,
+    plugin: Plugins = None,
+) -> None:
+    """Write one HTML page of all stored runs, to be opened anywhere: tables, pictures, episodes, settings."""
+    from rich.console import Console
+
+    from shiq_bench.records.files import write_atomic
+    from shiq_bench.report.page import page
+    from shiq_bench.report.payload import payload
+
+    load_plugins(plugin)
+    folders = results or [Path("results")]
+    records, torn = read_records(folders)
+    path = out or folders[0] / "report.html"
+    said = Console(stderr=True)
+    with said.status(f"comparing {len(records)} runs") if said.is_terminal else nullcontext():
+        html = page(payload(records, metrics_of(records), allow_mixed=allow_mixed))
+    write_atomic(path, html)
+    typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
+    if torn:
+        raise typer.Exit(1)
+
+
+def _paper(runs: list[str] | None, folders: list[Path], out: Path, given: list[Path], allow_mixed: bool) -> None:
+    from shiq_bench.studies.paper import MANIFEST, paper
+
+    if runs:
+        raise UserError("--paper is of whole folders: leave out the run ids")
+    with live() as report:
+        made, problems = paper(folders, out, [str(path) for path in given], allow_mixed=allow_mixed, report=report)
+    for problem in problems:
+        typer.echo(f"skipped: {problem}", err=True)
+    typer.echo(f"{len(made)} files in {out}, and what each shows in {out / MANIFEST}")
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,52 @@
+"""``shiq-bench score``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shiq_bench.cli.options import Plugins, live, load_plugins
+from shiq_bench.records.errors import UserError
+
+
+def score(
+    answers: Annotated[Path, typer.Argument(metavar="IN", help="JSON lines: one answer each.")],
+    task: Annotated[str, typer.Option(help="Task the answers belong to; see `shiq-bench list`.")],
+    out: Annotated[Path, typer.Option(help="File of verdicts, one a line.")],
+    plugin: Plugins = None,
+) -> None:
+    """Score answers from a file with the task's own checkers: no model, no torch."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from shiq_bench.api.registry import tasks
+    from shiq_bench.records.answer_file import check_out, read_lines
+    from shiq_bench.records.files import write_atomic
+
+    load_plugins(plugin)
+    lines = read_lines(answers)
+    check_out(out, answers)
+    scorer = tasks.get(task)()
+    try:
+        with live() as report:
+            scores = scorer.score_lines(lines, report)
+    finally:
+        scorer.close()
+    for problem in scores.problems:
+        typer.echo(f"{answers}: {problem}", err=True)
+    if not scores.results:
+        raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
+    write_atomic(out, "".join(json.dumps(dict(result)) + "\n" for result in scores.results).encode())
+    headings, *rows = scores.table
+    printed = Table(*headings, box=None, pad_edge=False)
+    for at, row in enumerate(rows, 1):
+        printed.add_row(*row, style="bold" if at >= scores.groups else None)
+    console = Console()
+    console.print(printed)
+    for note in scores.notes:
+        console.print(note, style="dim", highlight=False)
+    if scores.problems:
+        raise typer.Exit(1)
