@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shiq_bench.cli.reward import reward
+from shiq_bench.cli.study import study
+from shiq_bench.cli.sweep import status, sweep
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import RunRecord
 from shiq_bench.records.spec import RunSpec
@@ -34,7 +36,6 @@ data = typer.Typer(help="Offline data to keep, look at, and train from.", no_arg
 app.add_typer(data, name="data")
 app.add_typer(reward, name="reward")
 
-Results = Annotated[Path, typer.Option(help="Folder of run records.")]
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", help="A Python file that registers algorithms or tasks.")
 ]
@@ -391,101 +392,8 @@ def report(
         raise typer.Exit(1)
 
 
-@app.command()
-def study(
-    name: Annotated[
-        str, typer.Argument(help="A shipped study, the path of a YAML file, or all: those shipped that run on tables.")
-    ] = "",
-    model: Annotated[str | None, typer.Option(help="In place of the study's: 'tiny', a folder, or a hub id.")] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value for every run, over the file's settings, not its panels or methods."),
-    ] = None,
-    results: Results = Path("results"),
-    out: Annotated[Path | None, typer.Option(help="Folder of pictures; <results>/studies by default.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="The shipped studies, one line each.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs it is made of and stop.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what other code has run.")] = False,
-    allow_mixed: Annotated[
-        bool, typer.Option("--allow-mixed", help="Mix records of different source versions.")
-    ] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Run what a study still lacks, and draw its pictures and tables from the records."""
-    from rich.console import Console
-
-    from shiq_bench.runs.settings import merged, parse_sets
-    from shiq_bench.studies import study as studies
-
-    _plugins(plugin)
-    if list_ or not name:
-        studies.print_list(Console())
-        return
-    failed = studies.main(
-        name, results, out or results / "studies", Console(), Console(stderr=True),
-        dry_run=dry_run, fresh=fresh, allow_mixed=allow_mixed,
-        given=merged({} if model is None else {"model": model}, parse_sets(sets or [])),
-    )  # fmt: skip
-    if failed:
-        raise UserError(f"{failed} runs failed, and are missing from what was drawn: see the lines above")
-
-
-@app.command()
-def sweep(
-    study: Annotated[
-        str, typer.Argument(help="A shipped study, or the path of a YAML file: its runs; without one, what flags say.")
-    ] = "",
-    algo: Annotated[str, typer.Option(help="Algorithms, joined by commas.")] = "",
-    task: Annotated[str, typer.Option(help="Tasks, joined by commas.")] = "",
-    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0-5 or 0,1,2; 0 if not given.")] = "",
-    grid: Annotated[
-        list[str] | None, typer.Option("--grid", help="key=value,value: a setting that is varied; repeat for more.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="'tiny', a folder, or a hub id.")] = None,
-    sets: Sets = None,
-    tune: Annotated[
-        list[str] | None,
-        typer.Option("--tune", help="key=value,value: chosen for every method on validation prompts; repeat for more."),
-    ] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Trials of --tune, the same for every method.")] = 6,
-    results: Results = Path("results"),
-    executor: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
-    workers: Annotated[int, typer.Option(help="Runs at once; 0: as many as fit.")] = 0,
-    cores: Annotated[int, typer.Option(help="Cores of a worker; 0: an equal share.")] = 0,
-    gpus: Annotated[float | None, typer.Option(help="GPUs of a worker, or a share; one where there are any.")] = None,
-    address: Annotated[str, typer.Option(help="ray: of the cluster, host:port; without it, a local one.")] = "",
-    slurm: Annotated[
-        list[str] | None, typer.Option("--slurm", help="slurm: key=value for submitit, such as slurm_partition=gpu.")
-    ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed or diverged.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what other code has run.")] = False,
-    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Leave what other code has run as it is.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs, their cost and what is there.")] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Run many runs at once, each finished once, whoever is killed on the way."""
-    from shiq_bench.cli.sweep import Asked, main
-
-    _plugins(plugin)
-    main(
-        Asked(
-            study=study, algos=algo, tasks=task, seeds=seeds, grid=grid or [], model=model, sets=sets or [],
-            tune=tune or [], budget=budget, results=results, executor=executor, workers=workers, cores=cores, gpus=gpus,
-            address=address, slurm=slurm or [], retry=retry, fresh=fresh, allow_mixed=allow_mixed, dry_run=dry_run,
-            plugins=tuple(plugin or ()),
-        )
-    )  # fmt: skip
-
-
-@app.command()
-def status(
-    results: Results = Path("results"),
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all has ended.")] = False,
-) -> None:
-    """How the runs of a results folder stand, whoever runs them."""
-    from shiq_bench.cli.sweep import show_status
-
-    show_status(results, watch)
+for command in (study, sweep, status):
+    app.command()(command)
 
 
 @app.command()
