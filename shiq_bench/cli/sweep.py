@@ -1,177 +1,114 @@
-"""``shiq-bench sweep`` and ``shiq-bench status``: from flags to jobs, executor and what is printed."""
+"""``shiq-bench sweep`` and ``shiq-bench status``."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
+from shiq_bench.cli.options import Model, Plugins, Results, Sets, load_plugins
 from shiq_bench.records.errors import UserError
-from shiq_bench.runs.settings import merged, parse_sets
-from shiq_bench.studies.schema import find, load
-from shiq_bench.studies.trials import overridden
-from shiq_bench.sweep.executors import Executor, make_executor
-from shiq_bench.sweep.grid import Job, grid, of_flags, of_study, whole_numbers
-from shiq_bench.sweep.resources import Resources
-from shiq_bench.sweep.status import Line, status, table
-from shiq_bench.sweep.sweep import Options, print_plan, sweep
-from shiq_bench.sweep.tuning import Tuning, chosen, trials
-from shiq_bench.sweep.worker import stoppable
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was typed."""
+def sweep(
+    study: Annotated[
+        str, typer.Argument(help="A shipped study, or the path of a YAML file: its runs; without one, what flags say.")
+    ] = "",
+    algo: Annotated[str, typer.Option(help="Algorithms, joined by commas.")] = "",
+    task: Annotated[str, typer.Option(help="Tasks, joined by commas.")] = "",
+    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0-5 or 0,1,2; 0 if not given.")] = "",
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help="key=value,value: a setting that is varied; repeat for more.")
+    ] = None,
+    model: Model = None,
+    sets: Sets = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option("--tune", help="key=value,value: chosen for every method on validation prompts; repeat for more."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Trials of --tune, the same for every method.")] = 6,
+    results: Results = Path("results"),
+    executor: Annotated[str, typer.Option(help="inline (this process), local, ray or slurm.")] = "local",
+    workers: Annotated[int, typer.Option(help="Runs at once; 0: as many as fit.")] = 0,
+    cores: Annotated[int, typer.Option(help="Cores of a worker; 0: an equal share.")] = 0,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs per worker (fractions allowed; default 1 if available).")
+    ] = None,
+    address: Annotated[str, typer.Option(help="ray: of the cluster, host:port; without it, a local one.")] = "",
+    slurm: Annotated[
+        list[str] | None, typer.Option("--slurm", help="slurm: key=value for submitit, such as slurm_partition=gpu.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed or diverged.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Re-run results that another version of the code produced.")
+    ] = False,
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Leave what other code has run as it is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs, their cost and what is there.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Run experiments in parallel; killed runs resume."""
+    from functools import partial
 
-    study: str
-    algos: str
-    tasks: str
-    seeds: str
-    grid: list[str]
-    model: str | None
-    sets: list[str]
-    tune: list[str]
-    budget: int
-    results: Path
-    executor: str
-    workers: int
-    cores: int
-    gpus: float | None
-    address: str
-    slurm: list[str]
-    retry: bool
-    fresh: bool
-    allow_mixed: bool
-    dry_run: bool
-    plugins: tuple[Path, ...]
+    from rich.console import Console
 
+    from shiq_bench.records.event_log import FOLDER
+    from shiq_bench.runs.settings import merged, parse_sets
+    from shiq_bench.studies.study import study_jobs
+    from shiq_bench.sweep.executors import make_executor
+    from shiq_bench.sweep.grid import check_seedless, names, of_flags, parse_grid, whole_numbers
+    from shiq_bench.sweep.resources import Resources
+    from shiq_bench.sweep.sweep import Options, check_ended, print_plan
+    from shiq_bench.sweep.sweep import sweep as run_all
+    from shiq_bench.sweep.tuning import Tuning, trials, tuned
+    from shiq_bench.sweep.worker import stoppable
 
-def main(asked: Asked) -> None:
-    """Do a sweep.
-
-    Raises:
-        UserError: what was typed makes no sense, or some runs failed.
-    """
+    load_plugins(plugin)
     stoppable()
-    for key in parse_sets(asked.sets):
-        if key.removeprefix("run.") in ("seed", "seeds"):
-            raise UserError(f"--set {key}: seeds are given by --seeds, such as --seeds 0-5, or by the study")
-    options = Options(asked.retry, asked.fresh, asked.allow_mixed, asked.plugins)
-    console, log = Console(), Console(stderr=True)
-    _executor(asked)
-    jobs = list(_trials(asked)) if asked.tune else list(_jobs(asked))
-    if asked.dry_run:
-        print_plan(jobs, asked.results, options, console)
-        if asked.tune:
-            algos, tasks, seeds, _ = _flags(asked)
-            said = f"then {len(algos)} x {len(tasks)} with what is chosen, on {len(seeds)} seeds"
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
-        return
-    lines: list[Line] = []
-    if asked.tune:
-        lines += sweep(jobs, asked.results, _executor(asked), options, console, log)
-        jobs = list(_chosen(asked, jobs, console))
-    lines += sweep(jobs, asked.results, _executor(asked), options, console, log)
-    if asked.study:
-        name = asked.study if not asked.sets and not asked.model else f"{asked.study} with the same settings"
-        console.print(f"draw it: shiq-bench study {name} --results {asked.results}", highlight=False, soft_wrap=True)
-    if lost := sum(line.state != "done" for line in lines):
-        again = "" if asked.retry else "; --retry tries them again"
-        raise UserError(f"{lost} of {len(lines)} runs did not end well: see the lines above{again}")
-
-
-def _executor(asked: Asked) -> Executor:
-    return make_executor(
-        asked.executor, Resources(asked.workers, asked.cores, asked.gpus), asked.results / ".runs" / "slurm",
-        address=asked.address, options=parse_sets(asked.slurm, "--slurm"),
+    given = parse_sets([*([] if model is None else [f"model={model}"]), *(sets or [])])
+    check_seedless(given)
+    workplace = make_executor(
+        executor, Resources(workers, cores, gpus), results / FOLDER / "slurm",
+        address=address, options=parse_sets(slurm or [], "--slurm"),
     )  # fmt: skip
-
-
-def _trials(asked: Asked) -> Iterable[Job]:
-    if asked.study or asked.grid:
+    if tune and (study or grid):
         raise UserError("--tune chooses what a study or --grid would vary: give --algo and --task beside it alone")
-    return trials(Tuning(grid(asked.tune, "--tune"), asked.budget), *_flags(asked))
-
-
-def _chosen(asked: Asked, jobs: Sequence[Job], console: Console) -> Iterable[Job]:
-    """The runs to report, each method with the settings that did best on validation data."""
-    algos, tasks, seeds, given = _flags(asked)
-    best = chosen(Tuning(grid(asked.tune, "--tune"), asked.budget), algos, tasks, jobs, asked.results)
-    for algo, task in sorted(set(product(algos, tasks)) - best.keys()):
-        console.print(f"no trial of {algo} on {task} has ended well: it is left out", highlight=False, markup=False)
-    if not best:
-        raise UserError("no trial of any method has ended well: see the lines above")
-    for (algo, task), settings in best.items():
-        said = ", ".join(f"{k}={v}" for k, v in settings.items()) or "nothing to tune"
-        console.print(f"chosen for {algo} on {task}: {said}", highlight=False, markup=False, soft_wrap=True)
-        yield from of_flags([algo], [task], seeds, given, {k: [v] for k, v in settings.items()})
-
-
-def _flags(asked: Asked) -> tuple[list[str], list[str], list[int], dict[str, Any]]:
-    """Methods, tasks, seeds and settings of a sweep without a study."""
-    algos, tasks = names("--algo", asked.algos), names("--task", asked.tasks)
-    given = merged({} if asked.model is None else {"model": asked.model}, parse_sets(asked.sets))
-    return algos, tasks, whole_numbers(asked.seeds or "0"), merged(given, {"results": str(asked.results)})
-
-
-def _jobs(asked: Asked) -> Iterable[Job]:
-    if asked.study:
-        given = merged({} if asked.model is None else {"model": asked.model}, parse_sets(asked.sets))
-        given_too = {"--algo": asked.algos, "--task": asked.tasks, "--grid": asked.grid, "--seeds": asked.seeds}
-        for flag, value in given_too.items():
+    tuning = Tuning(parse_grid(tune, "--tune"), budget) if tune else None
+    if study:
+        for flag, value in {"--algo": algo, "--task": task, "--grid": grid, "--seeds": seeds}.items():
             if value:
                 raise UserError(f"{flag} is for sweeps without a study: a study's file says what it is made of")
-        (path, *more) = find(asked.study)
-        if more:
-            raise UserError("a sweep is of one study: name it, and see shiq-bench study --list")
-        return of_study(overridden(load(path), given), asked.results)
-    return of_flags(*_flags(asked), grid(asked.grid))
-
-
-def names(flag: str, text: str) -> list[str]:
-    """``a,b`` to ``["a", "b"]``.
-
-    Raises:
-        UserError: none, or one twice.
-    """
-    out = [name.strip() for name in text.split(",") if name.strip()]
-    if not out:
-        raise UserError(
-            f"{flag} is missing: type, say, shiq-bench sweep --algo shiq,dpo --task bandit --seeds 0-9, or the name of "
-            "a study"
-        )
-    if len(set(out)) < len(out):
-        raise UserError(f"{flag} {text}: a name is given twice")
-    return out
-
-
-def show_status(results: Path, watch: bool) -> None:
-    """Print how everything stands, again and again if asked.
-
-    Raises:
-        UserError: no such folder, or nothing was ever run there.
-    """
-    console = Console()
-    now = status(results)
-    if not now.lines and not now.problems:
-        raise UserError(f"nothing was run in {results} yet: start with shiq-bench run or shiq-bench sweep")
-    if watch:
-        from rich.live import Live
-
-        with suppress(KeyboardInterrupt), Live(table(now.lines), console=console, auto_refresh=False) as live:
-            while now.under_way:
-                time.sleep(2)
-                now = status(results)
-                live.update(table(now.lines, rows=max(5, console.height - 4)), refresh=True)
+        jobs = study_jobs(study, given, results)
     else:
-        console.print(table(now.lines, rows=len(now.lines)))
-    if now.problems:
-        for problem in now.problems:
-            console.print(f"skipped: {problem}", highlight=False, markup=False, soft_wrap=True)
-        raise UserError(f"{len(now.problems)} records cannot be read: delete their folders to run them again")
+        flags = names("--algo", algo), names("--task", task), whole_numbers(seeds or "0")
+        given = merged(given, {"results": str(results)})
+        jobs = list(trials(tuning, *flags, given) if tuning else of_flags(*flags, given, parse_grid(grid or [])))
+    console, options = Console(), Options(retry, fresh, allow_mixed, tuple(plugin or ()))
+    if dry_run:
+        print_plan(jobs, results, options, console)
+        if tuning:
+            said = " x ".join(str(len(some)) for some in flags[:2])
+            console.print(f"then {said} with what is chosen, on {len(flags[2])} seeds", highlight=False, markup=False)
+        return
+    run = partial(
+        run_all, results=results, executor=workplace, options=options, console=console, log=Console(stderr=True)
+    )
+    lines = run(jobs)
+    if tuning:
+        lines += run(tuned(tuning, *flags, given, jobs, results, console))
+    if study:
+        name = study if not given else f"{study} with the same settings"
+        console.print(f"draw it: shiq-bench study {name} --results {results}", highlight=False, soft_wrap=True)
+    check_ended(lines, retry)
+
+
+def status(
+    results: Results = Path("results"),
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all has ended.")] = False,
+) -> None:
+    """How the runs of a results folder stand, whoever runs them."""
+    from rich.console import Console
+
+    from shiq_bench.sweep.status import print_status
+
+    print_status(results, watch, Console())

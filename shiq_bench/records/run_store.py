@@ -79,6 +79,14 @@ def load(path: Path | str) -> RunRecord:
         raise UserError(f"{path}: {error}") from None
 
 
+def find(results: Path | str, run_id: str) -> RunRecord | None:
+    """A run's record; None where there is none, or none that can be read, which the run itself will say."""
+    try:
+        return load(run_folder(results, run_id))
+    except UserError:
+        return None
+
+
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"it holds {text}")
 

@@ -156,3 +156,19 @@ class RunSpec:
     def run_id(self) -> str:
         """``<algo>-<task>-<hash>``: a versioned hash over :meth:`outcome` and nothing else."""
         return f"{self.algo}-{self.task}-{stable_hash({'version': RUN_ID_VERSION, **self.outcome()})[:12]}"
+
+
+#: What the reference's numbers depend on. Runs that agree on these share one reference and one block of a table;
+#: everything else about a spec is what the block compares.
+CONDITIONS = (
+    "task", "task_options", "model", "revision", "trust_remote_code", "precision", "engine",
+    "max_tokens", "max_length", "eval_samples", "eval_seed", "eval_limit",
+)  # fmt: skip
+
+
+def conditions(spec: RunSpec) -> dict[str, Any]:
+    """What runs of one table share: settings that change what is measured, and not who is measured."""
+    outcome = spec.outcome()
+    # A table's run holds many instances: runs that share some are no independent seeds of each other.
+    names = (*CONDITIONS, "seed", "seeds") if spec.model == "table" else CONDITIONS
+    return {name: outcome[name] for name in names}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import Evaluation, RunRecord
-from shiq_bench.records.spec import RunSpec
+from shiq_bench.records.spec import CONDITIONS, RunSpec
 from shiq_bench.stats.intervals import Estimate
 from shiq_bench.stats.ranking import Test
 
@@ -19,14 +19,6 @@ LM_EVAL = "lm-eval"
 
 #: Marks a difference to the reference on an lm-eval task that lies below 0 with its whole interval.
 DROP = " ▼"
-
-
-# What the reference's numbers depend on. Runs that agree on these share one reference and one
-# block of the table; everything else about a spec is what the block compares.
-CONDITIONS = (
-    "task", "task_options", "model", "revision", "trust_remote_code", "precision", "engine",
-    "max_tokens", "max_length", "eval_samples", "eval_seed", "eval_limit",
-)  # fmt: skip
 
 
 Place = tuple[str, str]  # split, mode
@@ -131,14 +123,6 @@ class Comparison:
 
     blocks: tuple[Block, ...]
     captions: tuple[str, ...]
-
-
-def conditions(spec: RunSpec) -> dict[str, Any]:
-    """What runs of one table share: settings that change what is measured, and not who is measured."""
-    outcome = spec.outcome()
-    # A table's run holds many instances: runs that share some are no independent seeds of each other.
-    names = (*CONDITIONS, "seed", "seeds") if spec.model == "table" else CONDITIONS
-    return {name: outcome[name] for name in names}
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:

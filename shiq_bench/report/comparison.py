@@ -17,6 +17,7 @@ from shiq_bench.records.hashing import canonical_json, stable_hash
 from shiq_bench.records.metric import ENGINE_METRICS, Metric
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.spec import conditions
 from shiq_bench.report.blocks import (
     LM_EVAL,
     Block,
@@ -25,7 +26,6 @@ from shiq_bench.report.blocks import (
     Comparison,
     Key,
     Place,
-    conditions,
     differing,
     flat,
     last,

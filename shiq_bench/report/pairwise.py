@@ -16,7 +16,8 @@ from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, RunRecord
-from shiq_bench.report.blocks import Place, conditions, differing, flat, last, named, plain
+from shiq_bench.records.spec import conditions
+from shiq_bench.report.blocks import Place, differing, flat, last, named, plain
 from shiq_bench.report.comparison import known_metrics
 from shiq_bench.stats.clustered import linearised_difference, paired_examples, prompts_with, summarise
 from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t

@@ -21,6 +21,11 @@ from rich.progress import (
 EVERY = 30.0
 
 
+def about(seconds: float) -> str:
+    """``40 s``, ``3 min``."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 class LiveReport:
     """``report(what, done, total)``: a bar with an estimate for each stage in turn.
 

@@ -7,10 +7,22 @@ varies. Tables train their seeds in one run; a study of language models says whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from shiq_bench.api import needs as api_needs
 from shiq_bench.api.algorithm import Algorithm
@@ -18,94 +30,233 @@ from shiq_bench.api.registry import algorithms
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.report.multi_task import IMPROVEMENT, PROFILES
 from shiq_bench.report.study_results import Kind, View
-from shiq_bench.runs.settings import coerce
 
 #: The shipped studies, in the order of the index.
 SHIPPED = Path(__file__).parent
 
 Settings = Mapping[str, Any]
+T = TypeVar("T")
 
-_KEYS = (
-    "title", "asks", "kind", "metric", "focus", "settings", "task", "panels", "methods", "vary", "x_label", "x_scale",
-    "scale", "floor", "reach", "contrast", "views", "adjust", "leave_out", "no_bound", "every_algorithm", "notes",
-    "replicate", "split", "mode", "x_metric", "normalise",
-)  # fmt: skip
+_NEEDS = sorted(
+    name
+    for name, cls in vars(api_needs).items()
+    if isinstance(cls, type) and issubclass(cls, api_needs.Need) and cls is not api_needs.Need
+)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Some cells, by panel, by method and by what a method declares to need; and why they are treated otherwise."""
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError("expected values that differ, and at least one, such as [0, 1, 2]")
+    return values
 
-    reason: str
-    panels: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
+
+def _pair(panels: Any) -> Any:
+    if not isinstance(panels, list) or len(panels) != 2:
+        raise ValueError(f"expected pairs of panels, and this is {panels!r}")
+    return panels
+
+
+#: Text on one line, however the file breaks it.
+Text = Annotated[str, AfterValidator(lambda text: " ".join(text.split()))]
+#: Names of panels or of methods; () where the file names none, which means all of them.
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Settable(BaseModel):
+    """Every key that is no field is a setting."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def settings(self) -> Settings:
+        return self.model_extra or {}
+
+
+class Panel(_Settable):
+    """A task and its settings; ``bound`` is what the metric may at most be there."""
+
+    task: Text
+    bound: FiniteFloat | None = None
+
+
+class Method(_Settable):
+    """An algorithm and its settings."""
+
+    algo: Text
+
+
+class Cells(_Strict):
+    """Some panels and some methods."""
+
+    panels: Names = ()
+    methods: Names = ()
+
+
+class Rule(Cells):
+    """Some cells, by panel, by method and by what a method declares to need."""
+
     needs: str = ""
-    settings: Settings = field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _not_all(self) -> Rule:
+        if not (self.panels or self.methods or self.needs):
+            raise ValueError("name panels, methods or needs, for without them it is every cell")
+        return self
 
     def about(self, panel: str, method: str, algorithm: Algorithm) -> bool:
         """Whether a cell is one of them."""
         needed = not self.needs or algorithm.need(getattr(api_needs, self.needs)) is not None
-        return panel in self.panels and method in self.methods and needed
+        return needed and panel in (self.panels or (panel,)) and method in (self.methods or (method,))
 
 
-@dataclass(frozen=True)
-class Study:
+class Adjustment(Rule):
+    """Cells with settings of their own, which win over all but what varies."""
+
+    settings: dict[str, Any]
+
+
+class Exemption(Rule):
+    """Cells that are not run, or that no bound holds for, and why."""
+
+    reason: Annotated[Text, AfterValidator(lambda text: text.rstrip("."))]
+
+
+class Study(_Strict):
     """A study as its file says it.
 
     Attributes:
         name: of the file, and of everything that is drawn from it.
         asks: the question, one sentence.
-        kind: ``curves`` over updates, numbers ``against`` what varies, a ``front`` of the metric over
-            another (``x_metric``; KL to the reference, unless told otherwise) as something varies, a ``table``,
-            or all panels summed up ``across`` tasks.
+        kind: ``curves`` over updates, numbers ``against`` what varies, a ``front`` of the metric over the KL to the
+            reference as something varies, a ``table``, or all panels summed up ``across`` tasks.
         metric: what is shown.
         focus: the method that the others are compared with; "" for none.
         settings: of every cell; panels, methods and what varies win over them, in this order.
-        panels: title -> ``task`` and settings.
-        methods: label -> ``algo`` and settings.
-        vary: the setting on the x axis and its values.
-        views: which panels and methods share a pair of axes, or a table.
+        task, panels: title -> task and settings, or the one task of the only panel.
         every_algorithm: methods that no label names are added under their own name.
-        reach: a metric and a threshold, to measure speed by.
-        contrasts: pairs of panels to compare method by method; their instances are the same problems.
+        methods: label -> algorithm and settings.
+        vary: the setting on the x axis -> its values.
+        reach: a metric -> a threshold, to measure speed by.
+        contrast: pairs of panels to compare method by method; their instances are the same problems.
+        views: title -> which panels and methods share a pair of axes, or a table.
+        adjust: cells with settings of their own.
+        leave_out: cells that are not run.
+        no_bound: cells that the bounds do not hold for.
         replicate: training seeds of language models, one run each; () where the runs are tables.
         split, mode: the evaluation of language models that is shown.
-        normalise: across tasks, what scores are between: the reference and the ``optimum`` (of a distance to the
-            optimum, such as regret), or the worst and the best run of a panel (``minmax``).
-        adjust: cells with settings of their own, which win over all but what varies.
-        leave_out: cells that are not run.
-        bounds: panel -> what the metric may at most be there.
-        no_bound: cells that the bounds do not hold for.
     """
 
     name: str
-    title: str
-    asks: str
+    title: Text
+    asks: Text = ""
     kind: Kind
-    metric: str
-    focus: str
-    settings: Settings
-    panels: Mapping[str, Settings]
-    methods: Mapping[str, Settings]
-    vary: tuple[str, tuple[float, ...]] | None = None
-    x_label: str = ""
-    x_scale: Literal["log", "linear"] = "linear"
-    scale: Literal["log", "linear"] = "log"
-    floor: float = 0.0
-    reach: tuple[str, float] | None = None
-    contrasts: tuple[tuple[str, str], ...] = ()
-    views: tuple[View, ...] = ()
-    adjust: tuple[Rule, ...] = ()
-    leave_out: tuple[Rule, ...] = ()
-    no_bound: tuple[Rule, ...] = ()
+    metric: Text
+    focus: Text = ""
+    settings: dict[str, Any] = {}
+    task: Text | None = None
+    panels: Annotated[dict[str, Panel], Field(min_length=1)] = Field(None, validate_default=True)
     every_algorithm: bool = False
-    bounds: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    replicate: tuple[int, ...] = ()
-    split: str = ""
-    mode: str = ""
-    x_metric: str = ""
-    normalise: str = ""
+    methods: Annotated[dict[str, Method], Field(min_length=1)]
+    vary: Annotated[
+        dict[str, Annotated[tuple[FiniteFloat, ...], AfterValidator(_distinct)]], Field(min_length=1, max_length=1)
+    ] = {}
+    x_label: Text = ""
+    x_scale: Literal["log", "linear"] = "linear"
+    floor: FiniteFloat = 0.0
+    reach: Annotated[dict[str, Annotated[FiniteFloat, Field(gt=0)]], Field(min_length=1, max_length=1)] = {}
+    contrast: tuple[Annotated[tuple[str, str], BeforeValidator(_pair)], ...] = ()
+    views: dict[str, Cells] | None = None
+    adjust: tuple[Adjustment, ...] = ()
+    leave_out: tuple[Exemption, ...] = ()
+    no_bound: tuple[Exemption, ...] = ()
+    notes: tuple[Text, ...] = ()
+    replicate: Annotated[tuple[int, ...], AfterValidator(_distinct)] = ()
+    split: Text = "heldout"
+    mode: Literal["sampled", "greedy"] = "sampled"
+
+    @field_validator("panels", mode="before")
+    @classmethod
+    def _or_one(cls, panels: Any, info: ValidationInfo) -> Any:
+        task = info.data.get("task")
+        if (task is None) == (panels is None):
+            raise ValueError("a study needs either the key 'task' or the key 'panels'")
+        return {task: {"task": task}} if panels is None else panels
+
+    @field_validator("methods")
+    @classmethod
+    def _and_the_rest(cls, methods: dict[str, Method], info: ValidationInfo) -> dict[str, Method]:
+        named = {method.algo for method in methods.values()}
+        rest = [name for name in algorithms.names() if name not in named] if info.data.get("every_algorithm") else []
+        return methods | {name: Method(algo=name) for name in rest}
+
+    @model_validator(mode="after")
+    def _known(self) -> Study:
+        """Refuse names of no panel and of no method."""
+        rules = {"adjust": self.adjust, "leave_out": self.leave_out, "no_bound": self.no_bound}
+        cells = {f"views.{title}": view for title, view in (self.views or {}).items()}
+        cells |= {f"{key}.{i}": rule for key, some in rules.items() for i, rule in enumerate(some)}
+        named: list[tuple[str, tuple[str, ...], Collection[str]]]
+        named = [("focus", (self.focus,) if self.focus else (), self.methods)]
+        named += [("contrast", pair, self.panels) for pair in self.contrast]
+        for where, some in cells.items():
+            named += [(f"{where}.panels", some.panels, self.panels), (f"{where}.methods", some.methods, self.methods)]
+            named += [(f"{where}.needs", (some.needs,), _NEEDS)] if isinstance(some, Rule) and some.needs else []
+        for where, names, known in named:
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{where}: there is no {name!r}{suggest(name, list(known))}")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Study:
+        """Refuse what would do nothing."""
+        kind, language = self.kind, bool(self.replicate)
+        if kind == "across" and not self.focus:
+            raise ValueError("kind: across needs the key 'focus', the method that is compared with every other")
+        if (kind in ("against", "front")) != bool(self.vary):
+            raise ValueError(
+                "vary, a mapping such as 'off_policy: [0, 1]', is what kind: against and kind: front need, and no other"
+            )
+        if language and kind == "curves":
+            raise ValueError("kind: curves shows tables alone; with replicate expected table, against or front")
+        models = "language models: add replicate, such as 'replicate: [0, 1, 2]'"
+        for key, fits, where in (
+            ("split", language, models),
+            ("mode", language, models),
+            ("x_scale", kind == "against", "kind: against"),
+            ("views", kind != "across", "other kinds: across tasks there are two pairs of axes"),
+            ("reach", not language, "tables: leave it out, or leave out replicate"),
+            ("views", not (language and kind == "table"), "pictures: a table of language models has one part a panel"),
+        ):
+            if key in self.model_fields_set and not fits:
+                raise ValueError(f"{key} is for {where}")
+        if language and any(panel.bound is not None for panel in self.panels.values()):
+            raise ValueError("bound is for tables: leave it out, or leave out replicate")
+        for title, view in (self.views or {}).items():
+            if kind != "table" and len(view.panels or self.panels) > 1:
+                raise ValueError(f"views.{title}: a pair of axes shows one panel; name it under 'panels'")
+        return self
+
+    @property
+    def shown(self) -> tuple[View, ...]:
+        """The views; without any a table is one, and every other panel has axes of its own."""
+        panels, methods = tuple(self.panels), tuple(self.methods)
+        if self.kind == "across":
+            return tuple(View(title, panels, methods) for title in (PROFILES, IMPROVEMENT))
+        if self.views is not None:
+            return tuple(View(t, some.panels or panels, some.methods or methods) for t, some in self.views.items())
+        if self.kind == "table":
+            return (View("", panels, methods),)
+        return tuple(View(panel, (panel,), methods) for panel in panels)
+
+    @property
+    def x_metric(self) -> str:
+        """What stands on the x axis of a front: the KL to the reference, which tables compute and samples estimate."""
+        return "" if self.kind != "front" else "kl" if self.replicate else "kl_reference"
 
 
 def shipped() -> dict[str, Path]:
@@ -146,264 +297,54 @@ def load(path: Path) -> Study:
     """Read a study and check everything but its cells' settings, which :func:`expand` checks.
 
     Raises:
-        UserError: no YAML, an unknown key, or a value of the wrong kind; the line names the file.
+        UserError: no YAML, an unknown key, or a value of the wrong kind; the line names the file and the key.
     """
+    data = _read(path)
+    if "name" in data:
+        raise UserError(f"{path}: a study has no key 'name': it is called as its file is")
     try:
-        return _study(path.stem, _mapping("a study", _read(path)))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        return Study.model_validate({**data, "name": path.stem})
+    except ValidationError as error:
+        raise UserError(f"{path}: {_line(error)}") from None
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"no YAML: {' '.join(str(error).split())}") from error
-
-
-def _study(name: str, data: Mapping[str, Any]) -> Study:
-    _known("a study", data, _KEYS, needed=("title", "kind", "metric", "methods"))
-    kind = coerce("kind", data["kind"], Kind)
-    every = coerce("every_algorithm", data.get("every_algorithm", False), bool)
-    methods = _methods(_mapping("methods", data["methods"]), every)
-    panels, bounds = _panels(data)
-    focus = _text("focus", data.get("focus", ""))
-    if kind == "across" and not focus:
-        raise UserError("kind: across needs the key 'focus', the method that is compared with every other")
-    if focus and focus not in methods:
-        raise UserError(f"focus is {focus!r}, which is no method{suggest(focus, list(methods))}")
-    vary = _vary(data.get("vary"))
-    if (kind in ("against", "front")) != (vary is not None):
-        raise UserError(
-            "vary, a mapping such as 'off_policy: [0, 1]', is what kind: against and kind: front need, and no other"
-        )
-    replicate = _replicate(data["replicate"]) if "replicate" in data else ()
-    _fitting(kind, data)
-    if replicate and bounds:
-        raise UserError("bound is for tables: leave it out, or leave out replicate")
-    return Study(
-        name=name,
-        title=_text("title", data["title"]),
-        asks=_text("asks", data.get("asks", "")),
-        kind=kind,
-        metric=_text("metric", data["metric"]),
-        focus=focus,
-        settings=_mapping("settings", data.get("settings", {})),
-        panels=panels,
-        methods=methods,
-        vary=vary,
-        x_label=_text("x_label", data.get("x_label", vary[0] if vary else "")),
-        x_scale=coerce("x_scale", data.get("x_scale", "linear"), Literal["log", "linear"]),
-        scale=coerce(
-            "scale", data.get("scale", "linear" if replicate or kind == "front" else "log"), Literal["log", "linear"]
-        ),
-        floor=coerce("floor", data.get("floor", 0.0), float),
-        reach=_reach(data.get("reach")),
-        contrasts=_contrasts(data.get("contrast", []), tuple(panels)),
-        views=_views(kind, data.get("views"), tuple(panels), tuple(methods)),
-        adjust=tuple(_rules("adjust", data.get("adjust", []), panels, methods)),
-        leave_out=tuple(_rules("leave_out", data.get("leave_out", []), panels, methods)),
-        no_bound=tuple(_rules("no_bound", data.get("no_bound", []), panels, methods)),
-        every_algorithm=every,
-        bounds=bounds,
-        notes=tuple(_text("notes", n) for n in _list("notes", data.get("notes", []))),
-        replicate=replicate,
-        split=_text("split", data.get("split", "heldout")) if replicate else "",
-        mode=coerce("mode", data.get("mode", "sampled"), Literal["sampled", "greedy"]) if replicate else "",
-        x_metric=_text("x_metric", data.get("x_metric", "kl")) if kind == "front" else "",
-        normalise=_normalise(data) if kind == "across" else "",
-    )
-
-
-def _fitting(kind: Kind, data: Mapping[str, Any]) -> None:
-    """Refuse what would do nothing."""
-    language = "replicate" in data
-    if language and kind == "curves":
-        raise UserError("kind: curves shows tables alone; with replicate expected table, against or front")
-    for key, fits, where in (
-        ("split", language, "language models: add replicate, such as 'replicate: [0, 1, 2]'"),
-        ("mode", language, "language models: add replicate, such as 'replicate: [0, 1, 2]'"),
-        ("x_metric", kind == "front", "kind: front"),
-        ("x_scale", kind == "against", "kind: against"),
-        ("normalise", kind == "across", "kind: across"),
-        ("views", kind != "across", "other kinds: across tasks there are two pairs of axes"),
-        ("reach", not language, "tables: leave it out, or leave out replicate"),
-        ("views", not (language and kind == "table"), "pictures: a table of language models has one part a panel"),
-    ):
-        if key in data and not fits:
-            raise UserError(f"{key} is for {where}")
-
-
-def _known(what: str, data: Mapping[str, Any], keys: Sequence[str], needed: Sequence[str] = ()) -> None:
-    for key in data:
-        if key not in keys:
-            raise UserError(f"{what} has no key {key!r}{suggest(str(key), list(keys))}")
-    for key in needed:
-        if key not in data:
-            raise UserError(f"{what} needs the key {key!r}")
-
-
-def _mapping(what: str, data: Any) -> dict[str, Any]:
+        raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{what}: expected a mapping, and this is {data!r}"[:160])
-    return {str(k): v for k, v in data.items()}
-
-
-def _list(what: str, data: Any) -> list[Any]:
-    if not isinstance(data, list):
-        raise UserError(f"{what}: expected a list, and this is {data!r}"[:160])
+        raise UserError(f"{path}: a study: expected a mapping, and this is {data!r}"[:160])
     return data
 
 
-def _text(what: str, data: Any) -> str:
-    if not isinstance(data, str):
-        raise UserError(f"{what}: expected text, and this is {data!r}"[:160])
-    return " ".join(data.split())
+#: Where other keys are known than those of a study.
+_KEYS: Mapping[Any, type[BaseModel]] = {
+    "views": Cells, "adjust": Adjustment, "leave_out": Exemption, "no_bound": Exemption,
+}  # fmt: skip
+#: What pydantic says in other words than YAML's.
+_EXPECTED = {
+    "dict_type": "a mapping", "model_type": "a mapping", "tuple_type": "a list", "string_type": "text",
+    "too_short": "at least one", "too_long": "one key alone",
+}  # fmt: skip
 
 
-def _methods(data: Mapping[str, Any], every: bool) -> dict[str, Settings]:
-    out: dict[str, Settings] = {}
-    for label, given in data.items():
-        out[label] = _mapping(f"method {label}", given)
-        _text(f"algo of {label}", out[label].get("algo"))
-    if not out:
-        raise UserError("methods: expected at least one")
-    if every:
-        used = {m["algo"] for m in out.values()}
-        out |= {name: {"algo": name} for name in algorithms.names() if name not in used}
-    return out
-
-
-def _panels(data: Mapping[str, Any]) -> tuple[dict[str, Settings], dict[str, float]]:
-    """``panels``, or the one panel that ``task`` names; and what they promise."""
-    if ("task" in data) == ("panels" in data):
-        raise UserError("a study needs either the key 'task' or the key 'panels'")
-    if "task" in data:
-        task = _text("task", data["task"])
-        return {task: {"task": task}}, {}
-    out: dict[str, Settings] = {}
-    bounds = {}
-    for title, given in _mapping("panels", data["panels"]).items():
-        panel = _mapping(f"panel {title}", given)
-        _text(f"task of {title}", panel.get("task"))
-        if "bound" in panel:
-            bounds[title] = coerce(f"bound of {title}", panel.pop("bound"), float)
-        out[title] = panel
-    if not out:
-        raise UserError("panels: expected at least one")
-    return out, bounds
-
-
-def _vary(data: Any) -> tuple[str, tuple[float, ...]] | None:
-    if data is None:
-        return None
-    found = _mapping("vary", data)
-    if len(found) != 1:
-        raise UserError("vary: expected one setting and its values, such as 'off_policy: [0, 1]'")
-    ((key, given),) = found.items()
-    numbers = tuple(coerce(f"vary.{key}", x, float) for x in _list(f"vary.{key}", given))
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise UserError(f"vary.{key}: expected values that differ, and at least one")
-    return key, numbers
-
-
-def _replicate(data: Any) -> tuple[int, ...]:
-    seeds = tuple(coerce("replicate", x, int) for x in _list("replicate", data))
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError("replicate: expected training seeds that differ, and at least one, such as [0, 1, 2]")
-    return seeds
-
-
-def _reach(data: Any) -> tuple[str, float] | None:
-    if data is None:
-        return None
-    found = _mapping("reach", data)
-    if len(found) != 1:
-        raise UserError("reach: expected one metric and its threshold, such as 'kl_optimum: 0.001'")
-    ((metric, threshold),) = found.items()
-    number = coerce(f"reach.{metric}", threshold, float)
-    if number <= 0:
-        raise UserError(f"reach.{metric} is {number:g}; expected a number above 0")
-    return metric, number
-
-
-def _contrasts(data: Any, panels: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    out = []
-    for given in _list("contrast", data):
-        found = _names("contrast", given, panels)
-        if len(found) != 2:
-            raise UserError(f"contrast: expected pairs of panels, and this is {given!r}")
-        out.append((found[0], found[1]))
-    return tuple(out)
-
-
-#: Metrics that are a distance to the exact optimum, where 0 is the best there can be.
-DISTANCES = ("regret", "kl_optimum")
-
-
-def _normalise(data: Mapping[str, Any]) -> str:
-    metric = _text("metric", data["metric"])
-    given = data.get("normalise", "optimum" if metric in DISTANCES else "minmax")
-    found: str = coerce("normalise", given, Literal["optimum", "minmax"])
-    if found == "optimum" and metric not in DISTANCES:
-        raise UserError(f"normalise: optimum is for {' and '.join(DISTANCES)}; of {metric} say minmax")
-    return found
-
-
-def _views(kind: str, data: Any, panels: tuple[str, ...], methods: tuple[str, ...]) -> tuple[View, ...]:
-    """Without views a table is one, and every other panel has axes of its own."""
-    if kind == "across":
-        titles = (PROFILES, IMPROVEMENT)
-        return tuple(View(title, panels, methods) for title in titles)
-    if data is None:
-        if kind == "table":
-            return (View("", panels, methods),)
-        return tuple(View(p, (p,), methods) for p in panels)
-    out = []
-    for title, given in _mapping("views", data).items():
-        view = _mapping(f"view {title}", given)
-        _known(f"view {title}", view, ("panels", "methods"))
-        some = {
-            key: _names(f"{key} of view {title}", view[key], every) if key in view else every
-            for key, every in (("panels", panels), ("methods", methods))
-        }
-        if kind != "table" and len(some["panels"]) > 1:
-            raise UserError(f"view {title}: a pair of axes shows one panel; name it under 'panels'")
-        out.append(View(title, some["panels"], some["methods"]))
-    return tuple(out)
-
-
-def _names(what: str, data: Any, known: Sequence[str]) -> tuple[str, ...]:
-    found = tuple(_text(what, n) for n in _list(what, data))
-    for name in found:
-        if name not in known:
-            raise UserError(f"{what}: there is no {name!r}{suggest(name, list(known))}")
-    return found
-
-
-def _rules(key: str, data: Any, panels: Mapping[str, Any], methods: Mapping[str, Any]) -> Iterator[Rule]:
-    kinds = [
-        n
-        for n, c in vars(api_needs).items()
-        if isinstance(c, type) and issubclass(c, api_needs.Need) and c is not api_needs.Need
-    ]
-    for given in _list(key, data):
-        rule = _mapping(key, given)
-        own = "settings" if key == "adjust" else "reason"
-        _known(key, rule, ("panels", "methods", "needs", own), needed=(own,))
-        needs = _text("needs", rule.get("needs", ""))
-        if needs and needs not in kinds:
-            raise UserError(f"{key}: no need is called {needs!r}{suggest(needs, sorted(kinds))}")
-        if not {"panels", "methods", "needs"} & rule.keys():
-            raise UserError(f"{key}: name panels, methods or needs, for without them it is every cell")
-        yield Rule(
-            _text("reason", rule.get("reason", "")).rstrip("."),
-            _names(f"{key}.panels", rule["panels"], list(panels)) if "panels" in rule else tuple(panels),
-            _names(f"{key}.methods", rule["methods"], list(methods)) if "methods" in rule else tuple(methods),
-            needs,
-            _mapping(f"{key}.settings", rule.get("settings", {})),
-        )
+def _line(error: ValidationError) -> str:
+    """What is wrong first, in one line; an unknown key goes before the one that it was meant to be."""
+    found = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    where = [str(part) for part in found["loc"]]
+    if found["type"] == "value_error":
+        return ": ".join([*filter(None, [".".join(where)]), str(found["ctx"]["error"])])
+    *parents, key = where
+    owner = ".".join(parents) or "a study"
+    if found["type"] == "extra_forbidden":
+        known = _KEYS[parents[0]] if parents else Study
+        return f"{owner} has no key {key!r}{suggest(key, [name for name in known.model_fields if name != 'name'])}"
+    if found["type"] == "missing":
+        return f"{owner} needs the key {key!r}"
+    expected = _EXPECTED.get(found["type"], found["msg"].removeprefix("Input should be "))
+    return f"{'.'.join(where)}: expected {expected}, and this is {found['input']!r}"[:160]

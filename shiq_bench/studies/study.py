@@ -1,161 +1,134 @@
-"""Studies: a YAML file that says what is compared, run on tables and drawn from its records.
+"""Studies: grids with a picture. What one lacks is run by a sweep, and what the results folder holds of it is drawn.
 
-A cell of a study is one run of :func:`shiq_bench.runs.execute.execute`, kept in the results folder under its
-own id: it is never run twice, and studies share what they have in common.
+A trial of a study is one run, kept in the results folder under its own id: it is never run twice, and
+studies share what they have in common.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.event_log import FOLDER
 from shiq_bench.report import figures
 from shiq_bench.report.prose import listed
 from shiq_bench.report.study_results import StudyResults, Trial
-from shiq_bench.studies.schema import Rule, Settings, Study, find, load, of_language_models, shipped, title_of
-from shiq_bench.studies.trials import (
-    PlannedTrial,
-    State,
-    expand,
-    look_up,
-    metrics_of,
-    overridden,
-    refuse_mixture,
-    shortened,
-)
+from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, of_language_models, shipped, title_of
+from shiq_bench.studies.trials import PlannedTrial, expand, look_up, metrics_of, overridden, refuse_mixture
+from shiq_bench.sweep.executors import make_executor
+from shiq_bench.sweep.grid import Job
+from shiq_bench.sweep.resources import Resources
+from shiq_bench.sweep.sweep import Options, print_plan, sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: So many runs of tables, seconds each, are not worth the start of another process.
+FEW = 4
+#: Metrics that are a distance to the exact optimum, where 0 is the best there can be.
+DISTANCES = ("regret", "kl_optimum")
 
-def run_missing(
-    study: Study, cells: Sequence[PlannedTrial], console: Console, *, again: bool = False
-) -> tuple[list[PlannedTrial], list[Trial]]:
-    """Run every cell that has no finished record; one that fails is reported in a line, and the rest go on.
+
+def study_jobs(name: str, given: Settings, results: Path) -> list[Job]:
+    """The runs of one study, for a sweep.
 
     Args:
-        again: also those that other code has made.
-
-    Returns:
-        The cells with their records, and all of them as reporting sees them, failures said.
+        given: settings that win over those of the file, as in :func:`overridden`.
 
     Raises:
+        UserError: as :func:`find`, :func:`load`, :func:`overridden` and :func:`expand`, or the name is ``all``.
+    """
+    (path, *more) = find(name)
+    if more:
+        raise UserError("a sweep is of one study: name it, and see shiq-bench study --list")
+    return [trial.job() for trial in expand(overridden(load(path), given), results)]
+
+
+def print_studies(name: str, given: Settings, results: Path, console: Console, *, fresh: bool = False) -> None:
+    """What the studies of a name are made of, what of it is there, and what the rest costs at most.
+
+    Raises:
+        UserError: as :func:`study_jobs`.
+    """
+    for study in [overridden(load(path), given) for path in find(name)]:
+        console.print(f"{study.name}: {study.title}", style="bold", highlight=False, markup=False)
+        jobs = [trial.job() for trial in expand(study, results)]
+        print_plan(jobs, results, Options(retry=True, fresh=fresh), console)
+
+
+def run_studies(
+    name: str, given: Settings, results: Path, out: Path, console: Console, log: Console, *, fresh: bool = False,
+    allow_mixed: bool = False, executor: str = "", workers: int = 0, plugins: Sequence[Path] = (),
+) -> int:  # fmt: skip
+    """Run what the studies of a name lack, in one sweep, and draw each; every file is checked before anything runs.
+
+    Args:
+        given: settings that win over those of the file, as in :func:`overridden`.
+        out: folder of pictures.
+        log: where progress goes.
+        fresh: run again what other code has made.
+        allow_mixed: draw runs of different code together.
+        executor: "": this process for few runs of tables, else workers of this machine.
+        plugins: files that every worker loads.
+
+    Returns:
+        Trials that failed or diverged.
+
+    Raises:
+        UserError: as :func:`study_jobs`, :func:`refuse_mixture`, :func:`make_executor` and :func:`sweep`.
         KeyboardInterrupt: asked to stop; what is finished stays so.
     """
-    from shiq_bench.runs.execute import execute
-
-    todo = {
-        i for i, c in enumerate(cells) if not c.left_out and (c.state == "missing" or (again and c.state == "stale"))
+    studies = [overridden(load(path), given) for path in find(name)]
+    planned = [(study, look_up(expand(study, results))) for study in studies]
+    for study, trials in planned:
+        if not (fresh or allow_mixed):
+            refuse_mixture(study, trials)
+    wanted = ("missing", "stale") if fresh else ("missing",)
+    todo = [(study, trial) for study, trials in planned for trial in trials if trial.state in wanted]
+    few = len(todo) <= FEW and all(trial.resolved.spec.model == "table" for _, trial in todo)
+    default = "inline" if few and not workers else "local"
+    workplace = make_executor(executor or default, Resources(workers), results / FOLDER / "slurm")
+    jobs = [trial.job(study.name if len(studies) > 1 else "") for study, trial in todo]
+    problems = {
+        trial.resolved.spec.run_id: job.problem for (_, trial), job in zip(todo, jobs, strict=True) if job.problem
     }
-    out, shown = list(cells), [c.shown for c in cells]
-    with Progress(study.name, len(todo), console) as progress:
-        for i in sorted(todo):
-            cell = cells[i]
-            progress.begin(shown[i].name)
-            try:
-                # What other code left unfinished is of no use, and finished runs of its are asked about before.
-                record = execute(cell.resolved, resume=True, fresh="foreign", report=progress.within)
-            except UserError as error:
-                problem = " ".join(str(error).split())
-                out[i], shown[i] = replace(cell, record=None), replace(shown[i], record=None, problem=problem)
-                progress.end(f"failed: {problem}")
-                continue
-            out[i] = replace(cell, record=shortened(record), state="done")
-            shown[i] = out[i].shown
-            progress.end("" if record.status == "done" else f"{record.status}: {record.error}")
-    return out, [replace(c, problem=unfinished(c)) if c.record and not c.problem else c for c in shown]
+    if any(not job.problem for job in jobs):
+        # What is handed over is to be run, whatever an earlier attempt or other code has left of it.
+        lines = sweep(jobs, results, workplace, Options(retry=True, fresh=True, plugins=tuple(plugins)), log, log)
+        problems |= {line.run_id: line.note or "no reason is known" for line in lines if line.state == "failed"}
+    failed = 0
+    for study, trials in planned:
+        trials = look_up(trials)
+        shown = [_shown(trial, problems.get(trial.resolved.spec.run_id, "")) for trial in trials]
+        failed += sum(bool(trial.problem) for trial in shown)
+        made = sheet(study, trials, shown)
+        written = figures.write(made, out)
+        console.print(figures.terminal(made))
+        console.print(f"written: {', '.join(map(str, written))}\n", soft_wrap=True, highlight=False, markup=False)
+    if tabular := [study.name for study in studies if not study.replicate]:
+        names = list(dict.fromkeys([*(path.stem for path in find("all")), *tabular]))
+        console.print(f"index: {figures.index(out, names)}", soft_wrap=True, highlight=False, markup=False)
+    return failed
 
 
-def unfinished(cell: Trial) -> str:
-    """Why a cell's record is not of a finished run; "" where it is."""
-    assert cell.record is not None
-    return "" if cell.record.status == "done" else f"{cell.record.status}: {cell.record.error}"
+def _shown(trial: PlannedTrial, problem: str) -> Trial:
+    if problem:
+        return replace(trial.shown, record=None, problem=problem)
+    return replace(trial.shown, problem=unfinished(trial.shown)) if trial.record else trial.shown
 
 
-class Progress:
-    """A bar over the cells of a study with an estimate of what is left; in a log, a line a cell."""
-
-    def __init__(self, name: str, total: int, console: Console) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TaskID,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        self.name, self.total, self.console = name, total, console
-        self._done = 0
-        self._start = self._begun = time.perf_counter()
-        self._cell = ""
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Progress:
-        if self.total and self.console.is_terminal:
-            self._task = self._bar.add_task(self.name, total=self.total)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._bar.stop()
-        if kind is KeyboardInterrupt:
-            self._print(f"{self.name}: stopped; the same command goes on with the {self.total - self._done} runs left")
-
-    def begin(self, cell: str) -> None:
-        self._cell, self._begun = cell, time.perf_counter()
-        if self._task is not None:
-            self._bar.update(self._task, description=f"{self.name}: {cell}")
-
-    def within(self, what: str, done: int, total: int) -> None:
-        """How far the run itself is, as part of the bar."""
-        if self._task is not None and what == "training" and total:
-            self._bar.update(self._task, completed=self._done + done / total)
-
-    def end(self, problem: str) -> None:
-        self._done += 1
-        now = time.perf_counter()
-        if self._task is not None:
-            self._bar.update(self._task, completed=self._done)
-        if problem:
-            self._print(f"{self.name}: {self._cell}: {problem}")
-        elif self._task is None:
-            left = (now - self._start) / self._done * (self.total - self._done)
-            self._print(
-                f"{self.name} [{self._done}/{self.total}] {self._cell}: {now - self._begun:.1f} s, {about(left)} left"
-            )
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+def unfinished(trial: Trial) -> str:
+    """Why a trial's record is not of a finished run; "" where it is."""
+    assert trial.record is not None
+    return "" if trial.record.status == "done" else f"{trial.record.status}: {trial.record.error}"
 
 
-def about(seconds: float) -> str:
-    """``40 s``, ``3 min``."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def sheet(study: Study, cells: Sequence[PlannedTrial], shown: Sequence[Trial]) -> StudyResults:
+def sheet(study: Study, trials: Sequence[PlannedTrial], shown: Sequence[Trial]) -> StudyResults:
     """A study and its records as reporting sees them."""
-    known = metrics_of(study, cells[0])
+    known = metrics_of(study, trials[0])
     metric, titles = known[study.metric], {name: m.title for name, m in known.items()}
     assert metric.better != "neither"
     return StudyResults(
@@ -167,93 +140,30 @@ def sheet(study: Study, cells: Sequence[PlannedTrial], shown: Sequence[Trial]) -
         label=metric.title,
         better=metric.better,
         focus=study.focus,
-        x_label=study.x_label,
+        x_label=study.x_label or next(iter(study.vary), ""),
         panels=tuple(study.panels),
         methods=tuple(study.methods),
-        views=study.views,
+        views=study.shown,
         cells=tuple(shown),
-        log_y=study.scale == "log",
+        # A table's distances to an optimum span decades.
+        log_y=metric.better == "lower" and not study.replicate and study.kind != "front",
         log_x=study.kind == "curves" or study.x_scale == "log",
         floor=study.floor,
-        reach=(*study.reach, titles[study.reach[0]]) if study.reach else None,
-        contrasts=study.contrasts,
+        reach=next(((name, value, titles[name]) for name, value in study.reach.items()), None),
+        contrasts=study.contrast,
         notes=(*study.notes, *(_unbound(rule, study) for rule in study.no_bound)),
-        split=study.split,
-        mode=study.mode,
+        split=study.split if study.replicate else "",
+        mode=study.mode if study.replicate else "",
         x_metric=study.x_metric,
         x_metric_label=titles.get(study.x_metric, ""),
-        normalise=study.normalise,
+        normalise="" if study.kind != "across" else "optimum" if study.metric in DISTANCES else "minmax",
     )
 
 
-def _unbound(rule: Rule, study: Study) -> str:
-    who = f"methods that declare {rule.needs}" if rule.needs else listed(rule.methods)
-    where = "" if rule.panels == tuple(study.panels) else f" on {listed(rule.panels)}"
+def _unbound(rule: Exemption, study: Study) -> str:
+    who = f"methods that declare {rule.needs}" if rule.needs else listed(rule.methods or tuple(study.methods))
+    where = f" on {listed(rule.panels)}" if 0 < len(rule.panels) < len(study.panels) else ""
     return f"Nothing is promised for {who}{where}: {rule.reason}."
-
-
-def main(
-    name: str,
-    results: Path,
-    out: Path,
-    console: Console,
-    log: Console,
-    *,
-    dry_run: bool = False,
-    fresh: bool = False,
-    allow_mixed: bool = False,
-    given: Settings | None = None,
-) -> int:
-    """Run and draw the studies of a name; every file is checked before anything runs.
-
-    Args:
-        log: where progress goes.
-        given: settings that win over those of the file, as in :func:`overridden`.
-
-    Returns:
-        Cells that failed.
-
-    Raises:
-        UserError: as :func:`find`, :func:`load`, :func:`overridden`, :func:`expand` and :func:`refuse_mixture`.
-    """
-    studies = [overridden(load(path), given or {}) for path in find(name)]
-    expanded = {study.name: expand(study, results) for study in studies}
-    failed = 0
-    for study in studies:
-        # Looked up only now: an earlier study may have run the same cell.
-        cells = look_up(expanded[study.name])
-        if dry_run:
-            _print_plan(study, cells, console)
-            continue
-        if not (fresh or allow_mixed):
-            refuse_mixture(study, cells)
-        cells, shown = run_missing(study, cells, log, again=fresh)
-        failed += sum(bool(c.problem) for c in shown)
-        made = sheet(study, cells, shown)
-        written = figures.write(made, out)
-        console.print(figures.terminal(made))
-        console.print(f"written: {', '.join(map(str, written))}\n", soft_wrap=True, highlight=False, markup=False)
-    tabular = [s.name for s in studies if not s.replicate]
-    if tabular and not dry_run:
-        names = list(dict.fromkeys([*(path.stem for path in find("all")), *tabular]))
-        console.print(f"index: {figures.index(out, names)}", soft_wrap=True, highlight=False, markup=False)
-    return failed
-
-
-def _print_plan(study: Study, cells: Sequence[PlannedTrial], console: Console) -> None:
-    """What would be run, and about how long it takes by what the finished runs of the study took."""
-    counts = {
-        state: sum((c.state if not c.left_out else "left out") == state for c in cells) for state in get_args(State)
-    }
-    seconds = [sum(c.record.timings.values()) for c in cells if c.record is not None]
-    guess = f", {about(sum(seconds) / len(seconds) * counts['missing'])}" if seconds and counts["missing"] else ""
-    said = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    console.print(f"{study.name}: {study.title}", style="bold", highlight=False, markup=False)
-    console.print(f"  {len(cells)} runs: {said}{guess}", highlight=False, markup=False)
-    for cell in cells:
-        state = f"left out: {cell.left_out}" if cell.left_out else cell.state
-        line = f"  {cell.resolved.spec.run_id}  {cell.shown.name}  ({state})"
-        console.print(line, highlight=False, markup=False, soft_wrap=True, style="dim")
 
 
 def print_list(console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The cells of a study: which runs it is made of, and what the results folder holds of them."""
+"""The trials of a study: which runs it is made of, and what the results folder holds of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from shiq_bench.records.spec import RunSpec
 from shiq_bench.report.study_results import Trial
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import merged, resolve
-from shiq_bench.studies.schema import Rule, Settings, Study
+from shiq_bench.studies.schema import Settings, Study
+from shiq_bench.sweep.grid import Job, job_of
 
 #: Distances of the trained policy to its reference, which sampled paths alone give.
 KL_METRICS = ("kl", "kl_k1", "kl_token")
@@ -43,6 +44,17 @@ class PlannedTrial:
     def shown(self) -> Trial:
         return Trial(self.panel, self.method, self.x, self.record, self.bound, self.left_out, seed=self.seed)
 
+    def job(self, study: str = "") -> Job:
+        """The trial as a sweep takes it, with a problem where it is left out or its method and task do not fit.
+
+        Args:
+            study: what its name begins with, where a sweep is of several.
+        """
+        made, name = self.resolved, f"{study}: {self.shown.name}" if study else self.shown.name
+        if self.left_out:
+            return Job(name, made.spec.algo, made.spec.task, made.values, problem=self.left_out)
+        return job_of(name, made)
+
 
 def overridden(study: Study, given: Settings) -> Study:
     """The study with settings in place of its own ``settings``; panels, methods and what varies still win.
@@ -50,10 +62,10 @@ def overridden(study: Study, given: Settings) -> Study:
     Raises:
         UserError: one that the study itself gives to every cell, so that it would do nothing.
     """
-    taken = {study.vary[0].rpartition(".")[2]: "varies it"} if study.vary else {}
+    taken = {key.rpartition(".")[2]: "varies it" for key in study.vary}
     taken |= {"seed": "says which by replicate"} if study.replicate else {}
     for cells, what in ((study.panels.values(), "panel"), (study.methods.values(), "method")):
-        everywhere = set.intersection(*({key.rpartition(".")[2] for key in cell} for cell in cells))
+        everywhere = set.intersection(*({key.rpartition(".")[2] for key in cell.settings} for cell in cells))
         taken |= dict.fromkeys(everywhere, f"gives it to every {what}")
     for key in given:
         if why := taken.get(key.rpartition(".")[2]):
@@ -63,7 +75,7 @@ def overridden(study: Study, given: Settings) -> Study:
     # A path says where something lies on one machine, and not what it is.
     told = ", ".join(f"{key}={Path(value).name if '/' in str(value) else value}" for key, value in given.items())
     note = f"Set by hand: {told}."
-    return replace(study, settings=merged(study.settings, given), notes=(*study.notes, note))
+    return study.model_copy(update={"settings": merged(study.settings, given), "notes": (*study.notes, note)})
 
 
 def expand(study: Study, results: Path) -> list[PlannedTrial]:
@@ -74,31 +86,31 @@ def expand(study: Study, results: Path) -> list[PlannedTrial]:
             names the cell.
     """
     out = []
-    values = study.vary[1] if study.vary else (None,)
+    values = next(iter(study.vary.values()), (None,))
     for panel, method, x, seed in product(study.panels, study.methods, values, study.replicate or (None,)):
         resolved = _resolved(study, panel, method, x, seed, results)
 
-        def reason(rules: Sequence[Rule], panel: str = panel, method: str = method, r: Resolved = resolved) -> str:
-            return next((rule.reason for rule in rules if rule.about(panel, method, r.algorithm)), "")
-
-        bound = None if reason(study.no_bound) else study.bounds.get(panel)
-        out.append(PlannedTrial(panel, method, x, resolved, reason(study.leave_out), bound, seed=seed))
+        left_out, unbound = (
+            next((rule.reason for rule in rules if rule.about(panel, method, resolved.algorithm)), "")
+            for rules in (study.leave_out, study.no_bound)
+        )
+        bound = None if unbound else study.panels[panel].bound
+        state: State = "left out" if left_out else "missing"
+        out.append(PlannedTrial(panel, method, x, resolved, left_out, bound, state=state, seed=seed))
     _check_metrics(study, out)
     return out
 
 
 def _resolved(study: Study, panel: str, method: str, x: float | None, seed: int | None, results: Path) -> Resolved:
-    given, chosen = study.panels[panel], study.methods[method]
-    own = ({k: v for k, v in s.items() if k not in ("task", "algo")} for s in (given, chosen))
-    varied: dict[str, Any] = {} if study.vary is None else {study.vary[0]: x}
-    varied |= {} if seed is None else {"seed": seed}
+    task, algo = study.panels[panel].task, study.methods[method].algo
+    varied: dict[str, Any] = {**dict.fromkeys(study.vary, x), **({} if seed is None else {"seed": seed})}
     try:
-        settings = merged(study.settings, *own)
-        made = resolve(chosen["algo"], given["task"], settings)
+        settings = merged(study.settings, study.panels[panel].settings, study.methods[method].settings)
+        made = resolve(algo, task, settings)
         for rule in study.adjust:
             if rule.about(panel, method, made.algorithm):
                 settings = merged(settings, rule.settings)
-        resolved = resolve(chosen["algo"], given["task"], merged(settings, varied, {"results": str(results)}))
+        resolved = resolve(algo, task, merged(settings, varied, {"results": str(results)}))
     except UserError as error:
         raise UserError(f"{study.name}: {method} on {panel}: {error}") from None
     if problem := _misplaced(study, resolved.spec):
@@ -128,40 +140,32 @@ def metrics_of(study: Study, cell: PlannedTrial) -> dict[str, Metric]:
 def _check_metrics(study: Study, cells: Sequence[PlannedTrial]) -> None:
     for cell in cells:
         names = metrics_of(study, cell)
-        for name in (study.metric, *([study.reach[0]] if study.reach else []), *filter(None, [study.x_metric])):
+        for name in filter(None, (study.metric, *study.reach, study.x_metric)):
             if name not in names:
                 raise UserError(f"{study.name}: {cell.panel} has no metric {name!r}{suggest(name, sorted(names))}")
-            if study.mode == "greedy" and name in KL_METRICS:
+            if study.replicate and study.mode == "greedy" and name in KL_METRICS:
                 raise UserError(f"{study.name}: {name} is measured on sampled answers alone: leave out mode: greedy")
         if names[study.metric].better == "neither":
             raise UserError(f"{study.name}: {study.metric} has no better and no worse: nothing can win by it")
 
 
-def stored(spec: RunSpec) -> RunRecord | None:
-    """What the results folder of a run holds of it."""
-    try:
-        return run_store.load(run_store.run_folder(spec.results, spec.run_id))
-    except UserError:  # there is none, or it cannot be read, and then the run itself will say so
-        return None
-
-
 def look_up(
-    cells: Sequence[PlannedTrial], record_of: Callable[[RunSpec], RunRecord | None] = stored
+    trials: Sequence[PlannedTrial],
+    found: Callable[[RunSpec], RunRecord | None] = lambda spec: run_store.find(spec.results, spec.run_id),
 ) -> list[PlannedTrial]:
-    """The cells with what is there of them.
+    """The trials with what is there of them now.
 
     A finished run is one that is done or diverged, which on tables it would do again. ``stale`` is
     one that other code has made: it counts as finished, and is not mixed with others unasked.
     """
-    return [cell if cell.left_out else _looked_up(cell, record_of(cell.resolved.spec)) for cell in cells]
+    return [trial if trial.left_out else _looked_up(trial, found(trial.resolved.spec)) for trial in trials]
 
 
-def _looked_up(cell: PlannedTrial, record: RunRecord | None) -> PlannedTrial:
+def _looked_up(trial: PlannedTrial, record: RunRecord | None) -> PlannedTrial:
     if record is None or record.status not in ("done", "diverged"):
-        return cell
-    same = same_code(record, type(cell.resolved.algorithm), type(cell.resolved.task))
-    state: State = "done" if same else "stale"
-    return replace(cell, record=shortened(record), state=state)
+        return replace(trial, record=None, state="missing")
+    same = same_code(record, type(trial.resolved.algorithm), type(trial.resolved.task))
+    return replace(trial, record=shortened(record), state="done" if same else "stale")
 
 
 def shortened(record: RunRecord) -> RunRecord:

@@ -1,4 +1,4 @@
-"""Where the workers of a sweep run: processes of this machine, a Ray cluster, or a queue of Slurm.
+"""Where the workers of a sweep run: this process, others of this machine, a Ray cluster, or a queue of Slurm.
 
 A worker is the same everywhere (:func:`shiq_bench.sweep.worker.work`) and finds its jobs by itself,
 so an executor only starts workers, starts new ones for those that died, and stops them.
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.event_log import logged
 from shiq_bench.sweep.resources import Resources, places, visible_gpus
-from shiq_bench.sweep.worker import environment, work
+from shiq_bench.sweep.worker import environment, steps, work
 
 #: Seconds that workers have for a checkpoint once they are asked to stop.
 GRACE = 120.0
@@ -40,6 +40,8 @@ class Executor(ABC):
 
     #: Workers that died one after the other, while nobody began or ended a run.
     idle_deaths = 0
+    #: Seconds between two looks at a sweep under way.
+    pause = 0.5
 
     def died(self, plan: Path, since: int) -> None:
         """Count a death; a new worker may be started afterwards.
@@ -80,6 +82,24 @@ class Executor(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Ask all to stop after a checkpoint, and wait for it."""
+
+
+@dataclass
+class Inline(Executor):
+    """The worker is this process: a few short runs need no other. Only between runs is it looked at how they stand."""
+
+    pause = 0.0
+    _steps: Iterator[None] = field(default_factory=lambda: iter(()))
+
+    def start(self, plan: Path, count: int) -> None:
+        self._steps = steps(plan)
+
+    def alive(self) -> int:
+        """One run further; 0 once nothing is left."""
+        return int(next(self._steps, "ended") is None)
+
+    def stop(self) -> None:
+        self._steps = iter(())
 
 
 @dataclass
@@ -340,7 +360,7 @@ def _results(plan: Path) -> Path:
     return plan.parent.parent
 
 
-EXECUTORS = ("local", "ray", "slurm")
+EXECUTORS = ("inline", "local", "ray", "slurm")
 
 
 def make_executor(
@@ -357,6 +377,10 @@ def make_executor(
         raise UserError(f"--address is for --executor ray, and this is {name}")
     if options and name != "slurm":
         raise UserError(f"--slurm is for --executor slurm, and this is {name}")
+    if name == "inline":
+        if resources != Resources():
+            raise UserError("--workers, --cores and --gpus are for other executors: inline runs all in this process")
+        return Inline()
     if name == "ray":
         return Ray(resources, address)
     if name == "slurm":

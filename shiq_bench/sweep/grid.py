@@ -1,4 +1,4 @@
-"""What a sweep is made of: jobs out of flags or out of a study's file, and the plan that workers read."""
+"""What a sweep is made of: jobs out of flags, and the plan that workers read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import merged, resolve, settings
 from shiq_bench.runs.validation import check_demands
-from shiq_bench.studies.schema import Study
-from shiq_bench.studies.trials import expand
 
 #: More seeds than this are a slip of the hand.
 MOST_SEEDS = 10_000
@@ -87,7 +85,7 @@ def whole_numbers(text: str) -> list[int]:
     return out
 
 
-def grid(pairs: Sequence[str], flag: str = "--grid") -> dict[str, list[str]]:
+def parse_grid(pairs: Sequence[str], flag: str = "--grid") -> dict[str, list[str]]:
     """``["beta=0.1,0.3"]`` to ``{"beta": ["0.1", "0.3"]}``.
 
     Raises:
@@ -107,6 +105,34 @@ def grid(pairs: Sequence[str], flag: str = "--grid") -> dict[str, list[str]]:
             raise UserError(f"{flag} {pair}: {name} changes nothing about a run: set it by --set {name}=VALUE")
         out[key.strip()] = values
     return out
+
+
+def names(flag: str, text: str) -> list[str]:
+    """``a,b`` to ``["a", "b"]``.
+
+    Raises:
+        UserError: none, or one twice.
+    """
+    out = [name.strip() for name in text.split(",") if name.strip()]
+    if not out:
+        raise UserError(
+            f"{flag} is missing: type, say, shiq-bench sweep --algo shiq,dpo --task bandit --seeds 0-9, or the name of "
+            "a study"
+        )
+    if len(set(out)) < len(out):
+        raise UserError(f"{flag} {text}: a name is given twice")
+    return out
+
+
+def check_seedless(given: Iterable[str]) -> None:
+    """Refuse settings of every run that would be its seed.
+
+    Raises:
+        UserError: one is.
+    """
+    for key in given:
+        if key.removeprefix("run.") in ("seed", "seeds"):
+            raise UserError(f"--set {key}: seeds are given by --seeds, such as --seeds 0-5, or by the study")
 
 
 def of_flags(
@@ -160,16 +186,6 @@ def check_known(keys: Iterable[str], algos: Sequence[str], task_names: Sequence[
             raise UserError(f"no method and no task has the setting {key}{suggest(key, known)}")
 
 
-def of_study(study: Study, results: Path) -> Iterator[Job]:
-    """The cells of a study."""
-    for cell in expand(study, results):
-        made = cell.resolved
-        if cell.left_out:
-            yield Job(cell.shown.name, made.spec.algo, made.spec.task, made.values, problem=cell.left_out)
-        else:
-            yield _job(cell.shown.name, made.spec.algo, made.spec.task, made.values)
-
-
 def _combinations(varied: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for values in product(*varied.values()):
         yield dict(zip(varied, values, strict=True))
@@ -186,11 +202,18 @@ def _runs(seeds: Sequence[int]) -> Iterator[dict[str, int]]:
 
 def _job(name: str, algo: str, task: str, values: Mapping[str, Any]) -> Job:
     try:
-        made = resolve(algo, task, values)
-        check_demands(made)
+        return job_of(name, resolve(algo, task, values))
     except UserError as error:
         return Job(name, algo, task, values, problem=str(error))
-    return Job(name, algo, task, values, made.spec.run_id)
+
+
+def job_of(name: str, made: Resolved) -> Job:
+    """The job of a run, with a ``problem`` where its settings cannot serve its method or its task."""
+    try:
+        check_demands(made)
+    except UserError as error:
+        return Job(name, made.spec.algo, made.spec.task, made.values, problem=str(error))
+    return Job(name, made.spec.algo, made.spec.task, made.values, made.spec.run_id)
 
 
 def fitting(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:

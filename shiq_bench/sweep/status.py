@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
-from shiq_bench.studies.study import about
+from shiq_bench.runs.progress import about
 from shiq_bench.sweep.grid import Job, lease_of, read_plan
 
 if TYPE_CHECKING:
@@ -75,11 +76,8 @@ def line(results: Path, run_id: str, name: str, events: Sequence[Mapping[str, An
 
 def _left_behind(results: Path, run_id: str, name: str) -> Line:
     """A run whose process is gone: its record knows more than the log, where it was killed between the two."""
-    try:
-        record = run_store.load(run_store.run_folder(results, run_id))
-    except UserError:
-        return Line(run_id, name, "interrupted", "its process is gone")
-    if record.status == "started":
+    record = run_store.find(results, run_id)
+    if record is None or record.status == "started":
         return Line(run_id, name, "interrupted", "its process is gone")
     return Line(run_id, name, record.status, record.error or "")
 
@@ -232,3 +230,28 @@ def _planned(results: Path) -> tuple[dict[str, str], list[str]]:
         if leases.holder(lease_of(path)) is not None:
             planned += [job.run_id for job in jobs]
     return names, planned
+
+
+def print_status(results: Path, watch: bool, console: Console) -> None:
+    """Print how everything stands, again and again if asked.
+
+    Raises:
+        UserError: no such folder, nothing was ever run there, or some records cannot be read.
+    """
+    from rich.live import Live
+
+    now = status(results)
+    if not now.lines and not now.problems:
+        raise UserError(f"nothing was run in {results} yet: start with shiq-bench run or shiq-bench sweep")
+    if watch:
+        with suppress(KeyboardInterrupt), Live(table(now.lines), console=console, auto_refresh=False) as live:
+            while now.under_way:
+                time.sleep(2)
+                now = status(results)
+                live.update(table(now.lines, rows=max(5, console.height - 4)), refresh=True)
+    else:
+        console.print(table(now.lines, rows=len(now.lines)))
+    for problem in now.problems:
+        console.print(f"skipped: {problem}", highlight=False, markup=False, soft_wrap=True)
+    if now.problems:
+        raise UserError(f"{len(now.problems)} records cannot be read: delete their folders to run them again")

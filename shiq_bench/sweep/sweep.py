@@ -9,27 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shiq_bench.records import leases
+from shiq_bench.records import leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.event_log import logged
 from shiq_bench.records.files import check_writable
 from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.provenance import same_code
 from shiq_bench.records.record import RunRecord
-from shiq_bench.records.spec import RunSpec
-from shiq_bench.report.blocks import conditions
+from shiq_bench.records.spec import RunSpec, conditions
+from shiq_bench.runs.progress import about
 from shiq_bench.runs.resolved import Resolved
-from shiq_bench.studies.study import about
 from shiq_bench.sweep.executors import Executor
 from shiq_bench.sweep.grid import Job, fitting, lease_of, write_plan
 from shiq_bench.sweep.status import Line, State, View, over, summary
-from shiq_bench.sweep.worker import log_path, record_of, settled
+from shiq_bench.sweep.worker import log_path, settled
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-#: Seconds between two looks at a sweep under way.
-LOOK = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def sweep(
         _print(log, f"{equal} more are equal to one of these {len(good)}, and are not run twice")
     check_writable(results)
     since = logged(results)  # before the records are read: what another sweep finishes meanwhile is news
-    found = {job.run_id: record_of(results, job) for job in good}
+    found = {job.run_id: run_store.find(results, job.run_id) for job in good}
     before = {job.run_id: _state(job, found[job.run_id], options) for job in good}
     todo = [job for job in good if not over(before[job.run_id])]
     with View(results, good, since, before, log) as view:
@@ -82,7 +78,7 @@ def sweep(
                     if not workers and not view.refresh(0):
                         where = plan.with_suffix(".log")
                         raise UserError(f"every worker has ended, and {summary(view.lines)}: see {where}")
-                    time.sleep(LOOK)
+                    time.sleep(executor.pause)
         else:
             view.refresh(0)
     _print(console, f"{len(good)} runs: {summary(view.lines)}" + (f"; {len(bad)} left out" if bad else ""))
@@ -96,6 +92,17 @@ def sweep(
 
 def _error(record: RunRecord | None) -> str:
     return (record.error if record else None) or "no reason is known"
+
+
+def check_ended(lines: Sequence[Line], retry: bool) -> None:
+    """Let a sweep end with an error where some of its runs did.
+
+    Raises:
+        UserError: some failed or diverged.
+    """
+    if lost := sum(line.state != "done" for line in lines):
+        again = "" if retry else "; --retry tries them again"
+        raise UserError(f"{lost} of {len(lines)} runs did not end well: see the lines above{again}")
 
 
 def _state(job: Job, record: RunRecord | None, options: Options) -> State:
@@ -117,7 +124,7 @@ def _state(job: Job, record: RunRecord | None, options: Options) -> State:
 def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Console) -> None:
     """What a sweep is made of, what of it is there, and what the rest costs at most."""
     good, bad = fitting(jobs)
-    found = {job.run_id: record_of(results, job) for job in good}
+    found = {job.run_id: run_store.find(results, job.run_id) for job in good}
     states = {job.run_id: _there(job, found[job.run_id]) for job in good}
     made = {job.run_id: job.resolved() for job in good}
     for job in good:

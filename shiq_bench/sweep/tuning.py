@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from shiq_bench.api.registry import tasks
 from shiq_bench.records import run_store
@@ -99,6 +100,35 @@ def chosen(
     return out
 
 
+def tuned(
+    tuning: Tuning,
+    algos: Sequence[str],
+    task_names: Sequence[str],
+    seeds: Sequence[int],
+    values: Mapping[str, Any],
+    tried: Sequence[Job],
+    results: Path,
+    console: Console,
+) -> Iterator[Job]:
+    """The runs to report, every method with the settings that did best on validation data.
+
+    Args:
+        tried: the trials, which have been run.
+
+    Raises:
+        UserError: no trial has ended well.
+    """
+    best = chosen(tuning, algos, task_names, tried, results)
+    for algo, task in sorted(set(product(algos, task_names)) - best.keys()):
+        console.print(f"no trial of {algo} on {task} has ended well: it is left out", highlight=False, markup=False)
+    if not best:
+        raise UserError("no trial of any method has ended well: see the lines above")
+    for (algo, task), settings in best.items():
+        said = ", ".join(f"{k}={v}" for k, v in settings.items()) or "nothing to tune"
+        console.print(f"chosen for {algo} on {task}: {said}", highlight=False, markup=False, soft_wrap=True)
+        yield from of_flags([algo], [task], seeds, values, {k: [v] for k, v in settings.items()})
+
+
 def headline(metrics: Sequence[Metric]) -> Metric:
     """The metric that a task chooses by: its first one that is a headline and has a better and a worse."""
     known = [m for m in metrics if m.better != "neither"]
@@ -106,11 +136,8 @@ def headline(metrics: Sequence[Metric]) -> Metric:
 
 
 def _score(results: Path, job: Job, metric: Metric) -> float | None:
-    try:
-        record = run_store.load(run_store.run_folder(results, job.run_id))
-    except UserError:
-        return None
-    return validation(record, metric) if record.status == "done" else None
+    record = run_store.find(results, job.run_id)
+    return validation(record, metric) if record is not None and record.status == "done" else None
 
 
 def validation(record: RunRecord, metric: Metric) -> float | None:

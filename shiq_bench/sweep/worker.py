@@ -37,6 +37,12 @@ def work(path: Path) -> None:
         UserError: the plan cannot be read, or the results folder not be written.
         KeyboardInterrupt: asked to stop; the run under way can be gone on with.
     """
+    for _ in steps(path):
+        pass
+
+
+def steps(path: Path) -> Iterator[None]:
+    """What :func:`work` does, with a pause before every run."""
     plan = read_plan(path)
     try:
         os.chdir(plan.folder)
@@ -46,6 +52,7 @@ def work(path: Path) -> None:
         load_plugin(Path(plugin))
     left = list(plan.jobs)
     while left:
+        yield
         log = event_log.events(plan.results, plan.since)
         taken = {job.run_id for job in left if busy(plan, job)}
         left = [job for job in left if job.run_id in taken or not over(plan, job, log.get(job.run_id, []))]
@@ -68,7 +75,7 @@ def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
     """
     if events and events[-1]["event"] in ("done", "failed", "diverged"):
         return True
-    return settled(job, record_of(plan.results, job), plan.retry, plan.fresh)
+    return settled(job, run_store.find(plan.results, job.run_id), plan.retry, plan.fresh)
 
 
 def settled(job: Job, record: RunRecord | None, retry: bool, fresh: bool) -> bool:
@@ -80,14 +87,6 @@ def settled(job: Job, record: RunRecord | None, retry: bool, fresh: bool) -> boo
     return record.status == "done" or not retry
 
 
-def record_of(results: Path | str, job: Job) -> RunRecord | None:
-    """A job's record; None where there is none, or none that can be read, which the run itself will say."""
-    try:
-        return run_store.load(run_store.run_folder(results, job.run_id))
-    except UserError:
-        return None
-
-
 def _attempt(plan: Plan, job: Job) -> bool:
     """Run a job; False where another process is at it."""
     if busy(plan, job):
@@ -96,7 +95,7 @@ def _attempt(plan: Plan, job: Job) -> bool:
 
     with _output(plan, job) as report:
         try:
-            record = record_of(plan.results, job)
+            record = run_store.find(plan.results, job.run_id)
             if record is not None and event_log.crashes(_news(plan, job)) >= CRASHES and _given_up(plan, job):
                 return True
             # What other code left unfinished is of no use, and its finished runs were asked about.
@@ -125,7 +124,7 @@ def _given_up(plan: Plan, job: Job) -> bool:
     """Close a run's record as failed, unless it turns out that another process has ended it meanwhile."""
     error = f"it took its process down {CRASHES} times, one after the other (killed, or out of memory?)"
     with event_log.claim(plan.results, job.run_id):
-        record = record_of(plan.results, job)
+        record = run_store.find(plan.results, job.run_id)
         if record is None or record.status != "started" or event_log.crashes(_news(plan, job)) < CRASHES:
             return False
         run_store.save(replace(record, status="failed", error=error), plan.results)

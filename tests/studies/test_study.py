@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,9 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import Study, find, load, shipped
-from shiq_bench.studies.study import main
+from shiq_bench.studies.study import print_studies, run_studies, study_jobs
 from shiq_bench.studies.trials import PlannedTrial, expand, look_up, overridden
+from tests.command import shiq_bench
 
 TINY: dict[str, Any] = {
     "title": "A tiny study",
@@ -58,11 +56,19 @@ def written(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     return path
 
 
-def go(path: Path, results: Path, **options: Any) -> tuple[int, str]:
-    """Failures, and everything that was said."""
+def go(path: Path | str, results: Path, given: dict[str, str] | None = None, **options: Any) -> tuple[int, str]:
+    """Failures, and everything that was said; in this process unless told otherwise."""
     out = Console(file=io.StringIO(), width=200)
-    failed = main(str(path), results, results / "studies", out, out, **options)
+    chosen = {"executor": "inline", **options}
+    failed = run_studies(str(path), given or {}, results, results / "studies", out, out, **chosen)
     return failed, out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def planned(path: Path, results: Path) -> str:
+    """What is said of a study that is not run."""
+    out = Console(file=io.StringIO(), width=200)
+    print_studies(str(path), {}, results, out)
+    return out.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +120,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, algo: str, error: BaseException) -
 def test_every_cell_of_a_shipped_study_resolves(name: str, tmp_path: Path) -> None:
     study = load(shipped()[name])
     cells = expand(study, tmp_path)
-    values, seeds = len(study.vary[1]) if study.vary else 1, len(study.replicate) or 1
+    values, seeds = len(next(iter(study.vary.values()), [0])), len(study.replicate) or 1
     assert len(cells) == len(study.panels) * len(study.methods) * values * seeds
     ids = [c.resolved.spec.run_id for c in cells if not c.left_out]
     assert len(set(ids)) == len(ids), "two cells are the same run"
@@ -124,10 +130,21 @@ def test_every_cell_of_a_shipped_study_resolves(name: str, tmp_path: Path) -> No
         assert all(c.resolved.spec.seeds >= 10 for c in cells)
 
 
+@pytest.mark.parametrize("name", [n for n in shipped() if not n.startswith("ultrafeedback")])
+def test_a_study_s_cells(name: str, tmp_path: Path) -> None:
+    """A sweep of a study is its cells: none is lost, and each is the run that the study would do."""
+    jobs, cells = study_jobs(name, {}, tmp_path), expand(load(shipped()[name]), tmp_path)
+    assert [j.name for j in jobs] == [c.shown.name for c in cells]
+    for job, cell in zip(jobs, cells, strict=True):
+        assert bool(job.problem) == bool(cell.left_out)
+        if not job.problem:
+            assert job.resolved().spec == cell.resolved.spec
+
+
 def test_the_proof_holds_every_algorithm_to_every_task() -> None:
     study = load(shipped()["proof"])
-    assert {m["algo"] for m in study.methods.values()} == set(algorithms.names())
-    assert {p["task"] for p in study.panels.values()} == {"bandit", "tree", "gridworld"}
+    assert {m.algo for m in study.methods.values()} == set(algorithms.names())
+    assert {p.task for p in study.panels.values()} == {"bandit", "tree", "gridworld"}
     cells = expand(study, Path("results"))
     assert all(c.resolved.spec.seeds == 10 for c in cells)
     enumerated = [c for c in cells if c.resolved.spec.task_options["enumerated"]]
@@ -203,24 +220,27 @@ def test_every_algorithm_adds_those_that_no_label_names(tmp_path: Path) -> None:
 BAD = {
     "an unknown key": ({"metrics": "regret"}, "a study has no key 'metrics': did you mean 'metric'"),
     "a missing key": ({"title": None}, "a study needs the key 'title'"),
-    "another kind": ({"kind": "bars"}, "kind=bars: expected one of curves, against, table"),
+    "another kind": ({"kind": "bars"}, "kind: expected 'curves', 'against', 'table'"),
     "no panel": ({"task": None}, "needs either the key 'task' or the key 'panels'"),
     "methods of text": ({"methods": ["ShiQ"]}, "methods: expected a mapping"),
-    "no algo": ({"methods": {"ShiQ": {}}}, "algo of ShiQ: expected text"),
-    "a focus that is none": ({"focus": "Shiq"}, "focus is 'Shiq', which is no method: did you mean 'ShiQ'"),
+    "no algo": ({"methods": {"ShiQ": {}}}, "methods.ShiQ needs the key 'algo'"),
+    "a focus that is none": ({"focus": "Shiq"}, "focus: there is no 'Shiq': did you mean 'ShiQ'"),
     "nothing varies": ({"kind": "against"}, "vary, a mapping such as"),
     "something varies": ({"vary": {"off_policy": [1]}}, "vary, a mapping such as"),
-    "values of text": ({"kind": "against", "vary": {"off_policy": ["far"]}}, "vary.off_policy=far: expected a number"),
-    "a view of nobody": ({"views": {"all": {"methods": ["DPO"]}}}, "methods of view all: there is no 'DPO'"),
+    "values of text": (
+        {"kind": "against", "vary": {"off_policy": ["far"]}},
+        "vary.off_policy.0: expected a valid number",
+    ),
+    "a view of nobody": ({"views": {"all": {"methods": ["DPO"]}}}, "views.all.methods: there is no 'DPO'"),
     "a need that is none": (
         {"leave_out": [{"needs": "Pair", "reason": "x"}]},
-        "no need is called 'Pair': did you mean",
+        "leave_out.0.needs: there is no 'Pair': did you mean 'Pairs'",
     ),
-    "a rule for all": ({"leave_out": [{"reason": "x"}]}, "name panels, methods or needs"),
-    "a rule without why": ({"leave_out": [{"needs": "Pairs"}]}, "leave_out needs the key 'reason'"),
-    "an adjustment of nothing": ({"adjust": [{"needs": "Pairs"}]}, "adjust needs the key 'settings'"),
-    "a threshold of 0": ({"reach": {"regret": 0}}, "reach.regret is 0; expected a number above 0"),
-    "half a contrast": ({"contrast": [["bandit"]]}, "contrast: expected pairs of panels"),
+    "a rule for all": ({"leave_out": [{"reason": "x"}]}, "leave_out.0: name panels, methods or needs"),
+    "a rule without why": ({"leave_out": [{"needs": "Pairs"}]}, "leave_out.0 needs the key 'reason'"),
+    "an adjustment of nothing": ({"adjust": [{"needs": "Pairs"}]}, "adjust.0 needs the key 'settings'"),
+    "a threshold of 0": ({"reach": {"regret": 0}}, "reach.regret: expected greater than 0, and this is 0"),
+    "half a contrast": ({"contrast": [["bandit"]]}, "contrast.0: expected pairs of panels"),
     "an unknown algorithm": ({"methods": {"ShiQ": {"algo": "shik"}}}, "ShiQ on bandit: no algorithm is called 'shik'"),
     "an unknown setting": ({"settings": {"step": 3}}, "ShiQ on bandit: shiq on bandit has no setting 'step'"),
     "an unknown metric": ({"metric": "regrets"}, "bandit has no metric 'regrets': did you mean 'regret'"),
@@ -230,21 +250,27 @@ BAD = {
         "ShiQ on tree: model tiny has one run a seed: add the seeds, such as 'replicate: [0, 1, 2]'",
     ),
     "seeds of tables": ({"kind": "table", "replicate": [0, 1]}, "set seeds, and leave out replicate"),
-    "no seed": ({"kind": "table", "replicate": []}, "replicate: expected training seeds that differ, and at least one"),
-    "one seed twice": ({"kind": "table", "replicate": [1, 1]}, "replicate: expected training seeds that differ"),
+    "no seed": ({"kind": "table", "replicate": []}, "replicate: expected values that differ, and at least one"),
+    "one seed twice": ({"kind": "table", "replicate": [1, 1]}, "replicate: expected values that differ"),
     "a bound for models": (
         {"kind": "table", "replicate": [0], "task": None, "panels": {"a": {"task": "tree", "bound": 1}}},
         "bound is for tables: leave it out",
     ),
     "curves of models": ({"replicate": [0]}, "kind: curves shows tables alone; with replicate expected table"),
     "a split of tables": ({"split": "rl"}, "split is for language models: add replicate"),
-    "an axis of no front": ({"x_metric": "kl"}, "x_metric is for kind: front"),
+    "an axis of no x": ({"x_scale": "log"}, "x_scale is for kind: against"),
     "views of a table of models": ({"kind": "table", "replicate": [0], "views": {}}, "views is for pictures"),
-    "an end of no distance": (
-        {"kind": "across", "metric": "reward", "normalise": "optimum"},
-        "normalise: optimum is for regret and kl_optimum; of reward say minmax",
+    "an unknown key of a view": (
+        {"views": {"all": {"method": ["ShiQ"]}}},
+        "views.all has no key 'method': did you mean",
     ),
-    "ends of curves": ({"normalise": "minmax"}, "normalise is for kind: across"),
+    "a slip for a key that is needed": ({"title": None, "titel": "x"}, "no key 'titel': did you mean 'title'"),
+    "a whole view": (
+        {"task": None, "panels": {"a": {"task": "bandit"}, "b": {"task": "bandit", "arms": 3}}, "views": {"both": {}}},
+        "views.both: a pair of axes shows one panel",
+    ),
+    "a list of one": ({"notes": "all of it"}, "notes: expected a list, and this is 'all of it'"),
+    "no methods": ({"methods": {}}, "methods: expected at least one"),
     "nobody to compare with": ({"kind": "across", "focus": None}, "kind: across needs the key 'focus'"),
     "views across tasks": ({"kind": "across", "views": {}}, "views is for other kinds"),
     "a front of one value": ({"kind": "front"}, "vary, a mapping such as"),
@@ -268,10 +294,13 @@ def test_a_bad_file_is_one_line(changes: dict[str, Any], line: str, tmp_path: Pa
 def test_no_yaml_and_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("title: [")
     (tmp_path / "b.yaml").write_text("- 1")
+    (tmp_path / "c.yaml").write_text("name: another")
     with pytest.raises(UserError, match=r"a.yaml: .*no YAML"):
         load(tmp_path / "a.yaml")
     with pytest.raises(UserError, match=r"b.yaml: a study: expected a mapping"):
         load(tmp_path / "b.yaml")
+    with pytest.raises(UserError, match=r"c.yaml: a study has no key 'name': it is called as its file is"):
+        load(tmp_path / "c.yaml")
 
 
 # --- running ---
@@ -281,7 +310,7 @@ def test_finished_cells_never_run_again(tmp_path: Path, ran: list[str], drawn: N
     path = written(tmp_path)
     failed, text = go(path, tmp_path / "results")
     assert failed == 0 and ran == ["shiq", "rwr"]
-    assert "tiny [1/2] ShiQ on bandit" in text and "tiny [2/2] RWR on bandit" in text
+    assert "[1/2] ShiQ on bandit: done" in text and "[2/2] RWR on bandit: done" in text
     files = {p.name: p.read_bytes() for p in (tmp_path / "results" / "studies").iterdir()}
     assert set(files) == {"tiny.png", "tiny.pdf", "tiny.md", "tiny.csv", "theory.md"}
     assert go(path, tmp_path / "results")[0] == 0
@@ -297,12 +326,12 @@ def test_a_failing_cell_is_a_line_and_the_rest_goes_on(tmp_path: Path, monkeypat
     path, results = written(tmp_path), tmp_path / "results"
     mend = breaking(monkeypatch, "shiq", UserError("it has\nexploded"))
     failed, text = go(path, results)
-    assert failed == 1 and "tiny: ShiQ on bandit: failed: it has exploded" in text
+    assert failed == 1 and "failed: ShiQ on bandit: it has exploded" in text
     page = (results / "studies" / "tiny.md").read_text()
     assert "Not there: ShiQ on bandit: it has exploded." in page and "nothing is compared" in page
     mend()
     failed, text = go(path, results)
-    assert failed == 0 and "[1/1] ShiQ on bandit" in text
+    assert failed == 0 and "[1/1] ShiQ on bandit: done" in text
     assert "Not there" not in (results / "studies" / "tiny.md").read_text()
 
 
@@ -352,7 +381,7 @@ def test_what_other_code_left_unfinished_is_in_nobodys_way(tmp_path: Path, ran: 
 
 def test_a_dry_run_runs_nothing(tmp_path: Path, ran: list[str]) -> None:
     path, results = written(tmp_path), tmp_path / "results"
-    _, text = go(path, results, dry_run=True)
+    text = planned(path, results)
     assert "2 runs: 2 missing" in text and "ShiQ on bandit  (missing)" in text
     assert not ran and not results.exists()
 
@@ -380,8 +409,8 @@ def test_a_front_of_language_models_from_end_to_end(
     """Eight runs, one of them lost at first: told, counted, and made up for; nothing is run twice."""
     monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
     path, results = written(tmp_path, **LANGUAGE), tmp_path / "results"
-    _, text = go(path, results, dry_run=True)
-    assert "8 runs: 8 missing" in text and "DPO on tree at 0.05, seed 1  (missing)" in text
+    text = planned(path, results)
+    assert "8 runs: 8 missing" in text and "DPO on tree at 0.05, seed 1  (missing, at most" in text
     mend = breaking(monkeypatch, "dpo", UserError("it has exploded"))
     failed, text = go(path, results)
     assert failed == 4 and "Not there: 4 of 4 runs of DPO on tree, the first of them because: it has exploded." in text
@@ -433,30 +462,22 @@ def test_what_is_set_by_hand_wins_over_the_file_alone(tmp_path: Path) -> None:
 # --- the command ---
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "shiq_bench.cli", "study", *arguments],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
-
-
-def test_the_command_runs_draws_and_answers(tmp_path: Path) -> None:
+def test_the_command_runs_draws_and_answers(tmp_path: Path, drawn: None) -> None:
     path = written(tmp_path)
-    done = command(str(path), "--results", str(tmp_path / "results"), "--out", str(tmp_path / "drawn"))
-    assert done.returncode == 0, done.stderr
-    assert "A tiny study" in done.stdout and "tiny [2/2]" in done.stderr
+    done = shiq_bench("study", path, "--results", tmp_path / "results", "--out", tmp_path / "drawn")
+    assert done.code == 0, done.err
+    assert "A tiny study" in done.out and "[2/2]" in done.err
     assert (tmp_path / "drawn" / "tiny.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "drawn" / "tiny.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_the_command_suggests_and_lists() -> None:
-    wrong = command("prof")
-    assert wrong.returncode == 2 and "did you mean 'proof'" in wrong.stderr
-    assert len(wrong.stderr.strip().splitlines()) == 1
-    listing = command()
-    assert listing.returncode == 0
-    lines = {line.split()[0]: line for line in listing.stdout.splitlines()}
+    wrong = shiq_bench("study", "prof")
+    assert wrong.code == 2 and "did you mean 'proof'" in wrong.err
+    assert len(wrong.err.strip().splitlines()) == 1
+    listing = shiq_bench("study")
+    assert listing.code == 0
+    lines = {line.split()[0]: line for line in listing.out.splitlines()}
     assert list(lines) == list(shipped())
     apart = {name for name, line in lines.items() if line.endswith("(language models: not part of all)")}
     assert apart == set(shipped()) - {p.stem for p in find("all")}
@@ -465,14 +486,13 @@ def test_the_command_suggests_and_lists() -> None:
 def test_the_command_sets_what_a_file_says(tmp_path: Path) -> None:
     """Text with an equals sign in it included; a dry run says which runs they would be."""
     path = written(tmp_path, **LANGUAGE)
-    done = command(str(path), "--dry-run", "--model", "a=b", "--set", "steps=4", "--results", str(tmp_path / "none"))
-    assert done.returncode == 0, done.stderr
+    done = shiq_bench("study", path, "--dry-run", "--model", "a=b", "--set", "steps=4", "--results", tmp_path / "none")
+    assert done.code == 0, done.err
     asked = expand(overridden(load(path), {"model": "a=b", "steps": 4}), tmp_path)
     ids = [c.resolved.spec.run_id for c in asked]
-    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ids
+    assert [line.split()[0] for line in done.out.splitlines()[1 : 1 + len(ids)]] == ids
     assert not set(ids) & {c.resolved.spec.run_id for c in expand(load(path), tmp_path)}
 
 
 def test_a_study_is_plain_data() -> None:
     assert isinstance(load(next(iter(shipped().values()))), Study)
-    assert studies.about(40) == "40 s" and studies.about(200) == "3 min"

@@ -1,4 +1,4 @@
-"""What a sweep is made of, out of flags and out of studies, and the plan that workers read."""
+"""What a sweep is made of, out of flags, and the plan that workers read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from shiq_bench.records.errors import UserError
-from shiq_bench.studies.schema import load, shipped
-from shiq_bench.sweep.grid import Job, fitting, grid, of_flags, of_study, read_plan, whole_numbers, write_plan
+from shiq_bench.sweep.grid import Job, fitting, of_flags, parse_grid, read_plan, whole_numbers, write_plan
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("0", [0]), ("0-2", [0, 1, 2]), ("4,1-2", [4, 1, 2])])
@@ -24,10 +23,10 @@ def test_no_seeds(text: str) -> None:
 
 
 def test_a_grid() -> None:
-    assert grid(["beta=0.1, 0.3", "steps=10"]) == {"beta": ["0.1", "0.3"], "steps": ["10"]}
+    assert parse_grid(["beta=0.1, 0.3", "steps=10"]) == {"beta": ["0.1", "0.3"], "steps": ["10"]}
     for wrong in (["beta"], ["beta="], ["=1"], ["beta=1,1"], ["beta=1", "beta=2"], ["beta=1,,2"]):
         with pytest.raises(UserError, match="--grid"):
-            grid(wrong)
+            parse_grid(wrong)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ def test_a_grid() -> None:
 )
 def test_what_makes_no_other_run_is_not_varied(pair: str, said: str) -> None:
     with pytest.raises(UserError, match=f"--tune {pair}: {said}"):
-        grid([pair], "--tune")
+        parse_grid([pair], "--tune")
 
 
 def test_a_table_trains_adjoining_seeds_in_one_run_and_a_language_model_each_in_its_own(tmp_path: Path) -> None:
@@ -92,20 +91,6 @@ def test_a_name_that_is_none_ends_the_sweep(
 ) -> None:
     with pytest.raises(UserError, match=said):
         list(of_flags(algos, tasks, [0], {}, varied))
-
-
-@pytest.mark.parametrize("name", [n for n in shipped() if not n.startswith("ultrafeedback")])
-def test_a_study_s_cells(name: str, tmp_path: Path) -> None:
-    """A sweep of a study is its cells: none is lost, and each is the run that the study would do."""
-    from shiq_bench.studies.trials import expand
-
-    study = load(shipped()[name])
-    jobs, cells = list(of_study(study, tmp_path)), expand(study, tmp_path)
-    assert [j.name for j in jobs] == [c.shown.name for c in cells]
-    for job, cell in zip(jobs, cells, strict=True):
-        assert bool(job.problem) == bool(cell.left_out)
-        if not job.problem:
-            assert job.resolved().spec == cell.resolved.spec
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
