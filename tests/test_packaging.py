@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +15,8 @@ from types import ModuleType
 from zipfile import ZipFile
 
 import pytest
+
+from tests import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -78,13 +79,12 @@ def test_console_script_is_declared() -> None:
     assert PROJECT["scripts"] == {"shiq-bench": "shiq_bench.cli:main"}
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_two_commands_are_the_ones_the_readme_gives() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "make demo" in readme and "make test" in readme
     # -n prints the commands; --assume-old keeps it from asking for the environment.
     environment = {key: value for key, value in os.environ.items() if key not in {"SETUP", "MAKEFLAGS", "MAKELEVEL"}}
-    command = ["make", "-n", "--assume-old=.venv/.installed", "demo"]
+    command = [needs.program("make"), "-n", "--assume-old=.venv/.installed", "demo"]
     printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     demo = printed.strip().splitlines()[-1]
     assert demo.startswith(".venv/bin/shiq-bench ")

@@ -35,7 +35,7 @@ BUGS = [
     ),
     Mutation(
         "the reference's number leads to a run that failed",
-        "shiq_bench/report/comparison.py",
+        "shiq_bench/report/payload.py",
         'key=lambda r: (r.status != "done", r.run_id))',
         'key=lambda r: (r.status == "done", r.run_id))',
         f"{REPORT}::test_the_reference_has_the_runs_that_measured_it",

@@ -6,12 +6,10 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from shiq_bench.report.curves import evenly
 from shiq_bench.report.page import SCRIPTS, embedded, page
 from shiq_bench.report.payload import Limits, Payload, pack, payload, unpack
 from shiq_bench.stats.intervals import mean_ci_t
+from tests import needs
 from tests.report.synthetic import METRICS, record
 
 ROOT = Path(__file__).parents[2]
@@ -328,12 +327,6 @@ def test_the_command_refuses_mixed_sources(tmp_path: Path, report: Any) -> None:
 
 # --- in a browser ---
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER and find_spec("selenium")), reason="needs chromium, its driver and selenium"
-)
-
 
 class Page:
     """A page in headless Chromium."""
@@ -397,14 +390,15 @@ class Page:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Page]:
-    from selenium import webdriver
-
+    chromium = needs.program("chromium", "chromium-browser", "google-chrome")
+    driver_path = needs.program("chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
+    options.binary_location = chromium
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
     try:
         yield Page(driver)
     finally:
@@ -415,7 +409,6 @@ def numeric(texts: Sequence[str]) -> list[float | None]:
     return [None if t == "–" else float(t.split(" ")[0].replace(",", "")) for t in texts]
 
 
-@needs_browser
 def test_the_leaderboard_sorts_and_filters(browser: Page, tmp_path: Path) -> None:
     skills = {2.0: 0.3, 9.0: 0.6, 10.0: 0.9}  # as text, 10 would stand before 2 and 9
     records = [
@@ -447,7 +440,6 @@ def test_the_leaderboard_sorts_and_filters(browser: Page, tmp_path: Path) -> Non
     assert browser.logs()[0] == []
 
 
-@needs_browser
 def test_a_row_opens_its_runs_and_a_run_its_episodes(browser: Page, tmp_path: Path) -> None:
     records = some()
     browser.open(tmp_path, payload(records, METRICS))
@@ -465,7 +457,6 @@ def test_a_row_opens_its_runs_and_a_run_its_episodes(browser: Page, tmp_path: Pa
     assert "packages.torch" in text and "algo_options.beta" in text and "[ls(a='trained 0')]" in text
 
 
-@needs_browser
 def test_every_number_opens_the_runs_behind_it(browser: Page, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -493,7 +484,6 @@ def test_every_number_opens_the_runs_behind_it(browser: Page, tmp_path: Path) ->
     assert browser.logs()[0] == []
 
 
-@needs_browser
 def test_a_picture_tells_what_it_leaves_out(browser: Page, tmp_path: Path) -> None:
     records = [*some(), record("shiq", 4, prompts=SMALL, status="diverged", error="loss is infinite")]
     records[0] = replace(records[0], training=[{**line, "kl": 0.5} for line in records[0].training])
@@ -511,7 +501,6 @@ def test_a_picture_tells_what_it_leaves_out(browser: Page, tmp_path: Path) -> No
     browser.until("!document.getElementById('curves-note').textContent.includes('not shown')")
 
 
-@needs_browser
 def test_two_methods_side_by_side(browser: Page, tmp_path: Path) -> None:
     browser.open(tmp_path, payload(some(), METRICS))
     browser.section("beside")
@@ -530,7 +519,6 @@ def test_two_methods_side_by_side(browser: Page, tmp_path: Path) -> None:
     assert browser.logs()[0] == []
 
 
-@needs_browser
 def test_configurations_of_two_runs(browser: Page, tmp_path: Path) -> None:
     one = record("shiq", prompts=SMALL)
     other = replace(record("shiq", prompts=SMALL, algo_options={"beta": 0.5}), packages={"torch": "2.12.0"})
@@ -546,7 +534,6 @@ def test_configurations_of_two_runs(browser: Page, tmp_path: Path) -> None:
     assert ["task", "bfcl", "bfcl"] in browser(cells)
 
 
-@needs_browser
 def test_the_pictures_are_drawn_when_they_are_seen(browser: Page, tmp_path: Path) -> None:
     browser.driver.set_window_size(1400, 400)
     browser.open(tmp_path, payload(some(), METRICS))
@@ -564,7 +551,6 @@ def test_the_pictures_are_drawn_when_they_are_seen(browser: Page, tmp_path: Path
     assert said == [] and [url.rpartition("/")[2] for url in asked] == ["report.html"]
 
 
-@needs_browser
 def test_what_a_model_writes_never_runs(browser: Page, tmp_path: Path) -> None:
     other = told(record("shiq", prompts=SMALL), lambda policy, i: {"answer": HOSTILE}, history(0))
     diverged = replace(record("dpo", 1, prompts=SMALL), status="diverged", error=HOSTILE)

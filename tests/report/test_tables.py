@@ -6,7 +6,6 @@ import dataclasses
 import io
 import random
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +32,7 @@ from shiq_bench.stats.clustered import paired_examples, summarise
 from shiq_bench.stats.intervals import crossed_t, mean_ci_t
 from shiq_bench.stats.power import detectable
 from shiq_bench.stats.tests import holm, sign_flip_p
+from tests import needs
 from tests.report.synthetic import METRICS, record
 
 SMALL = {"rl": 8, "heldout": 5}
@@ -404,15 +404,13 @@ def test_latex_compiles_as_it_stands_and_fits_its_pages(
     by: By, make: Callable[[], list[RunRecord]], tmp_path: Path
 ) -> None:
     """With booktabs and graphicx alone."""
-    found = ["pdflatex", "kpsewhich"]
-    if not all(map(shutil.which, found)) or subprocess.run(["kpsewhich", "booktabs.sty"], check=False).returncode:
-        pytest.skip("no pdflatex with booktabs here")
+    pdflatex = needs.pdflatex("booktabs.sty", "graphicx.sty")
     (tmp_path / "table.tex").write_text(latex(compare(make(), METRICS), by), encoding="utf-8")
     (tmp_path / "main.tex").write_text(
         "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
     )
     done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+        [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
         cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
