@@ -64,7 +64,7 @@ BUGS = [
     Mutation(
         "p against the best with Holm over those comparisons alone",
         "shiq_bench/stats/ranking.py",
-        "every = [*pairs, *combinations([k for k in scores if k != order[0]], 2)]",
+        "every = [*pairs, *combinations([k for k in scores if k != best], 2)]",
         "every = pairs",
         f"{TABLES}::test_p_is_exact_over_paired_seeds_and_adjusted_over_all_pairs_of_methods",
     ),
@@ -88,5 +88,19 @@ BUGS = [
         "return self.units - 1 if self.freedom is None else self.freedom",
         "return self.units - 1",
         f"{TABLES}::test_differences_to_the_reference_are_tested_over_seeds_and_prompts",
+    ),
+    Mutation(
+        "p by another procedure than the interval beside it",
+        "shiq_bench/stats/tests.py",
+        "return sign_p(differences) if e.stderr == 0 else t_p(e)",
+        "return sign_p(differences)",
+        f"{SIMULATIONS}::test_p_and_interval_never_contradict[both differ]",
+    ),
+    Mutation(
+        "the first of equal methods is the best",
+        "shiq_bench/stats/ranking.py",
+        "isclose(order[0][0], order[1][0], rel_tol=1e-12)",
+        "False",
+        f"{SIMULATIONS}::test_where_methods_tie_for_the_best_there_is_none_to_test_against",
     ),
 ]
