@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from shiq_bench.records.record import RunRecord
 from shiq_bench.report.blocks import (
@@ -11,17 +11,15 @@ from shiq_bench.report.blocks import (
     LM_EVAL,
     Block,
     Column,
-    Key,
-    Place,
-    cell_n,
     differing,
     flat,
     named,
     plain,
     where,
 )
+from shiq_bench.report.format import count, listed, p_value, span
 from shiq_bench.stats.power import binomial_stderr, detectable, detectable_difference
-from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS, Test
+from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS
 from shiq_bench.stats.tests import sign_flip_name
 
 
@@ -36,7 +34,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         yield (
             "±: 95% interval over instances, Student's t; every number of an instance is exact. "
             "n: instances, each with data and training of its own. Minus reference: paired by instance. "
-            "Own fixed point: where the loss leads with exact expectations; sampled data lead elsewhere."
+            "Own fixed point: the loss's minimiser under exact expectations; sampled data give another."
         )
     elif any(c.estimate.half for c in numbers):
         text = "±: 95% interval"
@@ -50,7 +48,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
             text += " it does not cover other training seeds"
         text += "."
         if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
-            text += " No ±: fewer than two of them, or all alike, which bounds nothing."
+            text += " No ±: fewer than two observations, or no variance."
         yield text
     if numbers and not table:
         text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them"
@@ -65,16 +63,16 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     if block.best:
         units = [block.conditions["seeds"]] if table else [n for c in trained if (n := len(c.done)) >= BOLD_SEEDS]
         yield (
-            f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more, none of them lost; its lead on "
-            f"every other of them has a 95% interval above 0 and p below {ALPHA:g}, {sign_flip_name(units)}, not "
-            f"adjusted, over {BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods it marks at "
-            f"most {FALSE_MARKS} (measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
+            f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more and none missing. Its lead over "
+            f"each of them has a 95% interval above 0 and p below {ALPHA:g} ({sign_flip_name(units)}, unadjusted) over "
+            f"{BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods at most {FALSE_MARKS} are marked "
+            f"(measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
         )
     if block.unmarked:
         rows = Counter(label for _, _, label, _ in block.unmarked)
         kept = ", ".join(f"{label} in {n} row{'s' if n > 1 else ''}" for label, n in sorted(rows.items()))
-        lost = f"lost {where(block)} (failed, diverged, unfinished or without a number)"
-        yield f"Bold kept from who is ahead, but {lost}: {kept}."
+        missing = f"{where(block)} are missing (failed, diverged, unfinished or without a number)"
+        yield f"Not bold despite the best mean, because {missing}: {kept}."
     yield from _significance(block)
     if any(mode == LM_EVAL for _, mode in block.places):
         yield "lm-eval: without a chat template; documents stand in the place of prompts."
@@ -104,6 +102,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         if metric.headline and metric.percent and metric.name not in block.rates:
             yield from _detectable(block, metric.name)
     yield from _detectable_pairs(block)
+    yield from _objectives(trained)
     yield from _settings(trained)
     for column in trained:
         if spent := column.consumed:
@@ -113,8 +112,8 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     if disagree:
         yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
     for column in trained:
-        for text, count in Counter(d for r in column.runs for d in dict.fromkeys(r.deviations)).items():
-            share = f" ({count} of {len(column.runs)} runs)" if len(column.runs) > 1 else ""
+        for text, times in Counter(d for r in column.runs for d in dict.fromkeys(r.deviations)).items():
+            share = f" ({times} of {len(column.runs)} runs)" if len(column.runs) > 1 else ""
             yield f"Deviation, {column.label}{share}: {text}"
     for record in records:
         if record.status != "done":
@@ -158,44 +157,26 @@ def _significance(block: Block) -> Iterable[str]:
     """P-values of headline metrics, a line a metric: against the reference, and of the best against the others."""
     unit = where(block)
     for metric in block.metrics:
-        if not metric.headline:
-            continue
-        for tests, what in ((block.to_reference, "difference to the reference"), (block.to_best, "")):
-            parts = []
-            over: set[str] = set()
+        for tests, best in ((block.to_reference, False), (block.to_best, True)) if metric.headline else ():
+            parts: list[str] = []
             counts: set[int] = set()
             for place in block.places:
-                keys = [(*place, c.label, metric.name) for c in block.columns[1:]]
-                found = {key: tests[key] for key in keys if key in tests and tests[key].p is not None}
-                if not found:
-                    continue
-                each = ", ".join(f"{key[2]} {_p(test.adjusted)}" for key, test in found.items())
-                units = sorted({test.units for test in found.values()})
-                counts |= {*units}
-                over |= {block.differences[key].over for key in found} if what else set()
-                n = f"{units[0]}" if len(units) == 1 else f"{units[0]} to {units[-1]}"
-                best = "" if what else f"{_best(block, place, metric.name, tests)} against "
-                parts.append(f"{place[0]}, {place[1]}: {best}{each} ({n} {unit})")
-            if not parts:
-                continue
-            how = f"{sign_flip_name(counts)} over paired {unit}"
-            if "seeds and prompts" in over:
-                alone = f"; where not every seed has every prompt's number {how}, which {_UNCOVERED}"
-                how = "t over seeds and prompts" + (alone if len(over) > 1 else "")
-            elif what and unit == "seeds":
-                how += f", which {_UNCOVERED}"
-            how += "; Holm over methods" if what else "; Holm over all pairs of methods"
-            yield f"p, {metric.title}, {what or 'best against the others'} ({how}): {'; '.join(parts)}."
+                there = [key for c in block.columns[1:] if (key := (*place, c.label, metric.name)) in block.cells]
+                found = {key[2]: test for key in there if (test := tests.get(key)) and test.p is not None}
+                if found:
+                    each = ", ".join(f"{label} {p_value(test.adjusted)}" for label, test in found.items())
+                    first = next(key[2] for key in there if key not in tests) + " against " if best else ""
+                    units = {test.units for test in found.values()}
+                    parts.append(f"{place[0]}, {place[1]}: {first}{each} ({span(units)} {unit})")
+                    counts |= units
+            if parts:
+                how = f"{sign_flip_name(counts)} over paired {unit}; Holm over all pairs of methods"
+                what = f"best against the others ({how})" if best else f"difference to the reference ({_TESTED})"
+                yield f"p, {metric.title}, {what}: {'; '.join(parts)}."
 
 
-def _best(block: Block, place: Place, metric: str, tests: Mapping[Key, Test]) -> str:
-    """The method that the others of a row were tested against: the one without a test of its own."""
-    there = [c.label for c in block.columns[1:] if (*place, c.label, metric) in block.cells]
-    return next((label for label in there if (*place, label, metric) not in tests), "best")
-
-
-def _p(p: float | None) -> str:
-    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+#: How a difference to the reference is tested.
+_TESTED = "t test of its interval, sign-flip where all differences are alike; Holm over methods"
 
 
 def _detectable_pairs(block: Block) -> Iterable[str]:
@@ -219,7 +200,7 @@ def _uneven(block: Block) -> bool:
         for (split, mode, _, metric), cell in values.items():
             if metric in block.rates and values is block.cells:
                 continue
-            seen.setdefault((split, mode, metric), set()).add(cell_n(cell))
+            seen.setdefault((split, mode, metric), set()).add(count(cell.n))
         if any(len(n) > 1 for n in seen.values()):
             return True
     return False
@@ -266,6 +247,15 @@ def _detectable(block: Block, name: str) -> Iterable[str]:
                 f"{100 * error:.1f})."
             )
             break
+
+
+def _objectives(columns: Sequence[Column]) -> Iterable[str]:
+    """That methods which have a ``beta`` each do not share it, where they do not."""
+    options = {c.label: named(c.runs[0].spec) for c in columns}
+    found = {label: plain(own["beta"]) for label, own in options.items() if "beta" in own}
+    if len(set(found.values())) > 1:
+        values = listed([f"{beta} for {label}" for label, beta in found.items()])
+        yield f"beta is not shared ({values}): these methods optimise different objectives."
 
 
 def _settings(columns: Sequence[Column]) -> Iterable[str]:

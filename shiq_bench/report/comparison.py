@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,11 +35,8 @@ from shiq_bench.report.blocks import (
 from shiq_bench.report.captions import captions_of
 from shiq_bench.stats.clustered import linearised, linearised_difference, paired_examples, prompts_with
 from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t, t_interval
-from shiq_bench.stats.ranking import Test, against_best, sign_p, winner
-from shiq_bench.stats.tests import holm, t_p
-
-if TYPE_CHECKING:
-    pass
+from shiq_bench.stats.ranking import Test, against_best, winner
+from shiq_bench.stats.tests import holm, paired_p
 
 
 def compare(
@@ -219,10 +216,9 @@ def _block(
                 if cell := _cell([p for p in pairs if p[0].mean is not None], len(column.done)):
                     differences[(*place, column.label, metric.name)] = cell
                     by_unit = _of_units(column, place, metric.name, [e for e, _ in pairs])
-                    # Over seeds alone the reference counts as known, which of a table's instances it is.
-                    alone = records[0].spec.model == "table" or cell.over == "seeds"
-                    crossed = t_p(cell.estimate) if cell.over == "seeds and prompts" else None
-                    tests[column.label] = (sign_p(by_unit) if alone else crossed, len(by_unit))
+                    # One seed of a language model says nothing of others: it has an interval over prompts and no p.
+                    tested = records[0].spec.model == "table" or len(by_unit) > 1
+                    tests[column.label] = (paired_p(cell.estimate, by_unit) if tested else None, len(by_unit))
             to_reference |= {(*place, label, metric.name): test for label, test in _adjusted(tests).items()}
 
     best, unmarked, to_best = _compared(columns, places, metrics)
