@@ -16,14 +16,14 @@ from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, RunRecord
-from shiq_bench.report.blocks import Place, conditions, differing, flat, last, named, plain
-from shiq_bench.report.comparison import known_metrics
-from shiq_bench.stats.clustered import linearised_difference, paired_examples, prompts_with, summarise
-from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t
+from shiq_bench.report.blocks import Cell, Place, conditions, differing, flat, last, named, plain
+from shiq_bench.report.comparison import difference_of, known_metrics, unit_differences
+from shiq_bench.stats.clustered import prompts_with, summarise
+from shiq_bench.stats.intervals import Estimate, mean_ci_t
 from shiq_bench.stats.tests import paired_p
 
 Pairs = Sequence[tuple[Evaluation, Evaluation]]
-Over = Literal["seeds and prompts", "seeds", "prompts", "instances"]
+Over = Literal["seeds and prompts", "seeds", "prompts", "instances", "none"]
 
 
 @dataclass(frozen=True)
@@ -219,22 +219,15 @@ def _paired_runs(
 
 def _row(place: Place, metric: Metric, pairs: Pairs, table: bool) -> Difference:
     name = metric.name
-    each = [paired_examples(a.examples, b.examples, name) for a, b in pairs]
-    over: Over
-    means = [[_shared_mean(x, y, name) for x, y in ((a, b), (b, a))] for a, b in pairs]
+    means = [(_shared_mean(a, b, name), _shared_mean(b, a, name)) for a, b in pairs]
     one, other = (mean_ci_t(m[i] for m in means).mean for i in (0, 1))
-    prompts = min((int(e.n) for e in each if e.mean is not None), default=0)
-    difference, over, units = each[0], "prompts", list[float]()
-    if table:
-        units = list(_by_prompt(*pairs[0], name).values())
-        difference, over = mean_ci_t(units), "instances"
-    elif len(pairs) > 1:
-        units = [e.mean for e in each if e.mean is not None]
-        rows = [linearised_difference(a.examples, b.examples, name) for a, b in pairs]
-        crossed = crossed_rows([row for row in rows if row])
-        difference, over = (mean_ci_t(units), "seeds") if crossed is None else (crossed, "seeds and prompts")
-    seeds = sum(e.mean is not None for e in each)
-    return Difference(*place, metric, one, other, difference, over, paired_p(difference, units), prompts, seeds)
+    shared = [len(prompts_with(a.examples, name) & prompts_with(b.examples, name)) for a, b in pairs]
+    cell = difference_of(pairs, name, len(pairs)) or Cell(mean_ci_t(()), (), "none")
+    units = unit_differences(pairs, name, table) if table or len(pairs) > 1 else []
+    over: Over = "instances" if table and cell.over == "prompts" else cell.over
+    seeds = sum(m is not None for m, _ in means)
+    p = paired_p(cell.estimate, units)
+    return Difference(*place, metric, one, other, cell.estimate, over, p, min(filter(None, shared), default=0), seeds)
 
 
 def _shared_mean(a: Evaluation, b: Evaluation, metric: str) -> float | None:
@@ -306,7 +299,7 @@ def _captions(
         "prompts": "Intervals over prompts: paired, clustered by prompt. One pair of runs, so other training seeds are "
         "not covered.",
     }
-    out = [said[over] for over in dict.fromkeys(r.over for r in rows)]
+    out = [said[over] for over in dict.fromkeys(r.over for r in rows) if over in said]
     if rows:
         out.append(
             "p: the t test of the interval beside it (sign-flip where all differences are alike), not adjusted for the "

@@ -78,8 +78,8 @@ BUGS = [
     Mutation(
         "p of the difference to the reference over seeds alone",
         "shiq_bench/report/comparison.py",
-        "(paired_p(cell.estimate, by_unit) if tested else None, len(by_unit))",
-        "(paired_p(mean_ci_t(by_unit), by_unit) if tested else None, len(by_unit))",
+        "p = paired_p(cell.estimate, units) if len(units) > 1 else None",
+        "p = paired_p(mean_ci_t(units), units) if len(units) > 1 else None",
         f"{COMPARISON}::test_differences_to_the_reference_are_tested_over_seeds_and_prompts",
     ),
     Mutation(
@@ -113,7 +113,7 @@ BUGS = [
     Mutation(
         "seeds that one alone has measured are counted",
         "shiq_bench/report/pairwise.py",
-        "seeds = sum(e.mean is not None for e in each)",
+        "seeds = sum(m is not None for m, _ in means)",
         "seeds = len(pairs)",
         f"{COMPARE}::test_seeds_are_those_that_both_measured",
     ),
