@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import RunRecord
-from shiq_bench.report.blocks import (
-    DROP,
-    LM_EVAL,
-    Block,
-    Column,
-    differing,
-    flat,
-    named,
-    plain,
-    where,
-)
-from shiq_bench.report.format import count, listed, p_value, span
+from shiq_bench.report.blocks import DROP, LM_EVAL, Block, Column, differing, flat, named, plain, where
+from shiq_bench.report.format import listed, p_value, span
 from shiq_bench.stats.power import binomial_stderr, detectable, detectable_difference
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS
 from shiq_bench.stats.tests import sign_flip_name
@@ -51,9 +42,8 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
             text += " No ±: fewer than two observations, or no variance."
         yield text
     if numbers and not table:
-        text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them"
-        if _uneven(block):
-            text += "; a cell with another n has it in brackets"
+        text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them; in brackets "
+        text += "where a cell has another"
         if block.differences:
             text += f". Minus reference: paired by prompt, n counts prompts{_over_differences(block)}"
         yield text + "."
@@ -100,7 +90,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         yield "Model: tiny, trained from scratch on the spot for this task; it says nothing about larger models."
     for metric in block.metrics:
         if metric.headline and metric.percent and metric.name not in block.rates:
-            yield from _detectable(block, metric.name)
+            yield from _detectable(block, metric)
     yield from _detectable_pairs(block)
     yield from _objectives(trained)
     yield from _settings(trained)
@@ -193,60 +183,37 @@ def _detectable_pairs(block: Block) -> Iterable[str]:
         yield f"Minimum detectable difference to the reference, paired (80% power): {', '.join(parts)}."
 
 
-def _uneven(block: Block) -> bool:
-    """Whether policies of one place and metric differ in n."""
-    for values in (block.cells, block.differences):
-        seen: dict[tuple[str, str, str], set[str]] = {}
-        for (split, mode, _, metric), cell in values.items():
-            if metric in block.rates and values is block.cells:
-                continue
-            seen.setdefault((split, mode, metric), set()).add(count(cell.n))
-        if any(len(n) > 1 for n in seen.values()):
-            return True
-    return False
-
-
 def _cut(block: Block) -> Iterable[str]:
+    """How often answers were truncated, where it was worst."""
     rates = [m for m in block.metrics if m.name.startswith(("truncated", "forced"))]
-    if not block.cells:
-        return
-    if not rates:
+    if block.cells and not rates:
         yield "Cut by a limit: not recorded."
-        return
     parts = []
     for metric in rates:
-        found = [(c.estimate.mean, k) for k, c in block.cells.items() if k[3] == metric.name]
-        known = [(mean, key) for mean, key in found if mean is not None]
-        if not known:
-            continue
-        mean, (split, mode, label, _) = max(known, key=lambda f: f[0])
+        found = [(x, k) for k, c in block.cells.items() if k[3] == metric.name and (x := c.estimate.mean) is not None]
+        mean, (split, mode, label, _) = max(found, key=lambda f: f[0], default=(0.0, ("", "", "", "")))
         value = f"{100 * mean:.1f}%" if metric.percent else f"{mean:.3g}"
-        parts.append(
-            f"{metric.title} at most {value} ({label}, {split}, {mode})" if mean else f"{metric.title} nowhere"
-        )
+        if found:
+            parts.append(f"{metric.title} " + (f"at most {value} ({label}, {split}, {mode})" if mean else "nowhere"))
     if parts:
         yield f"Cut by a limit, and kept in every mean: {'; '.join(parts)}."
 
 
-def _detectable(block: Block, name: str) -> Iterable[str]:
+def _detectable(block: Block, metric: Metric) -> Iterable[str]:
     """Minimum detectable effect of a rate: what the number of prompts cannot resolve."""
-    title = next((m.title for m in block.metrics if m.name == name), name)
     for split in dict.fromkeys(split for split, _ in block.places):
-        for mode in ("greedy", "sampled"):
-            cell = block.cells.get((split, mode, "reference", name))
-            if cell is None or cell.estimate.mean is None or cell.estimate.units < 2:
-                continue
-            n = cell.estimate.units
-            # A rate of 0 or 1 has no binomial spread to go by: use (x + 1) / (n + 2).
-            rate = cell.estimate.mean if 0 < cell.estimate.mean < 1 else (cell.estimate.mean * n + 1) / (n + 2)
-            error = binomial_stderr(rate, n)
-            assert error is not None
-            yield (
-                f"Minimum detectable effect, {title}, {split}: {100 * detectable_difference(error):.1f} points between "
-                f"two unpaired policies (80% power; {n} prompts near {100 * rate:.1f}% have a standard error of "
-                f"{100 * error:.1f})."
-            )
-            break
+        cells = (block.cells.get((split, mode, "reference", metric.name)) for mode in ("greedy", "sampled"))
+        e = next((c.estimate for c in cells if c and c.estimate.mean is not None and c.estimate.units > 1), None)
+        if e is None or e.mean is None:
+            continue
+        # A rate of 0 or 1 has no binomial spread to go by: use (x + 1) / (n + 2).
+        rate = e.mean if 0 < e.mean < 1 else (e.mean * e.units + 1) / (e.units + 2)
+        error = binomial_stderr(rate, e.units) or 0.0
+        yield (
+            f"Minimum detectable effect, {metric.title}, {split}: {100 * detectable_difference(error):.1f} points "
+            f"between two unpaired policies (80% power; {e.units} prompts near {100 * rate:.1f}% have a standard error "
+            f"of {100 * error:.1f})."
+        )
 
 
 def _objectives(columns: Sequence[Column]) -> Iterable[str]:

@@ -124,16 +124,22 @@ def _axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
         mean = [e.mean or 0.0 for _, e in line]
         low = [e.mean if e.low is None else e.low for _, e in line]
         high = [e.mean if e.high is None else e.high for _, e in line]
-        axes.fill_between(
-            x, [max(v or 0.0, bottom) for v in low], [v or 0.0 for v in high], color=look.colour, alpha=0.13,
-            linewidth=0, zorder=2,
-        )  # fmt: skip
-        every = max(1, len(x) // 7)
-        handles[method] = axes.plot(
-            x, mean, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=look.width,
-            markevery=(i % every, every), zorder=front,
-        )[0]  # fmt: skip
+        band = ([max(v or 0.0, bottom) for v in low], [v or 0.0 for v in high])
+        handles[method] = _line(axes, look, x, mean, band, first=i, zorder=front)
     return handles
+
+
+def _line(
+    axes: Axes, look: Look, x: Sequence[float], y: Sequence[float], band: Any = None, *, first: int = 0, zorder: int = 4
+) -> Any:
+    """A method's line with about seven markers, from the ``first`` point on, over its band; returns its handle."""
+    if band is not None:
+        axes.fill_between(x, *band, color=look.colour, alpha=0.13, linewidth=0, zorder=2)
+    every = max(1, len(x) // 7)
+    return axes.plot(
+        x, y, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=look.width,
+        markevery=(first % every, every), zorder=zorder,
+    )[0]  # fmt: skip
 
 
 def _front_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
@@ -155,9 +161,7 @@ def _front_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
             x, y = [p.x.mean or 0.0 for p in points], [p.y.mean or 0.0 for p in points]
             wide, tall = [p.x.half or 0.0 for p in points], [p.y.half or 0.0 for p in points]
             axes.errorbar(x, y, tall, wide, fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.5)
-            handles[method] = axes.plot(
-                x, y, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=look.width, zorder=4
-            )[0]
+            handles[method] = _line(axes, look, x, y)
             for point, at in zip(points, zip(x, y, strict=True), strict=True):
                 axes.annotate(
                     f"{point.value:g}", at, xytext=(4, -8), textcoords="offset points", fontsize=6.5,
@@ -178,15 +182,8 @@ def _across_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
         axes.set_ylabel("share of runs above it")
         axes.set_ylim(-0.02, 1.02)
         for method, profile in profiles(sheet).items():
-            look, x = styles[method], profile.thresholds
-            if profile.low is not None and profile.high is not None:
-                axes.fill_between(
-                    x, profile.low, profile.high, color=look.colour, alpha=0.13, linewidth=0, zorder=2
-                )  # fmt: skip
-            handles[method] = axes.plot(
-                x, profile.share, color=look.colour, linestyle=look.line, marker=look.marker, linewidth=look.width,
-                markevery=max(1, len(x) // 7), zorder=4,
-            )[0]  # fmt: skip
+            band = None if profile.low is None else (profile.low, profile.high)
+            handles[method] = _line(axes, styles[method], profile.thresholds, profile.share, band)
         return handles
     found = improvements(sheet)
     axes.set_xlabel(_literal(f"P({sheet.focus} is better)"))
