@@ -16,10 +16,6 @@ def table(
     runs: Annotated[list[str] | None, typer.Argument(help="Run ids; all of the folder by default.")] = None,
     results: ResultFolders = None,
     format: Annotated[str, typer.Option(help="rich, md, latex (booktabs), html or csv.")] = "rich",
-    by: Annotated[
-        str,
-        typer.Option(help="A table for every task, method (a row a task), or method's setting (a row a setting)."),
-    ] = "task",
     out: Annotated[Path | None, typer.Option(help="File to write instead of printing; the folder of --paper.")] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="Write every table, and every study there are runs of, with a manifest.")
@@ -39,15 +35,15 @@ def table(
     load_plugins(plugin)
     folders = results or [Path("results")]
     if paper:
-        if (format, by) != ("rich", "task"):
-            raise UserError("--paper writes every format, by task, method and setting: leave out --format and --by")
+        if format != "rich":
+            raise UserError("--paper writes every format: leave out --format")
         _paper(runs, folders, out or folders[0], study or [], allow_mixed)
         return
     if study:
         raise UserError("--study is for --paper: to draw one study type shiq-bench study")
     records, torn = read_records(folders, runs)
     metrics = metrics_of(records)
-    tables.print_table(records, metrics, format=format, by=by, out=out, allow_mixed=allow_mixed, console=Console())
+    tables.print_table(records, metrics, format=format, out=out, allow_mixed=allow_mixed, console=Console())
     if torn:
         raise typer.Exit(1)
 

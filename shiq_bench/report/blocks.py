@@ -92,10 +92,11 @@ class Block:
         cells: (split, mode, label, metric) -> the policy's number.
         differences: the same keys -> trained minus reference.
         rates: names of metrics whose n counts trials.
-        best: keys whose number beats all others beyond doubt (see :func:`significance.winner`).
+        best: keys whose number beats all others beyond doubt (see :func:`shiq_bench.stats.ranking.winner`).
         unmarked: keys that would be among them, of methods that lost units.
-        to_reference: keys of differences -> the test of the difference: the t test of its interval where that is
-            over seeds and prompts, otherwise the sign-flip test.
+        to_reference: keys of differences -> the test that belongs to the difference's interval (see
+            :func:`shiq_bench.stats.tests.paired_p`): Student's t, also over a table's instances, so that no p
+            contradicts the interval it stands beside.
         to_best: keys -> the sign-flip test of the best method of its row against this one.
         drops: keys of differences on lm-eval tasks that are losses beyond doubt.
         captions: lines to print underneath.
@@ -159,14 +160,6 @@ def last(record: RunRecord, policy: str, place: Place) -> Evaluation | None:
     """The policy's evaluation at its last checkpoint: the rule by which every number is chosen."""
     found = [e for e in record.evaluations if e.policy == policy and (e.split, e.mode) == place]
     return max(found, key=lambda e: e.step, default=None)
-
-
-def cell_n(cell: Cell | None) -> str:
-    """``160`` when every seed has as many, else ``150-160``."""
-    if cell is None or not cell.n:
-        return ""
-    low, high = min(cell.n), max(cell.n)
-    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
 
 def where(block: Block) -> str:

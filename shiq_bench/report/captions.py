@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
+from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import RunRecord
-from shiq_bench.report.blocks import (
-    DROP,
-    LM_EVAL,
-    Block,
-    Column,
-    Key,
-    Place,
-    cell_n,
-    differing,
-    flat,
-    named,
-    plain,
-    where,
-)
+from shiq_bench.report.blocks import DROP, LM_EVAL, Block, Column, differing, flat, named, plain, where
+from shiq_bench.report.format import listed, p_value, span
 from shiq_bench.stats.power import binomial_stderr, detectable, detectable_difference
-from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS, Test
+from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS
 from shiq_bench.stats.tests import sign_flip_name
 
 
@@ -36,7 +25,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         yield (
             "±: 95% interval over instances, Student's t; every number of an instance is exact. "
             "n: instances, each with data and training of its own. Minus reference: paired by instance. "
-            "Own fixed point: where the loss leads with exact expectations; sampled data lead elsewhere."
+            "Own fixed point: the loss's minimiser under exact expectations; sampled data give another."
         )
     elif any(c.estimate.half for c in numbers):
         text = "±: 95% interval"
@@ -50,12 +39,11 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
             text += " it does not cover other training seeds"
         text += "."
         if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
-            text += " No ±: fewer than two of them, or all alike, which bounds nothing."
+            text += " No ±: fewer than two observations, or no variance."
         yield text
     if numbers and not table:
-        text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them"
-        if _uneven(block):
-            text += "; a cell with another n has it in brackets"
+        text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them; in brackets "
+        text += "where a cell has another"
         if block.differences:
             text += f". Minus reference: paired by prompt, n counts prompts{_over_differences(block)}"
         yield text + "."
@@ -65,16 +53,16 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     if block.best:
         units = [block.conditions["seeds"]] if table else [n for c in trained if (n := len(c.done)) >= BOLD_SEEDS]
         yield (
-            f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more, none of them lost; its lead on "
-            f"every other of them has a 95% interval above 0 and p below {ALPHA:g}, {sign_flip_name(units)}, not "
-            f"adjusted, over {BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods it marks at "
-            f"most {FALSE_MARKS} (measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
+            f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more and none missing. Its lead over "
+            f"each of them has a 95% interval above 0 and p below {ALPHA:g} ({sign_flip_name(units)}, unadjusted) over "
+            f"{BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods at most {FALSE_MARKS} are marked "
+            f"(measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
         )
     if block.unmarked:
         rows = Counter(label for _, _, label, _ in block.unmarked)
         kept = ", ".join(f"{label} in {n} row{'s' if n > 1 else ''}" for label, n in sorted(rows.items()))
-        lost = f"lost {where(block)} (failed, diverged, unfinished or without a number)"
-        yield f"Bold kept from who is ahead, but {lost}: {kept}."
+        missing = f"{where(block)} are missing (failed, diverged, unfinished or without a number)"
+        yield f"Not bold despite the best mean, because {missing}: {kept}."
     yield from _significance(block)
     if any(mode == LM_EVAL for _, mode in block.places):
         yield "lm-eval: without a chat template; documents stand in the place of prompts."
@@ -102,8 +90,9 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         yield "Model: tiny, trained from scratch on the spot for this task; it says nothing about larger models."
     for metric in block.metrics:
         if metric.headline and metric.percent and metric.name not in block.rates:
-            yield from _detectable(block, metric.name)
+            yield from _detectable(block, metric)
     yield from _detectable_pairs(block)
+    yield from _objectives(trained)
     yield from _settings(trained)
     for column in trained:
         if spent := column.consumed:
@@ -113,8 +102,8 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     if disagree:
         yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
     for column in trained:
-        for text, count in Counter(d for r in column.runs for d in dict.fromkeys(r.deviations)).items():
-            share = f" ({count} of {len(column.runs)} runs)" if len(column.runs) > 1 else ""
+        for text, times in Counter(d for r in column.runs for d in dict.fromkeys(r.deviations)).items():
+            share = f" ({times} of {len(column.runs)} runs)" if len(column.runs) > 1 else ""
             yield f"Deviation, {column.label}{share}: {text}"
     for record in records:
         if record.status != "done":
@@ -158,44 +147,26 @@ def _significance(block: Block) -> Iterable[str]:
     """P-values of headline metrics, a line a metric: against the reference, and of the best against the others."""
     unit = where(block)
     for metric in block.metrics:
-        if not metric.headline:
-            continue
-        for tests, what in ((block.to_reference, "difference to the reference"), (block.to_best, "")):
-            parts = []
-            over: set[str] = set()
+        for tests, best in ((block.to_reference, False), (block.to_best, True)) if metric.headline else ():
+            parts: list[str] = []
             counts: set[int] = set()
             for place in block.places:
-                keys = [(*place, c.label, metric.name) for c in block.columns[1:]]
-                found = {key: tests[key] for key in keys if key in tests and tests[key].p is not None}
-                if not found:
-                    continue
-                each = ", ".join(f"{key[2]} {_p(test.adjusted)}" for key, test in found.items())
-                units = sorted({test.units for test in found.values()})
-                counts |= {*units}
-                over |= {block.differences[key].over for key in found} if what else set()
-                n = f"{units[0]}" if len(units) == 1 else f"{units[0]} to {units[-1]}"
-                best = "" if what else f"{_best(block, place, metric.name, tests)} against "
-                parts.append(f"{place[0]}, {place[1]}: {best}{each} ({n} {unit})")
-            if not parts:
-                continue
-            how = f"{sign_flip_name(counts)} over paired {unit}"
-            if "seeds and prompts" in over:
-                alone = f"; where not every seed has every prompt's number {how}, which {_UNCOVERED}"
-                how = "t over seeds and prompts" + (alone if len(over) > 1 else "")
-            elif what and unit == "seeds":
-                how += f", which {_UNCOVERED}"
-            how += "; Holm over methods" if what else "; Holm over all pairs of methods"
-            yield f"p, {metric.title}, {what or 'best against the others'} ({how}): {'; '.join(parts)}."
+                there = [key for c in block.columns[1:] if (key := (*place, c.label, metric.name)) in block.cells]
+                found = {key[2]: test for key in there if (test := tests.get(key)) and test.p is not None}
+                if found:
+                    each = ", ".join(f"{label} {p_value(test.adjusted)}" for label, test in found.items())
+                    first = next(key[2] for key in there if key not in tests) + " against " if best else ""
+                    units = {test.units for test in found.values()}
+                    parts.append(f"{place[0]}, {place[1]}: {first}{each} ({span(units)} {unit})")
+                    counts |= units
+            if parts:
+                how = f"{sign_flip_name(counts)} over paired {unit}; Holm over all pairs of methods"
+                what = f"best against the others ({how})" if best else f"difference to the reference ({_TESTED})"
+                yield f"p, {metric.title}, {what}: {'; '.join(parts)}."
 
 
-def _best(block: Block, place: Place, metric: str, tests: Mapping[Key, Test]) -> str:
-    """The method that the others of a row were tested against: the one without a test of its own."""
-    there = [c.label for c in block.columns[1:] if (*place, c.label, metric) in block.cells]
-    return next((label for label in there if (*place, label, metric) not in tests), "best")
-
-
-def _p(p: float | None) -> str:
-    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+#: How a difference to the reference is tested.
+_TESTED = "t test of its interval, sign-flip where all differences are alike; Holm over methods"
 
 
 def _detectable_pairs(block: Block) -> Iterable[str]:
@@ -212,60 +183,46 @@ def _detectable_pairs(block: Block) -> Iterable[str]:
         yield f"Minimum detectable difference to the reference, paired (80% power): {', '.join(parts)}."
 
 
-def _uneven(block: Block) -> bool:
-    """Whether policies of one place and metric differ in n."""
-    for values in (block.cells, block.differences):
-        seen: dict[tuple[str, str, str], set[str]] = {}
-        for (split, mode, _, metric), cell in values.items():
-            if metric in block.rates and values is block.cells:
-                continue
-            seen.setdefault((split, mode, metric), set()).add(cell_n(cell))
-        if any(len(n) > 1 for n in seen.values()):
-            return True
-    return False
-
-
 def _cut(block: Block) -> Iterable[str]:
+    """How often answers were truncated, where it was worst."""
     rates = [m for m in block.metrics if m.name.startswith(("truncated", "forced"))]
-    if not block.cells:
-        return
-    if not rates:
+    if block.cells and not rates:
         yield "Cut by a limit: not recorded."
-        return
     parts = []
     for metric in rates:
-        found = [(c.estimate.mean, k) for k, c in block.cells.items() if k[3] == metric.name]
-        known = [(mean, key) for mean, key in found if mean is not None]
-        if not known:
-            continue
-        mean, (split, mode, label, _) = max(known, key=lambda f: f[0])
+        found = [(x, k) for k, c in block.cells.items() if k[3] == metric.name and (x := c.estimate.mean) is not None]
+        mean, (split, mode, label, _) = max(found, key=lambda f: f[0], default=(0.0, ("", "", "", "")))
         value = f"{100 * mean:.1f}%" if metric.percent else f"{mean:.3g}"
-        parts.append(
-            f"{metric.title} at most {value} ({label}, {split}, {mode})" if mean else f"{metric.title} nowhere"
-        )
+        if found:
+            parts.append(f"{metric.title} " + (f"at most {value} ({label}, {split}, {mode})" if mean else "nowhere"))
     if parts:
         yield f"Cut by a limit, and kept in every mean: {'; '.join(parts)}."
 
 
-def _detectable(block: Block, name: str) -> Iterable[str]:
+def _detectable(block: Block, metric: Metric) -> Iterable[str]:
     """Minimum detectable effect of a rate: what the number of prompts cannot resolve."""
-    title = next((m.title for m in block.metrics if m.name == name), name)
     for split in dict.fromkeys(split for split, _ in block.places):
-        for mode in ("greedy", "sampled"):
-            cell = block.cells.get((split, mode, "reference", name))
-            if cell is None or cell.estimate.mean is None or cell.estimate.units < 2:
-                continue
-            n = cell.estimate.units
-            # A rate of 0 or 1 has no binomial spread to go by: use (x + 1) / (n + 2).
-            rate = cell.estimate.mean if 0 < cell.estimate.mean < 1 else (cell.estimate.mean * n + 1) / (n + 2)
-            error = binomial_stderr(rate, n)
-            assert error is not None
-            yield (
-                f"Minimum detectable effect, {title}, {split}: {100 * detectable_difference(error):.1f} points between "
-                f"two unpaired policies (80% power; {n} prompts near {100 * rate:.1f}% have a standard error of "
-                f"{100 * error:.1f})."
-            )
-            break
+        cells = (block.cells.get((split, mode, "reference", metric.name)) for mode in ("greedy", "sampled"))
+        e = next((c.estimate for c in cells if c and c.estimate.mean is not None and c.estimate.units > 1), None)
+        if e is None or e.mean is None:
+            continue
+        # A rate of 0 or 1 has no binomial spread to go by: use (x + 1) / (n + 2).
+        rate = e.mean if 0 < e.mean < 1 else (e.mean * e.units + 1) / (e.units + 2)
+        error = binomial_stderr(rate, e.units) or 0.0
+        yield (
+            f"Minimum detectable effect, {metric.title}, {split}: {100 * detectable_difference(error):.1f} points "
+            f"between two unpaired policies (80% power; {e.units} prompts near {100 * rate:.1f}% have a standard error "
+            f"of {100 * error:.1f})."
+        )
+
+
+def _objectives(columns: Sequence[Column]) -> Iterable[str]:
+    """That methods which have a ``beta`` each do not share it, where they do not."""
+    options = {c.label: named(c.runs[0].spec) for c in columns}
+    found = {label: plain(own["beta"]) for label, own in options.items() if "beta" in own}
+    if len(set(found.values())) > 1:
+        values = listed([f"{beta} for {label}" for label, beta in found.items()])
+        yield f"beta is not shared ({values}): these methods optimise different objectives."
 
 
 def _settings(columns: Sequence[Column]) -> Iterable[str]:

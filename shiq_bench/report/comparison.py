@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,11 +35,8 @@ from shiq_bench.report.blocks import (
 from shiq_bench.report.captions import captions_of
 from shiq_bench.stats.clustered import linearised, linearised_difference, paired_examples, prompts_with
 from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t, t_interval
-from shiq_bench.stats.ranking import Test, against_best, sign_p, winner
-from shiq_bench.stats.tests import holm, t_p
-
-if TYPE_CHECKING:
-    pass
+from shiq_bench.stats.ranking import Test, against_best, winner
+from shiq_bench.stats.tests import holm, paired_p
 
 
 def compare(
@@ -155,6 +152,33 @@ def cell_of(evaluations: Sequence[Evaluation | None], metric: str) -> Cell | Non
     return _cell([(e, linearised(x.examples, metric)) for x, e in found], len(evaluations))
 
 
+def difference_of(pairs: Sequence[tuple[Evaluation, Evaluation]], metric: str, seeds: int) -> Cell | None:
+    """The first minus the second of every pair, paired by prompt; None where no pair has the metric.
+
+    Args:
+        pairs: evaluations of one seed each, or of one run.
+        seeds: runs that there are, whether or not they have the metric.
+    """
+    found = []
+    for a, b in pairs:
+        e = paired_examples(a.examples, b.examples, metric)
+        if e.mean is not None:
+            found.append((e, linearised_difference(a.examples, b.examples, metric)))
+    return _cell(found, seeds)
+
+
+def unit_differences(pairs: Sequence[tuple[Evaluation, Evaluation]], metric: str, table: bool) -> list[float]:
+    """The same of every unit: one a seed, or of a table one an instance."""
+    if not table:
+        each = (paired_examples(a.examples, b.examples, metric).mean for a, b in pairs)
+        return [d for d in each if d is not None]
+    out: list[float] = []
+    for a, b in pairs:
+        one, other = ({e["prompt_id"]: e.get(metric) for e in x.examples} for x in (a, b))
+        out += [x - y for k, x in one.items() if x is not None and (y := other.get(k)) is not None]
+    return out
+
+
 def _cell(found: Sequence[tuple[Estimate, Mapping[str, float]]], seeds: int) -> Cell | None:
     """One seed: its interval over prompts. Several: over seeds and prompts, or of what prompts lack over seeds.
 
@@ -210,19 +234,14 @@ def _block(
                     cells[(*place, column.label, metric.name)] = cell
                 if reference is None or metric.name not in paired:
                     continue
-                pairs: list[tuple[Estimate, Mapping[str, float]]] = []
-                for record, trained in zip(column.done, evaluations, strict=True):
-                    begun = last(record, "reference", place) or reference
-                    if trained is not None:
-                        both = (trained.examples, begun.examples, metric.name)
-                        pairs.append((paired_examples(*both), linearised_difference(*both)))
-                if cell := _cell([p for p in pairs if p[0].mean is not None], len(column.done)):
+                begun = [last(r, "reference", place) or reference for r in column.done]
+                pairs = [(x, b) for x, b in zip(evaluations, begun, strict=True) if x is not None]
+                if cell := difference_of(pairs, metric.name, len(column.done)):
                     differences[(*place, column.label, metric.name)] = cell
-                    by_unit = _of_units(column, place, metric.name, [e for e, _ in pairs])
-                    # Over seeds alone the reference counts as known, which of a table's instances it is.
-                    alone = records[0].spec.model == "table" or cell.over == "seeds"
-                    crossed = t_p(cell.estimate) if cell.over == "seeds and prompts" else None
-                    tests[column.label] = (sign_p(by_unit) if alone else crossed, len(by_unit))
+                    units = unit_differences(pairs, metric.name, records[0].spec.model == "table")
+                    # One seed of a language model says nothing of others: it has an interval over prompts and no p.
+                    p = paired_p(cell.estimate, units) if len(units) > 1 else None
+                    tests[column.label] = (p, len(units))
             to_reference |= {(*place, label, metric.name): test for label, test in _adjusted(tests).items()}
 
     best, unmarked, to_best = _compared(columns, places, metrics)
@@ -273,18 +292,6 @@ def _of_lm_eval(name: str) -> Metric:
     if base == "exact_match" or base.startswith("acc") or base.endswith("_acc"):
         return Metric(name, "higher", title, percent=True, headline=True)
     return Metric(name, "lower" if "perplexity" in base or base == "bits_per_byte" else "neither", title)
-
-
-def _of_units(column: Column, place: Place, metric: str, pairs: Sequence[Estimate]) -> list[float]:
-    """Trained minus reference of every unit: the seeds' differences, or those of a table's instances."""
-    if not any(r.spec.model == "table" for r in column.done):
-        return [p.mean for p in pairs if p.mean is not None]
-    out = []
-    for record in column.done:
-        own, trained = (last(record, policy, place) for policy in ("reference", "trained"))
-        begun, ended = ({e["prompt_id"]: e.get(metric) for e in ev.examples} if ev else {} for ev in (own, trained))
-        out += [b - a for k, a in begun.items() if a is not None and (b := ended.get(k)) is not None]
-    return out
 
 
 def _units(column: Column, place: Place, metric: str) -> dict[Any, float]:

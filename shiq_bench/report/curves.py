@@ -10,6 +10,7 @@ from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import Evaluation
 from shiq_bench.report.blocks import Column
 from shiq_bench.report.comparison import cell_of
+from shiq_bench.report.format import digits
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 
@@ -52,11 +53,6 @@ def evenly(steps: Sequence[int], count: int) -> list[int]:
     if len(steps) <= count:
         return list(steps)
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
-
-
-def digits(x: float | None) -> float | None:
-    """Ten significant digits, as the CSV table has."""
-    return None if x is None or not isfinite(x) else float(f"{x:.10g}")
 
 
 def _finite(x: Any) -> float | None:

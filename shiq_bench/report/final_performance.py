@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from shiq_bench.report.prose import interval, listed, number, too_few
+from shiq_bench.report.document import Table, simple_table
+from shiq_bench.report.format import EMPTY, interval, listed, number
+from shiq_bench.report.prose import too_few
 from shiq_bench.report.study_results import (
-    EMPTY,
-    Grid,
     StudyResults,
     Verdict,
     duels,
@@ -66,7 +66,7 @@ def _verdicts(sheet: StudyResults, panel: str) -> str:
 
 
 def _below_start(sheet: StudyResults, panel: str) -> str:
-    """Who ends worse than training started."""
+    """Who ends worse than the starting policy."""
     worse, alone = [], []
     for method in sheet.methods:
         for x, ended in measured(sheet, panel, method).items():
@@ -78,8 +78,8 @@ def _below_start(sheet: StudyResults, panel: str) -> str:
                 alone += [method] if sheet.split and crossed is None else []
     if not worse:
         return ""
-    over = f"; of {listed(alone)} over seeds alone, which takes the reference as known" if alone else ""
-    return f" Worse than where they start (95% intervals, not adjusted{over}): {listed(worse)}."
+    over = f", seed variance only for {listed(alone)}" if alone else ""
+    return f" Worse than the starting policy (unadjusted 95% intervals{over}): {listed(worse)}."
 
 
 def _from_reference(sheet: StudyResults, panel: str, method: str, x: float | None) -> Estimate | None:
@@ -121,7 +121,7 @@ def contrast_of(sheet: StudyResults, one: str, other: str) -> str:
     )
 
 
-def final_grid(sheet: StudyResults, panel: str) -> Grid:
+def final_table(sheet: StudyResults, panel: str) -> Table:
     """The numbers behind :func:`panel_claim`, a row a method, best first."""
     against = {d.method: d for d in duels(sheet, panel)} if sheet.focus else {}
     headers = ["method", f"{sheet.label} at the end", *headers_beside(sheet), "n"]
@@ -139,7 +139,7 @@ def final_grid(sheet: StudyResults, panel: str) -> Grid:
         rows.append(tuple(row))
     begun = start(sheet, panel)
     rows.append(reference_row(sheet, panel, len(headers), interval(begun)))
-    return Grid(panel, tuple(headers), tuple(rows))
+    return simple_table(panel, headers, rows)
 
 
 def metrics_beside(sheet: StudyResults) -> list[tuple[str, str]]:

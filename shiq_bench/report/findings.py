@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shiq_bench.report.final_performance import contrast_of, final_grid, panel_claim
+from shiq_bench.report.document import BROKEN, Table, simple_table
+from shiq_bench.report.final_performance import contrast_of, final_table, panel_claim
+from shiq_bench.report.format import EMPTY, interval, listed, number, span
 from shiq_bench.report.multi_task import across_findings
-from shiq_bench.report.prose import interval, lead_of, listed, notes_of, number, problems_of, source_of, too_few
+from shiq_bench.report.prose import lead_of, notes_of, problems_of, source_of, too_few
 from shiq_bench.report.reward_kl_frontier import front_findings
 from shiq_bench.report.steps_to_threshold import speed_of
-from shiq_bench.report.study_results import EMPTY, ROUNDING, Findings, Grid, StudyResults, duels, final, series, values
+from shiq_bench.report.study_results import ROUNDING, Findings, StudyResults, duels, final, series, values
 
 
 def findings(sheet: StudyResults) -> Findings:
@@ -26,24 +28,24 @@ def findings(sheet: StudyResults) -> Findings:
 
 
 def _curves(sheet: StudyResults) -> Findings:
-    grids = [final_grid(sheet, panel) for panel in sheet.panels]
+    tables = [final_table(sheet, panel) for panel in sheet.panels]
     claims = [panel_claim(sheet, panel) for panel in sheet.panels]
     claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
-    embedded: list[Grid] = []
+    embedded: list[Table] = []
     if sheet.reach:
         for panel in sheet.panels:
-            claim, grid = speed_of(sheet, panel, *sheet.reach)
+            claim, table = speed_of(sheet, panel, *sheet.reach)
             claims.append(claim)
-            embedded.append(grid)
-    lead, grids = lead_of(sheet, "lines and bands, "), [*embedded, *grids]
-    return Findings(lead, tuple(claims), tuple(grids), problems_of(sheet), notes_of(sheet), tuple(embedded))
+            embedded.append(table)
+    lead, tables = lead_of(sheet, "lines and bands, "), [*embedded, *tables]
+    return Findings(lead, tuple(claims), tuple(tables), problems_of(sheet), notes_of(sheet), tuple(embedded))
 
 
 def _against(sheet: StudyResults) -> Findings:
     claims = [_against_claim(sheet, panel) for panel in sheet.panels]
-    grids = [_against_grid(sheet, panel) for panel in sheet.panels]
+    tables = [_against_table(sheet, panel) for panel in sheet.panels]
     return Findings(
-        lead_of(sheet, "points and bands, "), tuple(claims), tuple(grids), problems_of(sheet), notes_of(sheet)
+        lead_of(sheet, "points and bands, "), tuple(claims), tuple(tables), problems_of(sheet), notes_of(sheet)
     )
 
 
@@ -82,7 +84,7 @@ def _at(some: Sequence[float], every: Sequence[float]) -> str:
     return "every value" if len(some) == len(every) > 1 else ", ".join(f"{x:g}" for x in some)
 
 
-def _against_grid(sheet: StudyResults, panel: str) -> Grid:
+def _against_table(sheet: StudyResults, panel: str) -> Table:
     lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
     xs = sorted({x for line in lines.values() for x in line})
     marks = {
@@ -93,15 +95,15 @@ def _against_grid(sheet: StudyResults, panel: str) -> Grid:
         for m, line in lines.items()
     ]
     title = panel + (f": (+) {sheet.focus} wins, (-) it loses" if sheet.focus else "")
-    return Grid(title, (f"{sheet.x_label} →", *(f"{x:g}" for x in xs)), tuple(rows))
+    return simple_table(title, (f"{sheet.x_label} →", *(f"{x:g}" for x in xs)), rows)
 
 
 def _summary(sheet: StudyResults) -> Findings:
     """Of language models: a table a panel, and what holds over seeds."""
     claims = [panel_claim(sheet, panel) for panel in sheet.panels]
     claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
-    grids = tuple(final_grid(sheet, panel) for panel in sheet.panels)
-    return Findings(lead_of(sheet, ""), tuple(claims), grids, problems_of(sheet), notes_of(sheet))
+    tables = tuple(final_table(sheet, panel) for panel in sheet.panels)
+    return Findings(lead_of(sheet, ""), tuple(claims), tables, problems_of(sheet), notes_of(sheet))
 
 
 def _table(sheet: StudyResults) -> Findings:
@@ -109,16 +111,15 @@ def _table(sheet: StudyResults) -> Findings:
         reason: chr(ord("a") + i)
         for i, reason in enumerate(dict.fromkeys(c.left_out for c in sheet.cells if c.left_out))
     }
-    grids = [
-        Grid(
+    tables = [
+        simple_table(
             view.title,
             ("", *view.panels),
-            tuple((m, *(_worst_text(sheet, p, m, letters) for p in view.panels)) for m in view.methods),
+            ((m, *(_worst_text(sheet, p, m, letters) for p in view.panels)) for m in view.methods),
         )
         for view in sheet.views
     ]
-    counts = sorted({len(e.examples) for r in sheet.done if (e := final(r))})
-    seeds = "–" if not counts else " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
+    seeds = span(len(e.examples) for r in sheet.done if (e := final(r)))
     lead = (
         f"{sheet.label}: the worst of n = {seeds} seeds, each an instance of its own, and in parentheses their mean. "
         f"{EMPTY} where none is declared, letters where nothing was run."
@@ -127,7 +128,7 @@ def _table(sheet: StudyResults) -> Findings:
         lead += f" !: above {listed([number(b) for b in bounds])} where that is promised."
     reasons = [f"({letter}) {reason}." for reason, letter in letters.items()]
     notes = (*reasons, *sheet.notes, *source_of(sheet))
-    return Findings(lead, _bound_claims(sheet), tuple(grids), problems_of(sheet), notes)
+    return Findings(lead, _bound_claims(sheet), tuple(tables), problems_of(sheet), notes)
 
 
 def _worst_text(sheet: StudyResults, panel: str, method: str, letters: Mapping[str, str]) -> str:
@@ -148,7 +149,7 @@ def _worst_text(sheet: StudyResults, panel: str, method: str, letters: Mapping[s
     total = len(evaluation.examples) if evaluation else 0
     if len(found) < total:
         text += f" {len(found)} of {total}"
-    return text + (" !" if cell.bound is not None and worst > cell.bound else "")
+    return text + (BROKEN if cell.bound is not None and worst > cell.bound else "")
 
 
 def _bound_claims(sheet: StudyResults) -> tuple[str, ...]:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shiq_bench.report.final_performance import final_grid, panel_claim
-from shiq_bench.report.prose import interval, listed, notes_of, number, problems_of
-from shiq_bench.report.study_results import EMPTY, Findings, Grid, StudyResults, measured, start
+from shiq_bench.report.document import simple_table
+from shiq_bench.report.final_performance import final_table, panel_claim
+from shiq_bench.report.format import EMPTY, interval, listed, number, span
+from shiq_bench.report.prose import notes_of, problems_of
+from shiq_bench.report.study_results import Findings, StudyResults, measured, start
 from shiq_bench.stats.aggregates import (
     FEW_TASKS,
     Profile,
@@ -106,19 +108,19 @@ def across_findings(sheet: StudyResults) -> Findings:
     """The caption: per-task intervals first where there are few tasks."""
     scores = normalised(sheet)
     panels = [p for p in sheet.panels if any(p in by_panel for by_panel in scores.values())]
-    by_task = [final_grid(sheet, panel) for panel in sheet.panels]
-    mean_grid = Grid(
+    by_task = [final_table(sheet, panel) for panel in sheet.panels]
+    summary = simple_table(
         "over all tasks",
         ("method", "interquartile mean", "tasks", "runs", *([f"{sheet.focus} is better"] if sheet.focus else [])),
-        tuple(_rows(sheet, scores)),
+        _rows(sheet, scores),
     )
     few = len(panels) < FEW_TASKS
     claims = [panel_claim(sheet, panel) for panel in sheet.panels] if few else []
     claims += _claims(sheet, scores)
-    grids = (*by_task, mean_grid) if few else (mean_grid, *by_task)
+    tables = (*by_task, summary) if few else (summary, *by_task)
     return Findings(
-        _lead(sheet, panels, few), tuple(claims), grids, problems_of(sheet), notes_of(sheet),
-        grids if few else (mean_grid,),
+        _lead(sheet, panels, few), tuple(claims), tables, problems_of(sheet), notes_of(sheet),
+        tables if few else (summary,),
     )  # fmt: skip
 
 
@@ -128,8 +130,7 @@ def _lead(sheet: StudyResults, panels: list[str], few: bool) -> str:
         if sheet.normalise == "optimum"
         else f"0 is the worst {sheet.label} of any run on the task, 1 the best"
     )
-    counts = sorted({len(xs) for by_panel in normalised(sheet).values() for xs in by_panel.values()})
-    n = EMPTY if not counts else " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
+    n = span(len(xs) for by_panel in normalised(sheet).values() for xs in by_panel.values())
     text = (
         f"Scores of {len(panels)} tasks, n = {n} {sheet.unit} each: {ends}. Profiles: the share of runs above a score. "
         "Improvement: the probability that a run is better than one of the other method on the same task, ties half. "
@@ -144,28 +145,24 @@ def _rows(sheet: StudyResults, scores: Normalised) -> list[tuple[str, ...]]:
     order = [*found, *(m for m in sheet.methods if m not in found)]
     rows = []
     for method in order:
-        shown = _told(found[method]) if method in found else EMPTY
+        shown = interval(found[method]) if method in found else EMPTY
         runs = sum(len(xs) for xs in scores[method].values())
         row = [method, shown, str(len(scores[method])), str(runs)]
         if sheet.focus:
-            row.append(_told(better[method]) if method in better else EMPTY)
+            row.append(interval(better[method]) if method in better else EMPTY)
         rows.append(tuple(row))
     return rows
-
-
-def _told(e: Estimate) -> str:
-    """With its interval; where no resample differs, that bounds nothing."""
-    return interval(e) if e.half else number(e.mean)
 
 
 def _claims(sheet: StudyResults, scores: Normalised) -> list[str]:
     found = means(sheet)
     if not found:
         return ["No method has a finished run on every task."]
-    (first, e), *rest = found.items()
-    text = f"Over all tasks: highest interquartile mean: {first} ({_told(e)})."
-    if rest:
-        text += f" Next: {rest[0][0]} ({_told(rest[0][1])})."
+    (_, highest), *_ = found.items()
+    first = [m for m, e in found.items() if e.mean == highest.mean]
+    text = f"Over all tasks: highest interquartile mean: {listed(first)} ({interval(highest)})."
+    if rest := [item for item in found.items() if item[0] not in first]:
+        text += f" Next: {rest[0][0]} ({interval(rest[0][1])})."
     out = [text]
     if missing := [m for m in sheet.methods if m not in found]:
         out.append(f"Not summed up, for want of a run on some task: {listed(missing)}.")

@@ -17,27 +17,26 @@ from shiq_bench.records.metric import Metric
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.records.spec import conditions
-from shiq_bench.report.blocks import Place, differing, flat, last, named, plain
-from shiq_bench.report.comparison import known_metrics
-from shiq_bench.stats.clustered import linearised_difference, paired_examples, prompts_with, summarise
-from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t
-from shiq_bench.stats.ranking import sign_p
-from shiq_bench.stats.tests import sign_flip_name, t_p
+from shiq_bench.report.blocks import Cell, Place, differing, flat, last, named, plain
+from shiq_bench.report.comparison import difference_of, known_metrics, unit_differences
+from shiq_bench.stats.clustered import prompts_with, summarise
+from shiq_bench.stats.intervals import Estimate, mean_ci_t
+from shiq_bench.stats.tests import paired_p
 
 Pairs = Sequence[tuple[Evaluation, Evaluation]]
-Over = Literal["seeds and prompts", "seeds", "prompts", "instances"]
+Over = Literal["seeds and prompts", "seeds", "prompts", "instances", "none"]
 
 
 @dataclass(frozen=True)
-class Row:
+class Difference:
     """One metric on one split in one mode.
 
     Attributes:
         one, other: the two means over the shared prompts, in the metric's unit; None where undefined.
         difference: their difference with its interval.
         over: what the interval is over.
-        p: two-sided, of no difference: sign-flip over seeds (or a table's instances), else the paired t
-            test over prompts; None where there is nothing to test with.
+        p: two-sided, of no difference: the t test of the interval (see :func:`shiq_bench.stats.tests.paired_p`); None
+            where there is nothing to test with.
         prompts: shared, the fewest of any seed.
         seeds: pairs of runs behind it, which both measured it.
     """
@@ -78,7 +77,7 @@ class Versus:
     title: str
     one: str
     other: str
-    rows: tuple[Row, ...]
+    rows: tuple[Difference, ...]
     settings: tuple[tuple[str, str, str], ...]
     examples: tuple[Example, ...]
     by: Metric | None
@@ -147,7 +146,7 @@ def versus(
     table = pairs[0][0].spec.model == "table"
     seen = dict.fromkeys((e.split, e.mode) for a, _ in pairs for e in a.evaluations if e.policy == "trained")
     splits = list(dict.fromkeys(split for split, _ in seen))
-    rows: list[Row] = []
+    rows: list[Difference] = []
     found: dict[Place, Pairs] = {}
     for place in sorted(seen, key=lambda p: splits.index(p[0])):
         both = [(last(a, "trained", place), last(b, "trained", place)) for a, b in pairs]
@@ -219,26 +218,17 @@ def _paired_runs(
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def _row(place: Place, metric: Metric, pairs: Pairs, table: bool) -> Row:
+def _row(place: Place, metric: Metric, pairs: Pairs, table: bool) -> Difference:
     name = metric.name
-    each = [paired_examples(a.examples, b.examples, name) for a, b in pairs]
-    means = [[_shared_mean(x, y, name) for x, y in ((a, b), (b, a))] for a, b in pairs]
+    means = [(_shared_mean(a, b, name), _shared_mean(b, a, name)) for a, b in pairs]
     one, other = (mean_ci_t(m[i] for m in means).mean for i in (0, 1))
-    prompts = min((int(e.n) for e in each if e.mean is not None), default=0)
-    known = [e.mean for e in each if e.mean is not None]
-    over: Over
-    if table:
-        d = list(_by_prompt(*pairs[0], name).values())
-        difference, over, p = mean_ci_t(d), "instances", sign_p(d)
-    elif len(pairs) > 1:
-        rows = [linearised_difference(a.examples, b.examples, name) for a, b in pairs]
-        crossed = crossed_rows([row for row in rows if row])
-        difference, over = (mean_ci_t(known), "seeds") if crossed is None else (crossed, "seeds and prompts")
-        p = sign_p(known)
-    else:
-        difference, over = each[0], "prompts"
-        p = t_p(difference)
-    return Row(place[0], place[1], metric, one, other, difference, over, p, prompts, len(known))
+    shared = [len(prompts_with(a.examples, name) & prompts_with(b.examples, name)) for a, b in pairs]
+    cell = difference_of(pairs, name, len(pairs)) or Cell(mean_ci_t(()), (), "none")
+    units = unit_differences(pairs, name, table) if table or len(pairs) > 1 else []
+    over: Over = "instances" if table and cell.over == "prompts" else cell.over
+    seeds = sum(m is not None for m, _ in means)
+    p = paired_p(cell.estimate, units)
+    return Difference(*place, metric, one, other, cell.estimate, over, p, min(filter(None, shared), default=0), seeds)
 
 
 def _shared_mean(a: Evaluation, b: Evaluation, metric: str) -> float | None:
@@ -300,24 +290,22 @@ def _captions(
     one: Sequence[RunRecord],
     other: Sequence[RunRecord],
     pairs: Sequence[tuple[RunRecord, RunRecord]],
-    rows: Sequence[Row],
+    rows: Sequence[Difference],
 ) -> list[str]:
-    units = {r.difference.units if r.over == "instances" else r.seeds for r in rows if r.over != "prompts"} - {0, 1}
-    flips = sign_flip_name(units)
     said: dict[Over, str] = {
-        "instances": f"Intervals: Student's t over instances; p: {flips} over them.",
-        "seeds and prompts": f"Intervals over seeds and prompts: t from their variance components; p: {flips} over "
-        "seeds.",
-        "seeds": "Intervals over seeds alone (where not every seed has every prompt's number): Student's t over the "
-        f"seeds' differences on these prompts, which does not cover others; p: {flips}.",
-        "prompts": "Intervals over prompts: paired, clustered by prompt; p: the paired t test. One pair of runs: other "
-        "training seeds are not covered.",
+        "instances": "Intervals: Student's t over instances.",
+        "seeds and prompts": "Intervals over seeds and prompts: t from their variance components.",
+        "seeds": "Intervals over seeds alone, where not every seed has every prompt's number: Student's t over the "
+        "seeds' differences on these prompts, which does not cover others.",
+        "prompts": "Intervals over prompts: paired, clustered by prompt. One pair of runs, so other training seeds are "
+        "not covered.",
     }
-    out = [said[over] for over in dict.fromkeys(r.over for r in rows)]
+    out = [said[over] for over in dict.fromkeys(r.over for r in rows) if over in said]
     if rows:
-        out.append("p is not adjusted for the number of rows. Checkpoint: the last one.")
-    few = {r.seeds for r in rows if r.over in ("seeds and prompts", "seeds") and 1 < r.seeds < 6}
-    out += [f"{n} seeds: the exact test cannot fall below {2.0 ** (1 - n):.3g}." for n in sorted(few)]
+        out.append(
+            "p: the t test of the interval beside it (sign-flip where all differences are alike), not adjusted for the "
+            "number of rows. Checkpoint: the last one."
+        )
     if len(pairs) == 1 and pairs[0][0].spec.seed != pairs[0][1].spec.seed:
         out.append("The two have different seeds.")
     used = {r.run_id for pair in pairs for r in pair}

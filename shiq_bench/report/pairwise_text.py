@@ -1,110 +1,98 @@
-"""A comparison of two as text: for a terminal, as Markdown, as CSV. What a model wrote is text, and nothing else."""
+"""A comparison of two as a document and as a frame. What a model wrote is text, and nothing else."""
 
 from __future__ import annotations
 
-import csv as table
-import io
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from shiq_bench.records.errors import UserError, suggest
-from shiq_bench.records.escaping import in_csv, in_line, in_markdown, visible
+from shiq_bench.records.escaping import visible
 from shiq_bench.records.hashing import canonical_json
-from shiq_bench.report.layout import EMPTY, Line, Panel, Section, decimals, estimate_text, metric_label
-from shiq_bench.report.pairwise import Example, Row, Versus
-from shiq_bench.report.tables import WIDTH, markdown_sections, pipe, terminal_sections
+from shiq_bench.report import render
+from shiq_bench.report.document import Document, Header, Row, Section, Table, simple_table
+from shiq_bench.report.format import decimals, metric_label, p_value, plus_minus
+from shiq_bench.report.pairwise import Difference, Example, Versus
 from shiq_bench.stats.intervals import Estimate
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    import pandas as pd
+    from rich.console import Console
 
-#: What a comparison of two can be printed as.
-FORMATS = ("rich", "md", "csv")
+#: Lines that either side of an example may take, and characters of a line where no terminal says how many.
+LINES, CHARACTERS = 20, 100
 
-#: Lines that either side of an example may take.
-LINES = 20
+FRAME = (
+    "one", "other", "split", "mode", "metric", "mean_one", "mean_other", "difference", "low", "high", "stderr",
+    "interval_over", "p", "prompts", "seeds",
+)  # fmt: skip
 
 
 def print_versus(versus: Versus, *, format: str = "rich", console: Console | None = None) -> None:
-    """Print it as ``rich``, ``md`` or ``csv``.
+    """Print it in one of :data:`shiq_bench.report.render.FORMATS`.
 
     Raises:
-        UserError: another format.
+        UserError: no such format.
     """
-    from rich.console import Console
-
-    if format not in FORMATS:
-        raise UserError(f"no comparison format is called {format!r}{suggest(format, FORMATS)}")
-    console = console or Console()
-    if format != "rich":
-        console.file.write(markdown(versus) if format == "md" else csv(versus))
-        return
-    if not console.is_terminal and console.width < WIDTH:
-        console = Console(file=console.file, width=WIDTH, color_system=None)
-    console.print(terminal(versus, console.width))
+    render.check_format(format)
+    render.show(partial(document, versus), partial(frame, versus), format, console)
 
 
-def terminal(versus: Versus, width: int = WIDTH) -> RenderableType:
-    """For a rich console: the numbers, and the examples side by side, shortened to fit the width."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    parts: list[RenderableType] = [terminal_sections([_section(versus)], ())]
-    half = max(10, (width - 3) // 2)
-    for example in versus.examples:
-        shown = Table(
-            title=Text(_headline(versus, example), style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
-            show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="",
-        )  # fmt: skip
-        for name in (versus.one, versus.other):
-            shown.add_column(Text(in_line(name), style="bold"), width=half, overflow="fold")
-        pairs = ((example.one, example.other), (example.other, example.one))
-        sides = (Text("\n".join(shortened(told(*pair, versus), half))) for pair in pairs)
-        shown.add_row(*sides)
-        parts += [Text(""), shown]
-    return Group(*parts)
+def text(versus: Versus, format: str, width: int = render.WIDTH) -> str:
+    """What :func:`print_versus` prints; ``rich`` is fixed text of that width."""
+    return render.text(partial(document, versus), partial(frame, versus), format, width)
 
 
-def terminal_text(versus: Versus, width: int = WIDTH) -> str:
-    """What :func:`terminal` prints, without colour."""
-    from rich.console import Console
+def frame(versus: Versus) -> pd.DataFrame:
+    """One row a metric, at full precision."""
+    import pandas as pd
 
-    console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(terminal(versus, width))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip() + "\n"
-
-
-def markdown(versus: Versus) -> str:
-    """The same as pipe tables."""
-    out = [markdown_sections([_section(versus)], ())]
-    for example in versus.examples:
-        pairs = ((example.one, example.other), (example.other, example.one))
-        sides = (shortened(told(*pair, versus), 100) for pair in pairs)
-        cells = ["<br>".join(map(in_markdown, side)) for side in sides]
-        head = [in_markdown(name) for name in (versus.one, versus.other)]
-        out += [f"**{in_markdown(_headline(versus, example))}**", "", pipe(head), "|:--|:--|", pipe(cells), ""]
-    return "\n".join(out).rstrip() + "\n"
+    rows = []
+    for row in versus.rows:
+        d = row.difference
+        about = (versus.one, versus.other, row.split, row.mode, row.metric.name, row.one, row.other)
+        rows.append((*about, d.mean, d.low, d.high, d.stderr, row.over, row.p, row.prompts, row.seeds))
+    return pd.DataFrame(rows, columns=list(FRAME))
 
 
-def csv(versus: Versus) -> str:
-    """One row a metric, ten significant digits; undefined is an empty field."""
-    out = io.StringIO()
-    writer = table.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["one", "other", "split", "mode", "metric", "mean_one", "mean_other", "difference", "low", "high", "stderr",
-         "interval_over", "p", "prompts", "seeds"]
-    )  # fmt: skip
-    for r in versus.rows:
-        e = r.difference
-        numbers = [r.one, r.other, e.mean, e.low, e.high, e.stderr]
-        digits = ["" if x is None else f"{x:.10g}" for x in numbers]
-        p = "" if r.p is None else f"{r.p:.10g}"
-        texts = map(in_csv, (versus.one, versus.other, r.split, r.mode, r.metric.name))
-        writer.writerow([*texts, *digits, r.over, p, r.prompts, r.seeds])
-    return out.getvalue()
+def document(versus: Versus, width: int | None = None) -> Document:
+    """The numbers, what differs in the settings, and the examples side by side, shortened to fit the width."""
+    names = (versus.one, versus.other)
+    tables = []
+    for place in dict.fromkeys((r.split, r.mode) for r in versus.rows):
+        rows = [_row(r) for r in versus.rows if (r.split, r.mode) == place]
+        headers = map(Header, (*names, "difference", "p", "prompts", "seeds"))
+        tables.append(Table(f"{place[0]}, {place[1]}", tuple(headers), tuple(rows)))
+    if versus.settings:
+        tables.append(simple_table("settings that differ", ("", *names), versus.settings))
+    sections = [Section(versus.title, tuple(tables), notes=versus.captions)]
+    if versus.examples and versus.by:
+        half = CHARACTERS if width is None else max(10, (width - 3) // 2)
+        examples = tuple(_example(versus, e, half) for e in versus.examples)
+        sections.append(Section(f"prompts that differ most by {versus.by.title}", examples))
+    return Document(tuple(sections))
+
+
+def _row(difference: Difference) -> Row:
+    d, metric = difference.difference, difference.metric
+    known = [Estimate(x, None, None, None, 0, 0) for x in (difference.one, difference.other)]
+    digits = decimals([d] if d.half else known, metric)
+    means = (plus_minus(e, metric, digits) for e in known)
+    counts = (str(difference.prompts), str(difference.seeds))
+    texts = (*means, plus_minus(d, metric, digits, signed=True), p_value(difference.p), *counts)
+    return Row(metric_label(metric), texts)
+
+
+def _example(versus: Versus, example: Example, width: int) -> Table:
+    """What either did on one prompt, a row a line."""
+    assert versus.by is not None
+    scale, unit = (100, " points") if versus.by.percent else (1, "")
+    amount = f"{versus.by.title} {scale * example.difference:+.3g}{unit}"
+    sides = (told(*pair, versus) for pair in ((example.one, example.other), (example.other, example.one)))
+    lines = zip_longest(*(shortened(side, width) for side in sides), fillvalue="")
+    title = f"{example.prompt} ({example.split}, {example.mode}): {amount}"
+    rows = tuple(Row(one, (other,)) for one, other in lines)
+    return Table(title, (Header(versus.other),), rows, corner=versus.one, left=True)
 
 
 def told(example: Mapping[str, Any], beside: Mapping[str, Any], versus: Versus) -> list[str]:
@@ -130,39 +118,3 @@ def shortened(lines: Sequence[str], width: int, most: int = LINES) -> list[str]:
     if len(folded) <= most:
         return folded
     return [*folded[: most - 1], f"… {len(folded) - most + 1} more lines"]
-
-
-def _headline(versus: Versus, example: Example) -> str:
-    assert versus.by is not None
-    scale, unit = (100, " points") if versus.by.percent else (1, "")
-    amount = f"{versus.by.title} {scale * example.difference:+.3g}{unit}"
-    return in_line(f"{example.prompt} ({example.split}, {example.mode}): {amount}")
-
-
-def _section(versus: Versus) -> Section:
-    panels = []
-    for place in dict.fromkeys((r.split, r.mode) for r in versus.rows):
-        lines = [_line(r) for r in versus.rows if (r.split, r.mode) == place]
-        headers = (versus.one, versus.other, "difference", "p", "prompts", "seeds")
-        panels.append(Panel(f"{place[0]}, {place[1]}", tuple(("", h, "") for h in headers), tuple(lines)))
-    if versus.settings:
-        lines = [Line(n, (a, b), (False, False)) for n, a, b in versus.settings]
-        heads = tuple(("", h, "") for h in (versus.one, versus.other))
-        panels.append(Panel("settings that differ", heads, tuple(lines)))
-    captions = versus.captions
-    if versus.examples and versus.by:
-        captions = (*captions, f"Examples: the prompts that differ most by {versus.by.title}.")
-    return Section(versus.title, tuple(panels), captions)
-
-
-def _line(row: Row) -> Line:
-    known = [Estimate(x, None, None, None, 0, 0) for x in (row.one, row.other)]
-    digits = decimals([row.difference] if row.difference.half else known, row.metric)
-    texts = (
-        *(estimate_text(e, row.metric, digits) for e in known),
-        estimate_text(row.difference, row.metric, digits, signed=True),
-        EMPTY if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}",
-        str(row.prompts),
-        str(row.seeds),
-    )
-    return Line(metric_label(row.metric), texts, (False,) * len(texts))

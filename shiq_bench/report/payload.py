@@ -21,10 +21,11 @@ from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Place
 from shiq_bench.report.comparison import compare, reference_of
-from shiq_bench.report.curves import curves, digits
-from shiq_bench.report.figures import COLOURS
-from shiq_bench.report.layout import metric_label, place_title
-from shiq_bench.report.layout import texts as texts_of
+from shiq_bench.report.curves import curves
+from shiq_bench.report.format import digits, metric_label
+from shiq_bench.report.pivots import place_title
+from shiq_bench.report.pivots import texts as texts_of
+from shiq_bench.report.plot import COLOURS
 
 #: Version of what the page's script reads.
 PAYLOAD_VERSION = 1

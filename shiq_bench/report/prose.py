@@ -1,4 +1,4 @@
-"""The words of captions: numbers, lists, how to read a picture, and what it lacks."""
+"""Sentences under a study: how to read its picture, and what it lacks."""
 
 from __future__ import annotations
 
@@ -7,49 +7,32 @@ from collections.abc import Sequence
 from itertools import product
 
 from shiq_bench.records.provenance import code_versions
-from shiq_bench.report.study_results import ALPHA, EMPTY, PairwiseTest, StudyResults, Trial, measured, shown
-from shiq_bench.stats.intervals import Estimate
-from shiq_bench.stats.tests import sign_flip_name
+from shiq_bench.report.format import listed, span
+from shiq_bench.report.study_results import PairwiseTest, StudyResults, Trial, measured, shown
+from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS
 
-
-def number(x: float | None) -> str:
-    """Two or three digits: ``0.0123``, ``1.2e-05``."""
-    if x is None:
-        return EMPTY
-    if x == 0 or 1e-3 <= abs(x) < 1e4:
-        return f"{x:.3g}" if abs(x) < 100 else f"{x:.0f}"
-    return f"{x:.1e}"
-
-
-def interval(e: Estimate) -> str:
-    """``0.012 [0.010, 0.014]``."""
-    if e.low is None or e.high is None:
-        return number(e.mean)
-    return f"{number(e.mean)} [{number(e.low)}, {number(e.high)}]"
-
-
-def listed(names: Sequence[str], none: str = "none") -> str:
-    """``A, B and C``."""
-    if len(names) < 2:
-        return names[0] if names else none
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+__all__ = ["lead_of", "listed", "notes_of", "problems_of", "source_of", "too_few", "wins_where"]
 
 
 def lead_of(sheet: StudyResults, marks: str) -> str:
     """How to read a picture or table: the metric, n, the unit, the intervals and the test."""
     places = [measured(sheet, panel, method).values() for panel in sheet.panels for method in sheet.methods]
-    counts = sorted({len(units) for found in places for units in found} - {0})
-    n = EMPTY if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    n = span({len(units) for found in places for units in found} - {0})
     where = f" on split {sheet.split}, {sheet.mode} answers" if sheet.split else ""
     text = f"{sheet.label}{where}: {marks}mean over n = {n} {sheet.unit} with 95% intervals (Student's t)."
     if sheet.focus:
-        text += (
-            f" All methods get the same {sheet.unit}: {sheet.focus} wins where the {sign_flip_name(counts)} test over "
-            f"the paired differences has p < {ALPHA:g} after Holm's adjustment for all comparisons of a panel."
-        )
+        text += f" All methods get the same {sheet.unit}: {sheet.focus} wins where {wins_where('comparisons')}."
     if sheet.floor:
         text += f" Values under {sheet.floor:g} count as {sheet.floor:g}."
     return text
+
+
+def wins_where(compared: str) -> str:
+    """When a difference is called a win, in words."""
+    return (
+        f"the t test of the paired differences, {BOLD_SEEDS} or more, has p below {ALPHA:g} after Holm's adjustment "
+        f"for all {compared} of a panel"
+    )
 
 
 def problems_of(sheet: StudyResults) -> tuple[str, ...]:
@@ -112,8 +95,6 @@ def _deviations(sheet: StudyResults) -> list[str]:
 def too_few(sheet: StudyResults, found: Sequence[PairwiseTest]) -> str:
     """Said of language models, whose seeds are few, where no verdict could have been other than undecided."""
     n = max((d.difference.units for d in found), default=0)
-    tested = sum(d.p is not None for d in found)
-    lowest = min(1.0, tested * 2.0 ** (1 - n)) if tested else 1.0
-    if not sheet.split or not found or lowest < ALPHA:
+    if not sheet.split or not found or n >= BOLD_SEEDS:
         return ""
-    return f" n = {n} seeds are too few to call a winner: p, adjusted, cannot fall below {lowest:.2g}."
+    return f" n = {n} seeds are too few to call a winner: that takes {BOLD_SEEDS}."

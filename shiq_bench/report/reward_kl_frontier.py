@@ -8,13 +8,12 @@ from itertools import combinations
 
 import numpy as np
 
+from shiq_bench.report.document import Table, simple_table
 from shiq_bench.report.final_performance import headers_beside, reference_row, values_beside
-from shiq_bench.report.prose import interval, lead_of, listed, notes_of, number, problems_of, too_few
+from shiq_bench.report.format import EMPTY, interval, listed, number, p_value
+from shiq_bench.report.prose import lead_of, notes_of, problems_of, too_few, wins_where
 from shiq_bench.report.study_results import (
-    ALPHA,
-    EMPTY,
     Findings,
-    Grid,
     PairwiseTest,
     StudyResults,
     judged,
@@ -22,7 +21,6 @@ from shiq_bench.report.study_results import (
     start,
 )
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
-from shiq_bench.stats.tests import sign_flip_name
 
 
 @dataclass(frozen=True)
@@ -85,35 +83,35 @@ def _polylines(sheet: StudyResults, panel: str, method: str) -> dict[str, np.nda
 
 def front_findings(sheet: StudyResults) -> Findings:
     """What is said of a study whose kind is ``front``."""
-    claims, points, pairs, units = [], [], [], set()
+    claims, points, pairs = [], [], []
     for panel in sheet.panels:
         compared = {pair: gaps(sheet, panel, *pair) for pair in combinations(sheet.methods, 2)}
         found = judged([(b, None, {unit: g[0] for unit, g in d.items()}) for (_, b), d in compared.items()])
         duelled = dict(zip(compared, found, strict=True))
-        units |= {duel.difference.units for duel in found}
         claims.append(_front_claim(sheet, panel, duelled))
-        points.append(_points_grid(sheet, panel))
-        pairs.append(_pairs_grid(sheet, panel, duelled, [list(d.values()) for d in compared.values()]))
-    grids = tuple(grid for both in zip(points, pairs, strict=True) for grid in both if grid.rows)
+        points.append(_points_table(sheet, panel))
+        pairs.append(_pairs_table(sheet, panel, duelled, [list(d.values()) for d in compared.values()]))
+    tables = tuple(table for both in zip(points, pairs, strict=True) for table in both if table.rows)
     lead = (
         f"{lead_of(replace(sheet, focus=''), 'points and bars, ')} Labels: {sheet.x_label}. Each {sheet.unit[:-1]}'s "
         f"front is interpolated linearly between its runs; two are compared by their mean difference at equal "
-        f"{sheet.x_metric_label} over the range that both cover. One is better where the {sign_flip_name(units)} "
-        f"test over {sheet.unit} has p < {ALPHA:g} after Holm's adjustment for all pairs of a panel."
+        f"{sheet.x_metric_label} over the range that both cover. One is better where {wins_where('pairs')}."
     )
-    return Findings(lead, tuple(claims), grids, problems_of(sheet), notes_of(sheet), grids)
+    return Findings(lead, tuple(claims), tables, problems_of(sheet), notes_of(sheet), tables)
 
 
 def _front_claim(sheet: StudyResults, panel: str, duelled: Mapping[tuple[str, str], PairwiseTest]) -> str:
     ends = {(m, p.value): p for m in sheet.methods for p in front(sheet, panel, m)}
     if not ends:
         return f"{panel}: no finished run."
-    (method, value), best = min(ends.items(), key=lambda end: sheet.sign * (end[1].y.mean or 0.0))
+    best = min(sheet.sign * (p.y.mean or 0.0) for p in ends.values())
     word = "lowest" if sheet.better == "lower" else "highest"
-    text = (
-        f"{panel}: {word} mean: {method} at {sheet.x_label} {value:g} ({interval(best.y)}, "
-        f"{sheet.x_metric_label} {number(best.x.mean)})."
-    )
+    first = [
+        f"{method} at {sheet.x_label} {value:g} ({interval(p.y)}, {sheet.x_metric_label} {number(p.x.mean)})"
+        for (method, value), p in ends.items()
+        if sheet.sign * (p.y.mean or 0.0) == best
+    ]
+    text = f"{panel}: {word} mean: {listed(first)}."
     if not duelled:
         return text
     won = [
@@ -131,7 +129,7 @@ def _front_claim(sheet: StudyResults, panel: str, duelled: Mapping[tuple[str, st
     return text + too_few(sheet, [*met.values()])
 
 
-def _points_grid(sheet: StudyResults, panel: str) -> Grid:
+def _points_table(sheet: StudyResults, panel: str) -> Table:
     headers = ("method", sheet.x_label, sheet.x_metric_label, sheet.label, *headers_beside(sheet), "n")
     rows = []
     for method in sheet.methods:
@@ -144,20 +142,20 @@ def _points_grid(sheet: StudyResults, panel: str) -> Grid:
             rows.append((method, f"{x:g}", *shown))
     if (begun := origin(sheet, panel)) is not None:
         rows.append(reference_row(sheet, panel, len(headers), "", *map(number, begun)))
-    return Grid(panel, headers, tuple(rows))
+    return simple_table(panel, headers, rows)
 
 
-def _pairs_grid(
+def _pairs_table(
     sheet: StudyResults,
     panel: str,
     duelled: Mapping[tuple[str, str], PairwiseTest],
     ranges: Sequence[Sequence[tuple[float, float, float]]],
-) -> Grid:
+) -> Table:
     rows = []
     for ((a, b), duel), shared in zip(duelled.items(), ranges, strict=True):
         low, high = (mean_ci_t(g[i] for g in shared).mean for i in (1, 2))
         where = f"{number(low)} to {number(high)}" if shared else EMPTY
         ahead = f"{sum(g[0] > 0 for g in shared)} of {len(shared)}"
-        rows.append((f"{a} against {b}", where, interval(duel.difference), ahead, number(duel.p)))
+        rows.append((f"{a} against {b}", where, interval(duel.difference), ahead, p_value(duel.p)))
     headers = ("at equal " + sheet.x_metric_label, "range (mean)", "the first is better by", "ahead on", "p")
-    return Grid(f"{panel}: fronts in pairs", headers, tuple(rows))
+    return simple_table(f"{panel}: fronts in pairs", headers, rows)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from math import exp, log
 
 from shiq_bench.records.record import RunRecord
-from shiq_bench.report.prose import interval, listed, number
-from shiq_bench.report.study_results import EMPTY, ROUNDING, Grid, StudyResults, Verdict, final, judged, values
+from shiq_bench.report.document import Table, simple_table
+from shiq_bench.report.format import EMPTY, interval, listed, number
+from shiq_bench.report.study_results import ROUNDING, StudyResults, Verdict, final, judged, values
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 
@@ -35,7 +36,7 @@ def _crossing(before: tuple[int, float] | None, after: tuple[int, float], thresh
     return s0 + (s1 - s0) * (log(v0) - log(threshold)) / (log(v0) - log(v1))
 
 
-def speed_of(sheet: StudyResults, panel: str, metric: str, threshold: float, label: str) -> tuple[str, Grid]:
+def speed_of(sheet: StudyResults, panel: str, metric: str, threshold: float, label: str) -> tuple[str, Table]:
     """Updates until a threshold, instance by instance: who is there first, and by what factor."""
     times: dict[str, dict[str, float | None]] = {}
     worst: dict[str, float | None] = {}
@@ -62,8 +63,8 @@ def speed_of(sheet: StudyResults, panel: str, metric: str, threshold: float, lab
     headers = ["method", "reached", "updates (geometric mean)", "first on", "worst at the end"]
     if sheet.focus:
         headers.insert(3, f"times {sheet.focus}'s")
-    grid = Grid(f"{panel}: updates until {label} falls to {threshold:g}", tuple(headers), tuple(rows))
-    return _speed_claim(sheet, panel, times, firsts, f"{label} falls to {threshold:g}"), grid
+    table = simple_table(f"{panel}: updates until {label} falls to {threshold:g}", headers, rows)
+    return _speed_claim(sheet, panel, times, firsts, f"{label} falls to {threshold:g}"), table
 
 
 def _speed_claim(

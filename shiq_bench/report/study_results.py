@@ -1,8 +1,9 @@
 """A study and its records as reporting sees them, and the numbers that everything shown is made of.
 
-A method wins against another where the sign-flip test over the units that both were trained on
-(a table's instances, the seeds of language models), Holm-adjusted over all that a caption compares,
-says so; nothing else is a win.
+A method wins against another where the t test of their paired differences over the units that both were trained on
+(a table's instances, the seeds of language models), Holm-adjusted over all that a caption compares, says so, with six
+such units or more; nothing else is a win. It is the test of the interval that is shown (see
+:func:`shiq_bench.stats.tests.paired_p`), so the two cannot contradict each other.
 """
 
 from __future__ import annotations
@@ -13,21 +14,17 @@ from functools import cached_property
 from math import inf
 from typing import Literal
 
-import numpy as np
-
 from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.report.document import Table
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
-from shiq_bench.stats.tests import holm, sign_flip_p
+from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS
+from shiq_bench.stats.tests import holm, paired_p
 
 Kind = Literal["curves", "against", "table", "front", "across"]
 Verdict = Literal["wins", "loses", "undecided"]
 
 #: Numbers at or under this are rounding, and are printed as such.
 ROUNDING = 1e-12
-#: Adjusted p below which a difference is called one.
-ALPHA = 0.05
-
-EMPTY = "–"
 
 
 @dataclass(frozen=True)
@@ -144,33 +141,24 @@ class StudyResults:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table of texts; the first column holds names."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
 class Findings:
     """What stands under a picture.
 
     Attributes:
         lead: how to read it.
         claims: what it shows, one sentence or two a panel.
-        grids: the numbers behind the claims.
+        tables: the numbers behind the claims.
         problems: runs that failed or diverged, which the picture itself must say.
         notes: what was left out and why, what the study itself remarks, and where the records are from.
-        embedded: grids that belong under the picture itself.
+        embedded: tables that belong under the picture itself.
     """
 
     lead: str
     claims: tuple[str, ...]
-    grids: tuple[Grid, ...] = ()
+    tables: tuple[Table, ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    embedded: tuple[Grid, ...] = ()
+    embedded: tuple[Table, ...] = ()
 
 
 def final(record: RunRecord, policy: str = "trained") -> Evaluation | None:
@@ -246,7 +234,7 @@ class PairwiseTest:
     Attributes:
         difference: the other minus the focus where lower is better, else the reverse: positive is the focus's.
         same: equal on every unit.
-        p: of the sign-flip test over units, Holm-adjusted over all that the caption compares.
+        p: that belongs to the difference's interval, Holm-adjusted over all that the caption compares.
     """
 
     method: str
@@ -257,18 +245,20 @@ class PairwiseTest:
 
     @property
     def verdict(self) -> Verdict:
-        """A win or a loss needs an adjusted p below :data:`ALPHA`."""
-        if self.p is None or self.p >= ALPHA or not self.difference.mean:
+        """A win or a loss needs an adjusted p below 5% and as many units as a bold number of a table."""
+        few = self.difference.units < BOLD_SEEDS
+        if few or self.p is None or self.p >= ALPHA or not self.difference.mean:
             return "undecided"
         return "wins" if self.difference.mean > 0 else "loses"
 
 
 def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[PairwiseTest]:
     """Paired differences by unit, one mapping a comparison, tested together: positive speaks for the focus."""
-    raw = [sign_flip_p(list(d.values()), np.random.default_rng(0)) if len(d) > 1 else None for _, _, d in compared]
+    estimates = [mean_ci_t(d.values()) for _, _, d in compared]
+    adjusted = holm([paired_p(e, list(d.values())) for e, (_, _, d) in zip(estimates, compared, strict=True)])
     return [
-        PairwiseTest(method, x, mean_ci_t(d.values()), bool(d) and not any(d.values()), p)
-        for (method, x, d), p in zip(compared, holm(raw), strict=True)
+        PairwiseTest(method, x, e, bool(d) and not any(d.values()), p)
+        for (method, x, d), e, p in zip(compared, estimates, adjusted, strict=True)
     ]
 
 

@@ -17,11 +17,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from shiq_bench.stats.intervals import Estimate
-
-Floats = NDArray[np.float64]
+from shiq_bench.stats.intervals import Estimate, Floats
 
 #: Scores of one method: task -> one normalised score a seed, ``[S]``.
 Scores = Mapping[str, ArrayLike]

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-
-import numpy as np
+from math import isclose
 
 from shiq_bench.stats.intervals import mean_ci_t
-from shiq_bench.stats.tests import holm, sign_flip_p
+from shiq_bench.stats.tests import holm, sign_p
 
 #: Below this many shared seeds nobody is called best: the exact sign-flip test of five cannot fall below 0.0625.
 BOLD_SEEDS = 6
@@ -35,18 +34,10 @@ def paired(scores: BySeed, one: str, other: str) -> list[float]:
     return [scores[one][seed] - scores[other][seed] for seed in shared]
 
 
-def sign_p(differences: list[float]) -> float | None:
-    """Two-sided p of the sign-flip test over seeds, exact up to twenty of them; None below two.
-
-    Beyond, the patterns are drawn from one fixed generator: the same records give the same p.
-    """
-    return sign_flip_p(differences, np.random.default_rng(0)) if len(differences) > 1 else None
-
-
-def ranked(scores: BySeed, least: int = 1) -> list[str]:
-    """Methods by their mean over seeds, best first; those with fewer than ``least`` are left out."""
-    known = {label: by_seed for label, by_seed in scores.items() if len(by_seed) >= least}
-    return sorted(known, key=lambda k: (-sum(known[k].values()) / len(known[k]), k))
+def ranked(scores: BySeed, least: int = 1) -> list[tuple[float, str]]:
+    """Mean over seeds and method, best first; methods with fewer seeds than ``least`` are left out."""
+    means = [(sum(x.values()) / len(x), label) for label, x in scores.items() if len(x) >= least]
+    return sorted(means, key=lambda found: (-found[0], found[1]))
 
 
 def winner(scores: BySeed) -> str | None:
@@ -66,7 +57,7 @@ def winner(scores: BySeed) -> str | None:
     Neither test is exact where means are equal and distributions are not: one skewed method among
     quiet ones is marked in 9.4% of rows (two methods, ten seeds; the t interval alone: 10.0%).
     """
-    order = ranked(scores, BOLD_SEEDS)
+    order = [label for _, label in ranked(scores, BOLD_SEEDS)]
     if len(order) < 2 or not all(_ahead(paired(scores, order[0], other)) for other in order[1:]):
         return None
     return order[0]
@@ -84,13 +75,15 @@ def against_best(scores: BySeed) -> dict[str, Test]:
     """Every other method against the best of two seeds or more, by the sign-flip test over the seeds both have.
 
     Which one is the best is learnt from the same numbers, so Holm's adjustment is over all pairs of
-    methods, of which these are some. Empty where no method has two seeds.
+    methods, of which these are some. No interval stands beside these p. Empty where no method has two seeds,
+    or where several have the best mean (up to rounding): then none of them is the best.
     """
     order = ranked(scores, 2)
-    if not order:
+    if not order or (len(order) > 1 and isclose(order[0][0], order[1][0], rel_tol=1e-12)):
         return {}
-    pairs = [(order[0], other) for other in scores if other != order[0]]
-    every = [*pairs, *combinations([k for k in scores if k != order[0]], 2)]
+    best = order[0][1]
+    pairs = [(best, other) for other in scores if other != best]
+    every = [*pairs, *combinations([k for k in scores if k != best], 2)]
     differences = [paired(scores, *pair) for pair in every]
     raw = [sign_p(d) for d in differences]
     tests = [Test(p, adjusted, len(d)) for p, adjusted, d in zip(raw, holm(raw), differences, strict=True)]
@@ -102,7 +95,7 @@ class Test:
     """One of the paired tests of a row, which is one metric on one split in one mode.
 
     Attributes:
-        p: None below two units.
+        p: None below two units, or where there is nothing to test with.
         adjusted: p after Holm: over the methods of the row where each is tested against the reference, over
             all pairs of them where against the best.
         units: pairs behind it, seeds or a table's instances.

@@ -22,14 +22,15 @@ from shiq_bench.records.metric import Metric
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import SCHEMA_VERSION, RunRecord
 from shiq_bench.report import figures, tables
-from shiq_bench.report.blocks import Comparison
-from shiq_bench.report.pivots import BY, By
+from shiq_bench.report.comparison import compare
 from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import find, load, shipped
 from shiq_bench.studies.trials import PlannedTrial, expand, look_up
 
 MANIFEST = "manifest.json"
 INDEX = "index.md"
+#: Suffix of a table's file -> its format.
+TABLES = {"md": "md", "html": "html", "tex": "latex", "csv": "csv"}
 
 
 @dataclass(frozen=True)
@@ -108,24 +109,12 @@ def _tables(records: Sequence[RunRecord], allow_mixed: bool, report: Callable[[s
         metrics: Sequence[Metric] = tasks.get(task).metrics if task in known else ()
         ids = tuple(sorted(r.run_id for r in some))
         try:
-            comparison = tables.compare(some, metrics, allow_mixed=allow_mixed)
+            comparison = compare(some, metrics, allow_mixed=allow_mixed)
         except UserError as error:
             raise UserError(f"{task}: {error}") from None
-        for by in BY:
-            name = task if by == "task" else f"{task}-by-{by}"
-            texts = _rendered(comparison, by)
-            made += [Made(f"tables/{name}.{suffix}", text.encode(), ids) for suffix, text in texts.items()]
+        for suffix, format in TABLES.items():
+            made.append(Made(f"tables/{task}.{suffix}", tables.text(comparison, format).encode(), ids))
     return made
-
-
-def _rendered(comparison: Comparison, by: By) -> dict[str, str]:
-    """Suffix -> text. The csv holds every number, whatever the table is by: it is written once."""
-    out = {
-        "md": tables.markdown(comparison, by),
-        "html": tables.html(comparison, by),
-        "tex": tables.latex(comparison, by),
-    }
-    return {**out, "csv": tables.csv(comparison)} if by == "task" else out
 
 
 def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed: bool) -> list[Made]:

@@ -36,7 +36,7 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import Evaluation
 from shiq_bench.report.comparison import compare
-from shiq_bench.report.tables import markdown, terminal_text
+from shiq_bench.report.tables import text as in_format
 from shiq_bench.runs.execute import execute
 from shiq_bench.runs.settings import resolve
 from shiq_bench.runs.validation import check_demands
@@ -428,7 +428,7 @@ def test_a_run_measures_before_and_after_and_the_reference_once(
     play(settle(folders["qwen"], tmp_path / "c", steps=0, lm_eval_limit=3))
     assert asked_for[2:] == ["reference"]
 
-    text = terminal_text(compare([record], Told.metrics), 120)
+    text = in_format(compare([record], Told.metrics), "rich")
     panel = text.split("\nshiq_preference, lm-eval\n")[1]
     assert "acc (%) ↑" in panel and "acc norm (%) ↑" in panel and "minus reference" in panel
 
@@ -462,8 +462,8 @@ def test_a_drop_beyond_doubt_is_flagged(trained: float, n: int, dropped: bool) -
     comparison = compare([shifted(record(), {"reference": 0.6, "trained": trained}, n)], METRICS)
     (block,) = comparison.blocks
     assert bool(block.drops) == dropped
-    text = terminal_text(comparison, 120)
-    assert ("▼" in text) == dropped and ("▼" in markdown(comparison)) == dropped
+    text = in_format(comparison, "rich")
+    assert ("▼" in text) == dropped and ("▼" in in_format(comparison, "md")) == dropped
     captions = [c for c in block.captions if c.startswith("Drop")]
     if dropped:
         low, high = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutations.base import COMPARE, REPORT, TABLES, Mutation
+from tests.mutations.base import COMPARE, COMPARISON, REPORT, TABLES, Mutation
 
 BUGS = [
     Mutation(
@@ -73,21 +73,21 @@ BUGS = [
         "shiq_bench/report/comparison.py",
         "(best if len(scores[first]) == asked[first] else unmarked)",
         "best",
-        f"{TABLES}::test_who_lost_runs_is_not_bold_and_a_lucky_survivor_is_not_the_best",
+        f"{COMPARISON}::test_who_lost_runs_is_not_bold_and_a_lucky_survivor_is_not_the_best",
     ),
     Mutation(
         "p of the difference to the reference over seeds alone",
         "shiq_bench/report/comparison.py",
-        "(sign_p(by_unit) if alone else crossed, len(by_unit))",
-        "(sign_p(by_unit), len(by_unit))",
-        f"{TABLES}::test_differences_to_the_reference_are_tested_over_seeds_and_prompts",
+        "p = paired_p(cell.estimate, units) if len(units) > 1 else None",
+        "p = paired_p(mean_ci_t(units), units) if len(units) > 1 else None",
+        f"{COMPARISON}::test_differences_to_the_reference_are_tested_over_seeds_and_prompts",
     ),
     Mutation(
         "intervals of several seeds over their means alone",
         "shiq_bench/report/comparison.py",
         "if crossed is not None and np.isclose(",
         "if crossed is None and np.isclose(",
-        f"{TABLES}::test_several_seeds_are_a_t_interval_over_them_and_their_prompts",
+        f"{COMPARISON}::test_several_seeds_are_a_t_interval_over_them_and_their_prompts",
     ),
     Mutation(
         "an option that hides behind a setting of its name",
@@ -101,7 +101,7 @@ BUGS = [
         "shiq_bench/report/comparison.py",
         "if not metric.own and (shown := ",
         "if (shown := ",
-        f"{TABLES}::test_what_is_measured_against_a_methods_own_target_has_no_reference_and_no_best",
+        f"{COMPARISON}::test_what_is_measured_against_a_methods_own_target_has_no_reference_and_no_best",
     ),
     Mutation(
         "prompts without a trial are shared",
@@ -113,35 +113,35 @@ BUGS = [
     Mutation(
         "seeds that one alone has measured are counted",
         "shiq_bench/report/pairwise.py",
-        "difference, over, p, prompts, len(known))",
-        "difference, over, p, prompts, len(pairs))",
+        "seeds = sum(m is not None for m, _ in means)",
+        "seeds = len(pairs)",
         f"{COMPARE}::test_seeds_are_those_that_both_measured",
     ),
     Mutation(
         "tables wider than their page",
-        "shiq_bench/report/markup.py",
+        "shiq_bench/report/render/latex.py",
         r"""\ifdim\wd0>\linewidth""",
         r"""\ifdim\wd0<0pt""",
-        f"{TABLES}::test_latex_compiles_as_it_stands_and_fits_its_pages[setting-wide]",
+        f"{TABLES}::test_latex_compiles_as_it_stands_and_fits_its_pages[wide]",
     ),
     Mutation(
         "a panel without the name of its only split",
-        "shiq_bench/report/layout.py",
+        "shiq_bench/report/pivots.py",
         "if len(places) == 1 else mode_title(block, mode)",
         "if not places else mode_title(block, mode)",
         f"{TABLES}::test_a_panel_of_one_split_names_it",
     ),
     Mutation(
         "underscores reach LaTeX",
-        "shiq_bench/report/markup.py",
+        "shiq_bench/report/render/latex.py",
         r""""_": r"\_",""",
         r""""_": "_",""",
         f"{TABLES}::test_every_special_character_of_latex_is_escaped",
     ),
     Mutation(
         "labels are HTML",
-        "shiq_bench/report/markup.py",
-        "return markup.escape(",
+        "shiq_bench/report/render/html.py",
+        "return escape(",
         "return str(",
         f"{TABLES}::test_html_holds_no_markup_of_a_label",
     ),
@@ -165,5 +165,19 @@ BUGS = [
         "out[method][panel] = [(worst - x) / (worst - best) for x in xs]",
         "out[method][panel] = [(best - x) / (best - worst) for x in xs]",
         "tests/report/test_multi_task.py::test_scores_lie_between_the_reference_and_the_optimum",
+    ),
+    Mutation(
+        "methods of different beta compared in silence",
+        "shiq_bench/report/captions.py",
+        "if len(set(found.values())) > 1:",
+        "if not found:",
+        f"{COMPARISON}::test_methods_that_do_not_share_beta_say_so",
+    ),
+    Mutation(
+        "a long table without its last rows",
+        "shiq_bench/report/document.py",
+        "range(0, max(len(self.rows), 1), rows)",
+        "range(0, max(len(self.rows) - rows, 1), rows)",
+        f"{TABLES}::test_latex_breaks_a_long_table_between_rows",
     ),
 ]

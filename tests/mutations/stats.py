@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutations.base import ACROSS, SIMULATIONS, TABLES, Mutation
+from tests.mutations.base import ACROSS, COMPARISON, SIMULATIONS, Mutation
 
 BUGS = [
     Mutation(
@@ -45,7 +45,7 @@ BUGS = [
         "shiq_bench/stats/ranking.py",
         "return p is not None and p < ALPHA",
         "return True",
-        f"{TABLES}::test_a_lead_that_one_seed_contradicts_is_not_bold_at_six",
+        f"{COMPARISON}::test_a_lead_that_one_seed_contradicts_is_not_bold_at_six",
     ),
     Mutation(
         "best of the methods by its lead over the worst",
@@ -64,29 +64,43 @@ BUGS = [
     Mutation(
         "p against the best with Holm over those comparisons alone",
         "shiq_bench/stats/ranking.py",
-        "every = [*pairs, *combinations([k for k in scores if k != order[0]], 2)]",
+        "every = [*pairs, *combinations([k for k in scores if k != best], 2)]",
         "every = pairs",
-        f"{TABLES}::test_p_is_exact_over_paired_seeds_and_adjusted_over_all_pairs_of_methods",
+        f"{COMPARISON}::test_p_is_exact_over_paired_seeds_and_adjusted_over_all_pairs_of_methods",
     ),
     Mutation(
         "a single seed is the best of its row",
         "shiq_bench/stats/ranking.py",
         "order = ranked(scores, 2)",
         "order = ranked(scores)",
-        f"{TABLES}::test_who_lost_runs_is_not_bold_and_a_lucky_survivor_is_not_the_best",
+        f"{COMPARISON}::test_who_lost_runs_is_not_bold_and_a_lucky_survivor_is_not_the_best",
     ),
     Mutation(
         "prompts of a rate by their own rates",
         "shiq_bench/stats/clustered.py",
         "rate + len(influence) * e for g, e in influence.items()}",
         "rate + e for g, e in influence.items()}",
-        f"{TABLES}::test_several_seeds_are_a_t_interval_over_them_and_their_prompts",
+        f"{COMPARISON}::test_several_seeds_are_a_t_interval_over_them_and_their_prompts",
     ),
     Mutation(
         "degrees of freedom of seeds alone",
         "shiq_bench/stats/intervals.py",
         "return self.units - 1 if self.freedom is None else self.freedom",
         "return self.units - 1",
-        f"{TABLES}::test_differences_to_the_reference_are_tested_over_seeds_and_prompts",
+        f"{COMPARISON}::test_differences_to_the_reference_are_tested_over_seeds_and_prompts",
+    ),
+    Mutation(
+        "p by another procedure than the interval beside it",
+        "shiq_bench/stats/tests.py",
+        "return sign_p(differences) if e.stderr == 0 else t_p(e)",
+        "return sign_p(differences)",
+        f"{SIMULATIONS}::test_p_and_interval_never_contradict[both differ]",
+    ),
+    Mutation(
+        "the first of equal methods is the best",
+        "shiq_bench/stats/ranking.py",
+        "isclose(order[0][0], order[1][0], rel_tol=1e-12)",
+        "False",
+        f"{SIMULATIONS}::test_where_methods_tie_for_the_best_there_is_none_to_test_against",
     ),
 ]

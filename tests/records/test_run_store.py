@@ -14,7 +14,8 @@ from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.record import SCHEMA_VERSION
-from shiq_bench.report import tables
+from shiq_bench.report.comparison import compare
+from shiq_bench.report.tables import text as in_format
 from tests.report.synthetic import record
 
 SMALL = {"rl": 3, "heldout": 2}
@@ -185,7 +186,7 @@ def test_no_odd_value_ends_in_a_traceback(tmp_path: Path) -> None:
                 assert "\n" not in str(error)
                 refused += 1
                 continue
-            text = tables.csv(tables.compare([found]))
+            text = in_format(compare([found]), "csv")
             assert text
     assert refused > 100
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shiq_bench.report.comparison import compare
+from shiq_bench.report.tables import text
 from tests.report.synthetic import METRICS
 from tests.report.test_tables import GOLDEN, RENDERED, golden_records
 
@@ -10,5 +11,5 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for which in ("run", "several"):
         comparison = compare(golden_records(which), METRICS)
-        for name, render in RENDERED.items():
-            (GOLDEN / f"{which}.{name}").write_text(render(comparison), encoding="utf-8")
+        for suffix, format in RENDERED.items():
+            (GOLDEN / f"{which}.{suffix}").write_text(text(comparison, format), encoding="utf-8")

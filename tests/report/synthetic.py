@@ -22,6 +22,7 @@ METRICS = (
 
 NAMES = [m.name for m in METRICS] + ["length", "truncated"]
 PROMPTS = {"rl": 80, "heldout": 40}
+SMALL = {"rl": 8, "heldout": 5}
 
 
 def _examples(
@@ -104,3 +105,15 @@ def record(
         packages={"torch": "2.13.0"},
         gaps={"logp_mean": 0.001},
     )
+
+
+def several() -> list[RunRecord]:
+    """Three methods with all that can happen to runs: seeds, failures, a deviation."""
+    return [
+        *(record("shiq", s, skill=0.9, prompts=SMALL) for s in range(6)),
+        *(record("dpo", s, skill=0.1, prompts=SMALL) for s in range(6)),
+        record("dpo", 6, status="diverged", error="loss is nan at step 31\ntrace", prompts=SMALL),
+        record("sft", 0, skill=0.1, algo_options={}, deviations=["clipped 3% of the ratios"], prompts=SMALL),
+        record("sft", 1, status="failed", algo_options={}, error="out of memory", prompts=SMALL),
+        record("sft", 2, status="started", algo_options={}, prompts=SMALL),
+    ]

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shiq_bench.report import figures
+from shiq_bench.report import figures, render
 from shiq_bench.report.findings import findings
 from shiq_bench.report.multi_task import IMPROVEMENT, PROFILES, improvements, means, normalised, profiles, thresholds
+from shiq_bench.report.plot import draw
 from shiq_bench.report.study_results import StudyResults, Trial, View
-from tests.report.test_figures import N, record, sheet
+from tests.report.studies import N, record, rows_of, sheet
 
 #: Regrets of N instances, where the reference has 2.
 GOOD, FAIR, POOR = [0.5] * N, [1.0] * N, [3.0] * N
@@ -59,7 +60,7 @@ def test_a_known_winner_is_found() -> None:
     assert "highest interquartile mean: Ours (0.74" in text
     assert "Ours is more often better than Other (1) and Worst (1); more often worse than none." in text
     assert "0 is the reference's mean regret on the task, 1 the exact optimum" in said.lead
-    assert said.embedded[0].rows[0][2:4] == ("5", str(5 * N))
+    assert rows_of(said.embedded[0])[0][2:4] == ("5", str(5 * N))
 
 
 def test_alike_is_undecided() -> None:
@@ -98,16 +99,16 @@ def test_who_lacks_a_task_is_not_summed_up() -> None:
 
 def test_it_is_drawn_and_the_bytes_are_the_same() -> None:
     made = across()
-    drawn = [figures.draw(made, findings(made)) for _ in range(2)]
+    drawn = [draw(made) for _ in range(2)]
     for kind in ("png", "pdf"):
         assert len({hashlib.sha256(d[kind]).hexdigest() for d in drawn}) == 1
     assert drawn[0]["png"].startswith(b"\x89PNG") and drawn[0]["pdf"].startswith(b"%PDF")
     assert figures.page(made, findings(made)).count("over all tasks") == 1
-    assert figures.numbers(made).count("\n") == 1 + 15
+    assert render.csv(figures.frame(made)).count("\n") == 1 + 15
 
 
 def test_nothing_finished_is_said_and_drawn() -> None:
     made = across()
     empty = replace(made, cells=tuple(replace(c, record=None, problem="exploded") for c in made.cells))
     assert "No method has a finished run on every task." in findings(empty).claims
-    assert figures.draw(empty, findings(empty))["png"]
+    assert draw(empty)["png"]

@@ -19,7 +19,8 @@ from shiq_bench.cli.app import main
 from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import RunRecord
-from shiq_bench.report import layout, tables
+from shiq_bench.report import pivots
+from shiq_bench.report.comparison import compare
 from shiq_bench.report.curves import evenly
 from shiq_bench.report.page import SCRIPTS, embedded, page
 from shiq_bench.report.payload import Limits, Payload, pack, payload, unpack
@@ -84,9 +85,9 @@ def row_of(made: Payload, label: str) -> dict[str, Any]:
 
 def test_the_leaderboard_is_the_table() -> None:
     records = some()
-    made, (block,) = payload(records, METRICS), tables.compare(records, METRICS).blocks
+    made, (block,) = payload(records, METRICS), compare(records, METRICS).blocks
     assert [r["label"] for r in made.core["rows"]] == [c.label for c in block.columns]
-    texts = layout.texts(block)
+    texts = pivots.texts(block)
     for column in block.columns:
         row = row_of(made, column.label)
         for at, place in enumerate(block.places):

@@ -14,11 +14,13 @@ import shiq_bench.report.page, shiq_bench.records.run_store
 import shiq_bench.stats.clustered, shiq_bench.report.tables
 early = [m for m in ("jinja2", "matplotlib", "pandas", "plotly", "rich", "scipy.stats") if m in sys.modules]
 from tests.report.synthetic import METRICS, record
-from shiq_bench.report.tables import compare, csv, markdown, terminal_text
+from shiq_bench.report.comparison import compare
+from shiq_bench.report.render import FORMATS
+from shiq_bench.report.tables import text
 from shiq_bench.report.payload import payload
 from shiq_bench.report.page import page
 comparison = compare([record(prompts={"rl": 3})], METRICS)
-csv(comparison), markdown(comparison), terminal_text(comparison)
+[text(comparison, format) for format in FORMATS]
 page(payload([record(prompts={"rl": 3})], METRICS))
 heavy = [m for m in ("torch", "transformers", "vllm", "datasets") if m in sys.modules]
 print(early, heavy)

@@ -14,9 +14,9 @@ from scipy.special import stdtrit
 
 from shiq_bench.stats.aggregates import interquartile_mean, probability_of_improvement
 from shiq_bench.stats.clustered import linearised, linearised_difference
-from shiq_bench.stats.intervals import Estimate, crossed_bootstrap, crossed_rows, crossed_t, mean_ci_t
+from shiq_bench.stats.intervals import Estimate, crossed_rows, crossed_t, mean_ci_t
 from shiq_bench.stats.ranking import ALPHA, against_best, winner
-from shiq_bench.stats.tests import sign_flip_p, t_p
+from shiq_bench.stats.tests import paired_p, sign_flip_p, t_p
 
 Generator = np.random.Generator
 Draw = Callable[[Generator, tuple[int, int, int]], np.ndarray]
@@ -71,16 +71,6 @@ def crossed_coverage(spread: Spread, seeds: int, prompts: int, replications: int
     return sum(covers(crossed_t(spread.draw(generator, seeds, prompts))) for _ in range(replications)) / replications
 
 
-def crossed_bootstrap_coverage(
-    spread: Spread, seeds: int, prompts: int, replications: int, generator: Generator
-) -> float:
-    """The same of the crossed percentile bootstrap."""
-    hits = (
-        covers(crossed_bootstrap(spread.draw(generator, seeds, prompts), generator, 400)) for _ in range(replications)
-    )
-    return sum(hits) / replications
-
-
 def nested_coverage(spread: Spread, seeds: int, prompts: int, replications: int, generator: Generator) -> float:
     """The same where prompts are resampled afresh within each seed, as though they were not shared."""
     hits = 0
@@ -90,6 +80,25 @@ def nested_coverage(spread: Spread, seeds: int, prompts: int, replications: int,
         means = x[rows, generator.integers(0, prompts, (400, seeds, prompts))].mean(axis=(1, 2))
         low, high = np.quantile(means, [0.025, 0.975])
         hits += bool(low <= 0 <= high)
+    return hits / replications
+
+
+def contradictions(spread: Spread, seeds: int, prompts: int, replications: int, generator: Generator) -> np.ndarray:
+    """Share of differences whose p is below 5% though the interval holds 0, or the reverse.
+
+    Returns:
+        For the p of the interval's own procedure over seeds and prompts, the same over seeds alone, and for the
+        sign-flip test of seeds beside the former interval. ``[3]``
+    """
+    hits = np.zeros(3)
+    for _ in range(replications):
+        x = spread.draw(generator, seeds, prompts) + 0.3
+        means = x.mean(axis=1).tolist()
+        crossed, alone = crossed_t(x), mean_ci_t(means)
+        for i, (e, p) in enumerate(
+            ((crossed, paired_p(crossed, means)), (alone, paired_p(alone, means)), (crossed, sign_flip_p(means)))
+        ):
+            hits[i] += (p is not None and p < ALPHA) == covers(e)
     return hits / replications
 
 
@@ -225,11 +234,7 @@ def report(scale: float = 1.0) -> Iterator[str]:
             for spread in SPREADS:
                 given = (spread, seeds, prompts)
                 t = crossed_coverage(*given, few, generator)
-                bootstrap = crossed_bootstrap_coverage(*given, few, generator)
-                yield (
-                    f"  {seeds:2} seeds x {prompts:3} prompts, {spread.name:20}: crossed t {100 * t:.1f}, "
-                    f"crossed bootstrap {100 * bootstrap:.1f}"
-                )
+                yield f"  {seeds:2} seeds x {prompts:3} prompts, {spread.name:20}: crossed t {100 * t:.1f}"
     nested = nested_coverage(SPREADS[0], 6, 40, few // 2, generator)
     yield f"   6 seeds x  40 prompts, {SPREADS[0].name:20}: nested bootstrap {100 * nested:.1f}"
     for tasks in (1, 3, 5, 10):
@@ -249,6 +254,13 @@ def report(scale: float = 1.0) -> Iterator[str]:
                 f"  {spread.name:20} {seeds:2} seeds: over seeds and prompts {c:.1f}, {p:.1f}; over seeds alone "
                 f"{ca:.1f}, {pa:.1f}"
             )
+    yield f"p and interval that contradict each other, % ({few // 2} replications)"
+    for spread in SPREADS:
+        own, seeds_own, flips = 100 * contradictions(spread, 6, 40, few // 2, generator)
+        yield (
+            f"  {spread.name:20}: t over seeds and prompts {own:.1f}, over seeds {seeds_own:.1f}; sign-flip over "
+            f"seeds beside the interval over seeds and prompts {flips:.1f}"
+        )
     yield f"rows of equal methods of which one is told from the best, % ({few} replications)"
     for seeds in (6, 10):
         rates = ", ".join(f"k={k} {100 * false_best(EQUAL['normal'], k, seeds, few, generator):.1f}" for k in (2, 4, 7))

@@ -11,10 +11,10 @@ import pytest
 from scipy import stats
 
 from shiq_bench.stats.clustered import clustered_mean, paired_examples, summarise
-from shiq_bench.stats.intervals import crossed_bootstrap, mean_ci_t, paired_difference, t_interval
+from shiq_bench.stats.intervals import mean_ci_t, paired_difference, t_interval
 from shiq_bench.stats.length_control import length_controlled
 from shiq_bench.stats.power import binomial_stderr, detectable, detectable_difference
-from shiq_bench.stats.tests import holm, sign_flip_name, sign_flip_p
+from shiq_bench.stats.tests import holm, paired_p, sign_flip_name, sign_flip_p
 
 
 def test_t_interval_against_scipy() -> None:
@@ -195,15 +195,13 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_crossed_bootstrap_basics() -> None:
-    x = np.random.default_rng(7).normal(size=(6, 20))
-    got = crossed_bootstrap(x, np.random.default_rng(8))
-    assert got == crossed_bootstrap(x, np.random.default_rng(8))
-    assert got.mean == pytest.approx(x.mean())
-    assert got.low is not None and got.high is not None and got.low < x.mean() < got.high
-    assert crossed_bootstrap(x[:1], np.random.default_rng(8)).low is None
-    with pytest.raises(ValueError, match="complete"):
-        crossed_bootstrap([[1.0, float("nan")], [0.0, 1.0]], np.random.default_rng(8))
+def test_p_is_of_the_interval_beside_it() -> None:
+    x = [0.1, 0.3, 0.2, 0.4]
+    assert paired_p(mean_ci_t(x), x) == pytest.approx(stats.ttest_1samp(x, 0).pvalue)
+    # All alike: no error, and so no t. Six of one sign are 2 / 2^6.
+    assert paired_p(mean_ci_t([0.5] * 6), [0.5] * 6) == 2 / 64
+    assert paired_p(mean_ci_t([0.0] * 6), [0.0] * 6) == 1.0
+    assert paired_p(mean_ci_t([0.5]), [0.5]) is None
 
 
 def test_minimum_detectable_effect() -> None:

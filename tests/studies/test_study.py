@@ -75,7 +75,7 @@ def planned(path: Path, results: Path) -> str:
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are drawn in tests of their own, and here where a test asks for ``drawn``."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(studies.figures, "draw", lambda sheet, said: {"png": b"", "pdf": b""})
+        monkeypatch.setattr(studies.figures, "draw", lambda sheet: {"png": b"", "pdf": b""})
 
 
 @pytest.fixture
