@@ -1,1 +1,1 @@
-"""One run from its settings to its record, on tables and on language models."""
+"""One run from its settings to its record: ``settings``, ``execute``, then ``language`` or ``tabular``."""

@@ -119,7 +119,10 @@ def test_a_value_that_cannot_be_is_said_to_be_expected_otherwise(value: Any, kin
 
 
 def test_flags() -> None:
-    known = {"run": {"steps": int, "samples": int}, "algorithm": {"shift": bool, "samples": int, "no_op": bool}}
+    known: dict[str, dict[str, Any]] = {
+        "run": {"steps": int, "samples": int},
+        "algorithm": {"shift": bool, "samples": int, "no_op": bool},
+    }
     for words, found in (
         ("--steps 3 --shift", {"steps": "3", "shift": "true"}),
         ("--steps=3 --no-shift --no-op", {"steps": "3", "shift": "false", "no_op": "true"}),
