@@ -203,7 +203,7 @@ def test_only_a_finished_environment_of_the_same_kind_is_kept(
 
 
 def python(*words: str | Path, of: str | Path = sys.executable, cwd: Path) -> str:
-    """What an interpreter, or a script of its environment, prints, with neither this checkout nor what PYTHONPATH names in reach."""
+    """What an interpreter or its script prints, with neither this checkout nor what PYTHONPATH names in reach."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"COLUMNS": "200"}
     done = subprocess.run([of, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
