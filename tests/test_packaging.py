@@ -204,7 +204,7 @@ def test_only_a_finished_environment_of_the_same_kind_is_kept(
 
 
 def python(*words: str | Path, of: str | Path = sys.executable, cwd: Path) -> str:
-    """What an interpreter prints, with neither this checkout nor what PYTHONPATH names in reach."""
+    """What an interpreter or its script prints, with neither this checkout nor what PYTHONPATH names in reach."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"COLUMNS": "200"}
     done = subprocess.run([of, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -309,16 +309,15 @@ def test_installed_from_a_wheel_it_runs_a_strangers_method_on_a_strangers_task(w
     (method,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     (package / "their_bench" / "method.py").write_text(method)
 
-    venv.create(tmp_path / "venv")
+    venv.create(tmp_path / "venv", symlinks=True)
     bin_ = tmp_path / "venv" / "bin"
     # All that the tests' environment has, but not what its own .pth files lead to, such as an editable checkout.
     packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "theirs.pth").write_text("\n".join(packages))
     python("-m", "pip", "install", "-I", *PIP_OFFLINE, wheel, package, of=bin_ / "python", cwd=home)
-    assert Path(python("-c", "import shiq_bench as s; print(s.__file__)", of=bin_ / "python", cwd=home)).is_relative_to(
-        site
-    )
+    imported = python("-c", "import shiq_bench; print(shiq_bench.__file__)", of=bin_ / "python", cwd=home)
+    assert Path(imported).is_relative_to(site)
 
     shiq_bench = bin_ / "shiq-bench"
     listed = [line.split()[0] for line in python("list", of=shiq_bench, cwd=home).splitlines()]

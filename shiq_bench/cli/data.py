@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shiq_bench.cli.options import SETTINGS_AS_FLAGS, Config, Model, Plugins, live, load_plugins, option_names
+from shiq_bench.cli.options import SETTINGS_AS_FLAGS, Config, Model, Plugins, live, load_plugins, typed_settings
 from shiq_bench.records.errors import UserError
 
 data = typer.Typer(name="data", help="Offline data to keep, look at, and train from.", no_args_is_help=True)
@@ -35,15 +35,7 @@ def build(
 
     from shiq_bench.data.dataset import check_free
     from shiq_bench.data.schema import BUILD, train_command
-    from shiq_bench.runs.settings import (
-        data_setting,
-        known_data_settings,
-        merged,
-        parse_flags,
-        parse_sets,
-        read_yaml,
-        resolve_data,
-    )
+    from shiq_bench.runs.settings import known_data_settings, merged, parse_sets, read_yaml, resolve_data
 
     load_plugins(plugin)
     values: dict[str, Any] = read_yaml(config) if config else {}
@@ -53,10 +45,7 @@ def build(
             f"{'--out' if task else '--task'} is missing: type, say, shiq-bench data build --task bfcl --out bfcl-data"
         )
     values = {k: v for k, v in values.items() if k != "task"}
-    given: dict[str, Any] = {} if model is None else {"model": model}
-    if data is not None:
-        given[data_setting(task, data)] = data
-    given |= parse_flags(context.args, known_data_settings(task, BUILD), option_names(context))
+    given = typed_settings(context, known_data_settings(task, BUILD), task, data, model=model)
     spec, made = resolve_data(task, merged(values, given, parse_sets(sets or [])), BUILD)
     check_free(out)
 

@@ -39,13 +39,7 @@ def print_one(console: Console, kind: str, name: str, verbose: bool) -> None:
     for line in _paragraphs(inspect.getdoc(cls) or "–"):
         text = line.lstrip()
         console.print(Padding(Text(text), (0, 0, 0, len(line) - len(text))))
-    settings = Table(
-        box=None,
-        pad_edge=False,
-        title="settings, each a flag or --set setting=value",
-        title_justify="left",
-        title_style="bold",
-    )
+    settings = Table(box=None, pad_edge=False, title="settings, each a flag", title_justify="left", title_style="bold")
     for column in ("setting", "default", "expected"):
         settings.add_column(column)
     hints = get_type_hints(cls)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shiq_bench.records.errors import UserError
-
 if TYPE_CHECKING:
-    from shiq_bench.records.metric import Metric
-    from shiq_bench.records.record import RunRecord
     from shiq_bench.runs.progress import LiveReport
 
 Results = Annotated[Path, typer.Option(help="Folder of run records.")]
@@ -45,9 +41,25 @@ def load_plugins(paths: list[Path] | None) -> None:
         load_plugin(path)
 
 
-def option_names(context: typer.Context) -> list[str]:
-    """The options that a command declares, such as ``--algo``."""
-    return [name for option in context.command.params for name in option.opts]
+def typed_settings(
+    context: typer.Context, known: Mapping[str, Mapping[str, Any]], task: str, data: str | None, **declared: Any
+) -> dict[str, Any]:
+    """The settings typed as flags: ``--data``, those that the command declares, and others by their own names.
+
+    Args:
+        known: owner -> name -> type of all that can be set.
+        declared: None where an option was not given.
+
+    Raises:
+        UserError: a flag is no setting; the nearest is suggested.
+    """
+    from shiq_bench.runs.settings import data_setting, parse_flags
+
+    given = {name: value for name, value in declared.items() if value is not None}
+    if data is not None:
+        given[data_setting(task, data)] = data
+    options = [name for option in context.command.params for name in option.opts]
+    return given | parse_flags(context.args, known, options)
 
 
 def live() -> LiveReport:
@@ -57,31 +69,3 @@ def live() -> LiveReport:
     from shiq_bench.runs.progress import LiveReport
 
     return LiveReport(Console(stderr=True))
-
-
-def read_records(folders: list[Path], run_ids: list[str] | None = None) -> tuple[list[RunRecord], bool]:
-    """The readable records of some folders, at least one, and whether others could not be read, which is said.
-
-    Raises:
-        UserError: there are none.
-    """
-    from shiq_bench.records.run_store import load_several
-
-    records, problems = load_several(folders, run_ids=run_ids or None)
-    for problem in problems:
-        typer.echo(f"skipped: {problem}", err=True)
-    if not records and problems:
-        raise typer.Exit(1)
-    if not records:
-        raise UserError(
-            f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
-        )
-    return records, bool(problems)
-
-
-def metrics_of(records: list[RunRecord]) -> dict[str, Sequence[Metric]]:
-    """Of every task that is known here, what its records may hold."""
-    from shiq_bench.api.registry import tasks
-
-    known = set(tasks.names())
-    return {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, live, load_plugins, metrics_of, read_records
+from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, live, load_plugins
 from shiq_bench.records.errors import UserError
+
+if TYPE_CHECKING:
+    from shiq_bench.records.metric import Metric
+    from shiq_bench.records.record import RunRecord
 
 
 def table(
@@ -41,8 +46,8 @@ def table(
         return
     if study:
         raise UserError("--study is for --paper: to draw one study type shiq-bench study")
-    records, torn = read_records(folders, runs)
-    metrics = metrics_of(records)
+    records, torn = _records(folders, runs)
+    metrics = _metrics(records)
     tables.print_table(records, metrics, format=format, out=out, allow_mixed=allow_mixed, console=Console())
     if torn:
         raise typer.Exit(1)
@@ -67,9 +72,9 @@ def compare(
     from shiq_bench.report import pairwise_text as printing
 
     load_plugins(plugin)
-    records, torn = read_records(results or [Path("results")])
+    records, torn = _records(results or [Path("results")])
     found = [comparing.select(records, name, task) for name in (one, other)]
-    known = metrics_of(found[0]).get(found[0][0].spec.task, ())
+    known = _metrics(found[0]).get(found[0][0].spec.task, ())
     made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
     printing.print_versus(made, format=format, console=Console())
     if torn:
@@ -91,11 +96,11 @@ def report(
 
     load_plugins(plugin)
     folders = results or [Path("results")]
-    records, torn = read_records(folders)
+    records, torn = _records(folders)
     path = out or folders[0] / "report.html"
     said = Console(stderr=True)
     with said.status(f"comparing {len(records)} runs") if said.is_terminal else nullcontext():
-        html = page(payload(records, metrics_of(records), allow_mixed=allow_mixed))
+        html = page(payload(records, _metrics(records), allow_mixed=allow_mixed))
     write_atomic(path, html)
     typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
     if torn:
@@ -114,3 +119,31 @@ def _paper(runs: list[str] | None, folders: list[Path], out: Path, given: list[P
     typer.echo(f"{len(made)} files in {out}, and what each shows in {out / MANIFEST}")
     if problems:
         raise typer.Exit(1)
+
+
+def _records(folders: list[Path], run_ids: list[str] | None = None) -> tuple[list[RunRecord], bool]:
+    """The readable records of some folders, at least one, and whether others could not be read, which is said.
+
+    Raises:
+        UserError: there are none.
+    """
+    from shiq_bench.records.run_store import load_several
+
+    records, problems = load_several(folders, run_ids=run_ids or None)
+    for problem in problems:
+        typer.echo(f"skipped: {problem}", err=True)
+    if not records and problems:
+        raise typer.Exit(1)
+    if not records:
+        raise UserError(
+            f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
+        )
+    return records, bool(problems)
+
+
+def _metrics(records: list[RunRecord]) -> dict[str, Sequence[Metric]]:
+    """Of every task that is known here, what its records may hold."""
+    from shiq_bench.api.registry import tasks
+
+    known = set(tasks.names())
+    return {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shiq_bench.cli.options import Config, Model, Plugins, Sets, live, load_plugins, option_names
+from shiq_bench.cli.options import Config, Model, Plugins, Sets, live, load_plugins, typed_settings
 from shiq_bench.records.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,15 +64,7 @@ def run(
     """
     from rich.console import Console
 
-    from shiq_bench.runs.settings import (
-        data_setting,
-        known_settings,
-        merged,
-        parse_flags,
-        parse_sets,
-        read_yaml,
-        resolve,
-    )
+    from shiq_bench.runs.settings import known_settings, merged, parse_sets, read_yaml, resolve
     from shiq_bench.runs.validation import check_demands
 
     load_plugins(plugin)
@@ -84,15 +76,11 @@ def run(
         raise UserError(
             f"{'--algo' if not algo else '--task'} is missing: type, say, shiq-bench run --algo shiq --task bfcl"
         )
-    flags = {
-        "model": model, "seed": seed, "steps": steps, "engine": engine, "center_rewards": center_rewards,
-        "allow_off_policy": allow_off_policy or None, "results": None if results is None else str(results),
-        "lm_eval": lm_eval, "lora": lora, "pairs": pairs,
-    }  # fmt: skip
-    given = {k: v for k, v in flags.items() if v is not None}
-    if data is not None:
-        given[data_setting(task, data)] = data
-    given |= parse_flags(context.args, known_settings(algo, task), option_names(context))
+    given = typed_settings(
+        context, known_settings(algo, task), task, data,
+        model=model, seed=seed, steps=steps, engine=engine, center_rewards=center_rewards, lm_eval=lm_eval, lora=lora,
+        pairs=pairs, allow_off_policy=allow_off_policy or None, results=None if results is None else str(results),
+    )  # fmt: skip
     resolved = resolve(algo, task, merged(values, given, parse_sets(sets or [])))
     check_demands(resolved)
     console = Console()

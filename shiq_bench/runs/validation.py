@@ -17,8 +17,8 @@ MISSING = 1e-3
 def missing_support(algo: str, missing: float) -> str:
     """The warning that ``missing`` of the reference's episodes are nowhere in the behaviour's support."""
     return (
-        f"{algo} needs data wherever the reference goes, and {missing:.1%} of the reference's episodes "
-        "do what the behaviour never does: nothing is learned there (coverage)"
+        f"{algo} requires data covering the reference policy; {missing:.1%} of the reference's episodes are "
+        "uncovered, and nothing is learned there"
     )
 
 
