@@ -312,6 +312,7 @@ def test_data_that_cannot_be_fetched_are_said_to_be(adhoc: Path, folders: dict[s
     check_tasks(["adhoc_hub"], [adhoc])
 
 
+@pytest.mark.proof  # a minute goes into their index of tasks and their report of the machine
 def test_the_tasks_run_under_the_plain_command(folders: dict[str, Path], tmp_path: Path) -> None:
     """``lm_eval`` itself, its own model, our folder and a file of preferences; the engine finds the same."""
     file, out = tmp_path / "pairs.jsonl", tmp_path / "out"

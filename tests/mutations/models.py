@@ -31,6 +31,6 @@ BUGS = [
         "shiq_bench/models/tool_calls.py",
         "return [call for call in calls if call.name not in format.idle] or None",
         "return [call for call in calls[::-1] if call.name not in format.idle] or None",
-        "tests/models/test_tool_calls.py::test_several_calls_are_read_in_order",
+        "tests/models/test_reading_calls.py::test_several_calls_are_read_in_order",
     ),
 ]

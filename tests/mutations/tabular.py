@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutations.base import EXACT, HEADS, ONPOLICY, Mutation
+from tests.mutations.base import EXACT, HEADS, ONPOLICY, VALUE_LEARNING, Mutation
 
 BUGS = [
     Mutation(
@@ -24,14 +24,14 @@ BUGS = [
         "shiq_bench/tabular/solvers.py",
         "np.where(values < v, 1 - expectile, expectile)",
         "np.where(values > v, 1 - expectile, expectile)",
-        f"{EXACT}::test_expectile_backup_meets_its_conditions[tree-1.0-0.7-0.0]",
+        f"{VALUE_LEARNING}::test_expectile_backup_meets_its_conditions[tree-1.0-0.7-0.0]",
     ),
     Mutation(
         "oracle ignores the behaviour's floor",
         "shiq_bench/tabular/exact.py",
         "proposed = (log_mu >= np.log(floor)) if floor > 0 else (mu > 0)",
         "proposed = mu > 0",
-        f"{EXACT}::test_behaviour_backup_is_where_its_operator_stays[tree-0.9-0.21]",
+        f"{VALUE_LEARNING}::test_behaviour_backup_is_where_its_operator_stays[tree-0.9-0.21]",
     ),
     Mutation(
         "target of tables never updated",

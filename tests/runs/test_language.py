@@ -52,7 +52,13 @@ def comparable(record: RunRecord) -> dict[str, Any]:
     return bare.to_json()
 
 
-@pytest.mark.parametrize("algo", algorithms.names())
+#: Between them they ask for all that an engine can supply; the others are proof.
+QUICK = ("shiq", "sft", "reinforce", "rebel", "ilql")
+
+
+@pytest.mark.parametrize(
+    "algo", [pytest.param(a, marks=() if a in QUICK else pytest.mark.proof) for a in algorithms.names()]
+)
 def test_every_method_runs_and_resumes_to_the_bit(algo: str, tmp_path: Path) -> None:
     """Interrupted in its third step and resumed, a run ends in the record of one that was left alone."""
     settings = {"refresh": 3} if "refresh" in resolve(algo, "tree", SETTINGS).spec.algo_options else {}

@@ -195,6 +195,7 @@ def ray() -> Iterator[None]:
     module.shutdown()
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(400)
 def test_two_workers_of_ray_and_one_is_killed_in_the_middle_of_a_run(tmp_path: Path, ray: None) -> None:
     todo = jobs(tmp_path, steps=1500, count=4)
@@ -214,6 +215,7 @@ def test_two_workers_of_ray_and_one_is_killed_in_the_middle_of_a_run(tmp_path: P
     assert len({e["pid"] for e in events if e["event"] == "start"}) >= 2
 
 
+@pytest.mark.proof
 def test_a_ray_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     with socket.socket() as free:
@@ -230,6 +232,7 @@ def test_a_ray_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 # --- Slurm ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.proof
 def test_jobs_of_submitit(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     todo = jobs(tmp_path)
@@ -239,6 +242,7 @@ def test_jobs_of_submitit(tmp_path: Path) -> None:
     check_done(tmp_path, todo)
 
 
+@pytest.mark.proof
 def test_a_job_of_submitit_that_is_killed_is_followed_by_another(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     todo = jobs(tmp_path, steps=1500, count=2)
@@ -305,6 +309,7 @@ def test_options_of_slurm_stay_what_they_are(text: str, value: object, tmp_path:
     assert type(executor.options["slurm_x"]) is type(value)
 
 
+@pytest.mark.proof
 def test_an_error_of_a_job_of_submitit_ends_the_sweep(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     plan = write_plan(tmp_path, jobs(tmp_path))

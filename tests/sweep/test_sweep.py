@@ -97,6 +97,7 @@ def test_tuned_on_validation_and_then_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.proof
 def test_killed_at_random_moments_it_ends_in_the_same_records(tmp_path: Path) -> None:
     found = killed([*TABLES, "--algo", "shiq,dpo"], tmp_path, kills=3, longest=3.0)
     assert found.kills and found.again == 0 and found.differing == () and found.runs == 32

@@ -19,8 +19,8 @@ from shiq_bench.tasks.bfcl.dialogue import Dialogue
 from shiq_bench.tasks.bfcl.executor import Outcome
 from shiq_bench.tasks.bfcl.prompts import next_turn, opening
 from shiq_bench.training.starting_policy import demonstrations
+from tests.models.templates import codec_of
 from tests.models.test_chat import ChatCodec, needs_templates, template, tokenizer
-from tests.models.test_tool_calls import codec_of
 from tests.tasks.conftest import LONG, CharCodec, gold_script, play
 
 

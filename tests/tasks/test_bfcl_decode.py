@@ -11,7 +11,7 @@ import pytest
 from shiq_bench.tasks.bfcl import data
 from shiq_bench.tasks.bfcl.decode import LONGEST, decode, gold_calls, gold_text
 from shiq_bench.tasks.bfcl.executor import Executor
-from tests.tasks.test_bfcl_differential import IMPOSSIBLE, official
+from tests.tasks.official_runner import IMPOSSIBLE, official
 
 
 @pytest.fixture(scope="module")

@@ -315,6 +315,7 @@ def settle(algo: str, tmp_path: Path, **settings: Any) -> Resolved:
     return resolve(algo, "ultrafeedback", {**quick, data_setting("ultrafeedback", str(path)): str(path), **settings})
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("algo", algorithms.names())
 def test_every_method_runs_or_says_why_not(algo: str, home: Any, tmp_path: Path) -> None:
     resolved = settle(algo, tmp_path, center_rewards=False)
