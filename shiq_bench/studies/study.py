@@ -16,7 +16,7 @@ from shiq_bench.records.event_log import FOLDER
 from shiq_bench.report import figures
 from shiq_bench.report.prose import listed
 from shiq_bench.report.study_results import StudyResults, Trial
-from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, of_language_models, shipped, title_of
+from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, shipped
 from shiq_bench.studies.trials import PlannedTrial, expand, look_up, metrics_of, overridden, refuse_mixture
 from shiq_bench.sweep.executors import make_executor
 from shiq_bench.sweep.grid import Job
@@ -102,7 +102,11 @@ def run_studies(
     failed = 0
     for study, trials in planned:
         trials = look_up(trials)
-        shown = [_shown(trial, problems.get(trial.resolved.spec.run_id, "")) for trial in trials]
+        lost = [problems.get(trial.resolved.spec.run_id) for trial in trials]
+        shown = [
+            replace(trial.shown, record=None, problem=why) if why else trial.shown
+            for trial, why in zip(trials, lost, strict=True)
+        ]
         failed += sum(bool(trial.problem) for trial in shown)
         made = sheet(study, trials, shown)
         written = figures.write(made, out)
@@ -112,18 +116,6 @@ def run_studies(
         names = list(dict.fromkeys([*(path.stem for path in find("all")), *tabular]))
         console.print(f"index: {figures.index(out, names)}", soft_wrap=True, highlight=False, markup=False)
     return failed
-
-
-def _shown(trial: PlannedTrial, problem: str) -> Trial:
-    if problem:
-        return replace(trial.shown, record=None, problem=problem)
-    return replace(trial.shown, problem=unfinished(trial.shown)) if trial.record else trial.shown
-
-
-def unfinished(trial: Trial) -> str:
-    """Why a trial's record is not of a finished run; "" where it is."""
-    assert trial.record is not None
-    return "" if trial.record.status == "done" else f"{trial.record.status}: {trial.record.error}"
 
 
 def sheet(study: Study, trials: Sequence[PlannedTrial], shown: Sequence[Trial]) -> StudyResults:
@@ -170,5 +162,6 @@ def print_list(console: Console) -> None:
     """The shipped studies, one line each; no algorithm is imported for it."""
     width = 2 + max(map(len, shipped()))
     for name, path in shipped().items():
-        apart = " (language models: not part of all)" if of_language_models(path) else ""
-        console.print(f"{name:<{width}}{title_of(path)}{apart}", highlight=False, markup=False, soft_wrap=True)
+        study = load(path)
+        apart = " (language models: not part of all)" if study.replicate else ""
+        console.print(f"{name:<{width}}{study.title}{apart}", highlight=False, markup=False, soft_wrap=True)

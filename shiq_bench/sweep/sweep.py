@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from shiq_bench.records.files import check_writable
 from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.provenance import same_code
 from shiq_bench.records.record import RunRecord
-from shiq_bench.records.spec import RunSpec, conditions
+from shiq_bench.records.spec import conditions
 from shiq_bench.runs.progress import about
 from shiq_bench.runs.resolved import Resolved, collects_fresh, fresh_samples
 from shiq_bench.sweep.executors import Executor
@@ -140,7 +140,15 @@ def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Co
     _print(console, f"{len(good)} runs: {said}" + (f"; {len(bad)} left out" if bad else ""))
     if trained:
         _print(console, f"left: at most {trained:,} tokens trained on and {drawn:,} drawn, the reference's aside")
-    _print_shared(good, {name: m.spec for name, m in made.items()}, found, console)
+    references: dict[str, bool] = {}  # whether it is there: where a run that shares it has ended
+    for job in good:
+        spec, record = made[job.run_id].spec, found[job.run_id]
+        if spec.model != "table":
+            key = canonical_json(conditions(spec))
+            references[key] = references.get(key, False) or bool(record and record.evaluations)
+    if references:
+        there = f"{sum(references.values())} of them are there"
+        _print(console, f"references: {len(references)}, each evaluated once for all its runs; {there}")
     seconds = [sum(r.timings.values()) for r in found.values() if r is not None and r.status == "done"]
     if seconds and left:
         _print(console, f"about {about(sum(seconds) / len(seconds) * len(left))} on one worker, by what is there")
@@ -150,19 +158,6 @@ def _there(job: Job, record: RunRecord | None) -> str:
     if record is None:
         return "missing"
     return record.status if same_code(record, *job.code()) else f"{record.status}, by other code"
-
-
-def _print_shared(
-    good: Sequence[Job], specs: Mapping[str, RunSpec], found: Mapping[str, RunRecord | None], console: Console
-) -> None:
-    """References: computed once for all runs that share one, and there already where one of those has ended."""
-    groups: dict[str, list[str]] = {}
-    for job in good:
-        if specs[job.run_id].model != "table":
-            groups.setdefault(canonical_json(conditions(specs[job.run_id])), []).append(job.run_id)
-    if groups:
-        cached = sum(any(found[i] is not None and found[i].evaluations for i in ids) for ids in groups.values())  # type: ignore[union-attr]
-        _print(console, f"references: {len(groups)}, each evaluated once for all its runs; {cached} of them are there")
 
 
 def cost(made: Resolved) -> tuple[int, int]:
