@@ -321,7 +321,8 @@ _KEYS: Mapping[Any, type[BaseModel]] = {
 #: What pydantic says in other words than YAML's.
 _EXPECTED = {
     "dict_type": "a mapping", "model_type": "a mapping", "tuple_type": "a list", "string_type": "text",
-    "too_short": "at least one", "too_long": "one key alone",
+    "float_type": "a number", "float_parsing": "a number", "int_from_float": "a whole number",
+    "greater_than": "a number above 0", "too_short": "at least one", "too_long": "one key alone",
 }  # fmt: skip
 
 

@@ -127,8 +127,9 @@ def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Co
     found = {job.run_id: run_store.find(results, job.run_id) for job in good}
     states = {job.run_id: _there(job, found[job.run_id]) for job in good}
     made = {job.run_id: job.resolved() for job in good}
+    costs = {run_id: cost(resolved) for run_id, resolved in made.items()}
     for job in good:
-        trained, drawn = cost(made[job.run_id])
+        trained, drawn = costs[job.run_id]
         tokens = f", at most {trained:,} tokens trained on and {drawn:,} drawn" if trained else ""
         _print(console, f"{job.run_id}  {job.name}  ({states[job.run_id]}{tokens})")
     for job in bad:
@@ -136,7 +137,7 @@ def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Co
     counts = Counter(states.values())
     said = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
     left = [job for job in good if not settled(job, found[job.run_id], options.retry, options.fresh)]
-    trained, drawn = (sum(cost(made[job.run_id])[i] for job in left) for i in (0, 1))
+    trained, drawn = (sum(costs[job.run_id][i] for job in left) for i in (0, 1))
     _print(console, f"{len(good)} runs: {said}" + (f"; {len(bad)} left out" if bad else ""))
     if trained:
         _print(console, f"left: at most {trained:,} tokens trained on and {drawn:,} drawn, the reference's aside")

@@ -230,7 +230,7 @@ BAD = {
     "something varies": ({"vary": {"off_policy": [1]}}, "vary, a mapping such as"),
     "values of text": (
         {"kind": "against", "vary": {"off_policy": ["far"]}},
-        "vary.off_policy.0: expected a valid number",
+        "vary.off_policy.0: expected a number, and this is 'far'",
     ),
     "a view of nobody": ({"views": {"all": {"methods": ["DPO"]}}}, "views.all.methods: there is no 'DPO'"),
     "a need that is none": (
@@ -240,7 +240,7 @@ BAD = {
     "a rule for all": ({"leave_out": [{"reason": "x"}]}, "leave_out.0: name panels, methods or needs"),
     "a rule without why": ({"leave_out": [{"needs": "Pairs"}]}, "leave_out.0 needs the key 'reason'"),
     "an adjustment of nothing": ({"adjust": [{"needs": "Pairs"}]}, "adjust.0 needs the key 'settings'"),
-    "a threshold of 0": ({"reach": {"regret": 0}}, "reach.regret: expected greater than 0, and this is 0"),
+    "a threshold of 0": ({"reach": {"regret": 0}}, "reach.regret: expected a number above 0, and this is 0"),
     "half a contrast": ({"contrast": [["bandit"]]}, "contrast.0: expected pairs of panels"),
     "an unknown algorithm": ({"methods": {"ShiQ": {"algo": "shik"}}}, "ShiQ on bandit: no algorithm is called 'shik'"),
     "an unknown setting": ({"settings": {"step": 3}}, "ShiQ on bandit: shiq on bandit has no setting 'step'"),
