@@ -41,6 +41,10 @@ class PlannedTrial:
     seed: int | None = None
 
     @property
+    def run_id(self) -> str:
+        return self.resolved.spec.run_id
+
+    @property
     def shown(self) -> Trial:
         """As reporting sees it."""
         record, problem = self.record, ""
