@@ -53,6 +53,7 @@ def sweep(
     from rich.console import Console
 
     from shiq_bench.records.event_log import FOLDER
+    from shiq_bench.runs.progress import say
     from shiq_bench.runs.settings import merged, parse_sets
     from shiq_bench.studies.study import study_jobs
     from shiq_bench.sweep.executors import make_executor
@@ -88,7 +89,7 @@ def sweep(
         print_plan(jobs, results, options, console)
         if tuning:
             said = " x ".join(str(len(some)) for some in flags[:2])
-            console.print(f"then {said} with what is chosen, on {len(flags[2])} seeds", highlight=False, markup=False)
+            say(console, f"then {said} with what is chosen, on {len(flags[2])} seeds")
         return
     run = partial(
         run_all, results=results, executor=workplace, options=options, console=console, log=Console(stderr=True)
@@ -98,7 +99,7 @@ def sweep(
         lines += run(tuned(tuning, *flags, given, jobs, results, console))
     if study:
         name = study if not given else f"{study} with the same settings"
-        console.print(f"draw it: shiq-bench study {name} --results {results}", highlight=False, soft_wrap=True)
+        say(console, f"draw it: shiq-bench study {name} --results {results}")
     check_ended(lines, retry)
 
 

@@ -26,6 +26,11 @@ def about(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: names and paths are no markup, and are broken nowhere."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class LiveReport:
     """``report(what, done, total)``: a bar with an estimate for each stage in turn.
 

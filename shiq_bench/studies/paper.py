@@ -126,7 +126,7 @@ def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed:
         return []
     if (versions := code_versions(found)) and not allow_mixed:
         raise UserError(f"{study.name}: its runs come from different code ({'; '.join(versions)}): add --allow-mixed")
-    shown = [replace(cell.shown, problem=_problem(cell, there)) for cell in cells]
+    shown = [replace(cell.shown, problem=cell.shown.problem or _missing(cell, there)) for cell in cells]
     files = figures.files_of(studies.sheet(study, cells, shown))
     name = study.name if path == shipped().get(study.name) else str(path)
     command = shlex.join(
@@ -136,11 +136,9 @@ def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed:
     return [Made(f"studies/{study.name}.{suffix}", data, ids, command) for suffix, data in files.items()]
 
 
-def _problem(cell: PlannedTrial, there: Mapping[str, RunRecord]) -> str:
-    """Why a cell has no number; "" where it has one, or is not to have one."""
-    if cell.record is not None:
-        return studies.unfinished(cell.shown)
-    if cell.left_out:
+def _missing(cell: PlannedTrial, there: Mapping[str, RunRecord]) -> str:
+    """Why a cell has no finished record; "" where it has one, or is not to have one."""
+    if cell.record is not None or cell.left_out:
         return ""
     record = there.get(cell.resolved.spec.run_id)
     return "it was not run" if record is None else f"{record.status}: {record.error or 'it was stopped'}"

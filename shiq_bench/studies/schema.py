@@ -267,12 +267,14 @@ def shipped() -> dict[str, Path]:
 def find(name: str) -> list[Path]:
     """The files of one study (a shipped name, or a path), or of ``all``: those shipped that run on tables.
 
+    Those of language models take hours where a table takes seconds.
+
     Raises:
         UserError: no such study; the nearest is suggested.
     """
     known = shipped()
     if name == "all":
-        return [path for path in known.values() if not of_language_models(path)]
+        return [path for path in known.values() if not load(path).replicate]
     if name in known:
         return [known[name]]
     path = Path(name)
@@ -281,16 +283,6 @@ def find(name: str) -> list[Path]:
             return [path]
         raise UserError(f"no study at {path}")
     raise UserError(f"no study is called {name!r}{suggest(name, [*known, 'all'])}")
-
-
-def of_language_models(path: Path) -> bool:
-    """Whether a study's file says so, without a look at what it runs; those take hours where a table takes seconds."""
-    return "replicate" in _read(path)
-
-
-def title_of(path: Path) -> str:
-    """A study's title, without a look at what it runs."""
-    return str(_read(path)["title"])
 
 
 def load(path: Path) -> Study:
@@ -329,7 +321,8 @@ _KEYS: Mapping[Any, type[BaseModel]] = {
 #: What pydantic says in other words than YAML's.
 _EXPECTED = {
     "dict_type": "a mapping", "model_type": "a mapping", "tuple_type": "a list", "string_type": "text",
-    "too_short": "at least one", "too_long": "one key alone",
+    "float_type": "a number", "float_parsing": "a number", "int_from_float": "a whole number",
+    "greater_than": "a number above 0", "too_short": "at least one", "too_long": "one key alone",
 }  # fmt: skip
 
 

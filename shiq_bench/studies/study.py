@@ -16,7 +16,8 @@ from shiq_bench.records.event_log import FOLDER
 from shiq_bench.report import figures
 from shiq_bench.report.prose import listed
 from shiq_bench.report.study_results import StudyResults, Trial
-from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, of_language_models, shipped, title_of
+from shiq_bench.runs.progress import say
+from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, shipped
 from shiq_bench.studies.trials import PlannedTrial, expand, look_up, metrics_of, overridden, refuse_mixture
 from shiq_bench.sweep.executors import make_executor
 from shiq_bench.sweep.grid import Job
@@ -54,7 +55,7 @@ def print_studies(name: str, given: Settings, results: Path, console: Console, *
         UserError: as :func:`study_jobs`.
     """
     for study in [overridden(load(path), given) for path in find(name)]:
-        console.print(f"{study.name}: {study.title}", style="bold", highlight=False, markup=False)
+        say(console, f"{study.name}: {study.title}")
         jobs = [trial.job() for trial in expand(study, results)]
         print_plan(jobs, results, Options(retry=True, fresh=fresh), console)
 
@@ -81,49 +82,40 @@ def run_studies(
         UserError: as :func:`study_jobs`, :func:`refuse_mixture`, :func:`make_executor` and :func:`sweep`.
         KeyboardInterrupt: asked to stop; what is finished stays so.
     """
-    studies = [overridden(load(path), given) for path in find(name)]
-    planned = [(study, look_up(expand(study, results))) for study in studies]
-    for study, trials in planned:
+    planned = []
+    for study in [overridden(load(path), given) for path in find(name)]:
+        planned.append((study, look_up(expand(study, results))))
         if not (fresh or allow_mixed):
-            refuse_mixture(study, trials)
+            refuse_mixture(*planned[-1])
     wanted = ("missing", "stale") if fresh else ("missing",)
     todo = [(study, trial) for study, trials in planned for trial in trials if trial.state in wanted]
     few = len(todo) <= FEW and all(trial.resolved.spec.model == "table" for _, trial in todo)
     default = "inline" if few and not workers else "local"
     workplace = make_executor(executor or default, Resources(workers), results / FOLDER / "slurm")
-    jobs = [trial.job(study.name if len(studies) > 1 else "") for study, trial in todo]
-    problems = {
-        trial.resolved.spec.run_id: job.problem for (_, trial), job in zip(todo, jobs, strict=True) if job.problem
-    }
-    if any(not job.problem for job in jobs):
+    jobs = [trial.job(study.name if len(planned) > 1 else "") for study, trial in todo]
+    problems = {trial.run_id: job.problem for (_, trial), job in zip(todo, jobs, strict=True) if job.problem}
+    if not all(job.problem for job in jobs):
         # What is handed over is to be run, whatever an earlier attempt or other code has left of it.
-        lines = sweep(jobs, results, workplace, Options(retry=True, fresh=True, plugins=tuple(plugins)), log, log)
+        options = Options(retry=True, fresh=True, plugins=tuple(plugins))
+        lines = sweep(jobs, results, workplace, options, log, log)
         problems |= {line.run_id: line.note or "no reason is known" for line in lines if line.state == "failed"}
     failed = 0
     for study, trials in planned:
         trials = look_up(trials)
-        shown = [_shown(trial, problems.get(trial.resolved.spec.run_id, "")) for trial in trials]
+        shown = [_outcome(trial, problems.get(trial.run_id, "")) for trial in trials]
         failed += sum(bool(trial.problem) for trial in shown)
         made = sheet(study, trials, shown)
         written = figures.write(made, out)
         console.print(figures.terminal(made))
-        console.print(f"written: {', '.join(map(str, written))}\n", soft_wrap=True, highlight=False, markup=False)
-    if tabular := [study.name for study in studies if not study.replicate]:
+        say(console, f"written: {', '.join(map(str, written))}\n")
+    if tabular := [study.name for study, _ in planned if not study.replicate]:
         names = list(dict.fromkeys([*(path.stem for path in find("all")), *tabular]))
-        console.print(f"index: {figures.index(out, names)}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"index: {figures.index(out, names)}")
     return failed
 
 
-def _shown(trial: PlannedTrial, problem: str) -> Trial:
-    if problem:
-        return replace(trial.shown, record=None, problem=problem)
-    return replace(trial.shown, problem=unfinished(trial.shown)) if trial.record else trial.shown
-
-
-def unfinished(trial: Trial) -> str:
-    """Why a trial's record is not of a finished run; "" where it is."""
-    assert trial.record is not None
-    return "" if trial.record.status == "done" else f"{trial.record.status}: {trial.record.error}"
+def _outcome(trial: PlannedTrial, problem: str) -> Trial:
+    return replace(trial.shown, record=None, problem=problem) if problem else trial.shown
 
 
 def sheet(study: Study, trials: Sequence[PlannedTrial], shown: Sequence[Trial]) -> StudyResults:
@@ -170,5 +162,6 @@ def print_list(console: Console) -> None:
     """The shipped studies, one line each; no algorithm is imported for it."""
     width = 2 + max(map(len, shipped()))
     for name, path in shipped().items():
-        apart = " (language models: not part of all)" if of_language_models(path) else ""
-        console.print(f"{name:<{width}}{title_of(path)}{apart}", highlight=False, markup=False, soft_wrap=True)
+        study = load(path)
+        apart = " (language models: not part of all)" if study.replicate else ""
+        say(console, f"{name:<{width}}{study.title}{apart}")

@@ -41,8 +41,16 @@ class PlannedTrial:
     seed: int | None = None
 
     @property
+    def run_id(self) -> str:
+        return self.resolved.spec.run_id
+
+    @property
     def shown(self) -> Trial:
-        return Trial(self.panel, self.method, self.x, self.record, self.bound, self.left_out, seed=self.seed)
+        """As reporting sees it."""
+        record, problem = self.record, ""
+        if record is not None and record.status != "done":
+            problem = f"{record.status}: {record.error}"
+        return Trial(self.panel, self.method, self.x, record, self.bound, self.left_out, problem, self.seed)
 
     def job(self, study: str = "") -> Job:
         """The trial as a sweep takes it, with a problem where it is left out or its method and task do not fit.

@@ -222,12 +222,16 @@ def fitting(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
     Raises:
         UserError: none can.
     """
-    found = list(jobs)
-    good = list({job.run_id: job for job in reversed(found) if not job.problem}.values())[::-1]
-    bad = [job for job in found if job.problem]
+    good: dict[str, Job] = {}
+    bad = []
+    for job in jobs:
+        if job.problem:
+            bad.append(job)
+        else:
+            good.setdefault(job.run_id, job)
     if not good:
         raise UserError(f"nothing to run: {bad[0].name}: {bad[0].problem}" if bad else "nothing to run")
-    return good, bad
+    return list(good.values()), bad
 
 
 # --- the plan ------------------------------------------------------------------------------------

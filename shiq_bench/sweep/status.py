@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
-from shiq_bench.runs.progress import about
+from shiq_bench.runs.progress import about, say
 from shiq_bench.sweep.grid import Job, lease_of, read_plan
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class View:
             return
         why = f": {entry.note}" if entry.note else ""
         text = f"[{len(self._over)}/{len(self.jobs)}] {entry.name}: {entry.state}{why}, {entry.seconds:.1f} s"
-        self.console.print(text + self._left(workers), highlight=False, markup=False, soft_wrap=True)
+        say(self.console, text + self._left(workers))
 
     def _left(self, workers: int) -> str:
         took = [entry.seconds for entry in self.lines if entry.state == "done" and entry.seconds]
@@ -252,6 +252,6 @@ def print_status(results: Path, watch: bool, console: Console) -> None:
     else:
         console.print(table(now.lines, rows=len(now.lines)))
     for problem in now.problems:
-        console.print(f"skipped: {problem}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"skipped: {problem}")
     if now.problems:
         raise UserError(f"{len(now.problems)} records cannot be read: delete their folders to run them again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,8 @@ from shiq_bench.records.files import check_writable
 from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.provenance import same_code
 from shiq_bench.records.record import RunRecord
-from shiq_bench.records.spec import RunSpec, conditions
-from shiq_bench.runs.progress import about
+from shiq_bench.records.spec import conditions
+from shiq_bench.runs.progress import about, say
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.sweep.executors import Executor
 from shiq_bench.sweep.grid import Job, fitting, lease_of, write_plan
@@ -59,9 +59,9 @@ def sweep(
     """
     good, bad = fitting(jobs := list(jobs))
     for job in bad:
-        _print(log, f"left out: {job.name}: {job.problem}")
+        say(log, f"left out: {job.name}: {job.problem}")
     if equal := len(jobs) - len(good) - len(bad):
-        _print(log, f"{equal} more are equal to one of these {len(good)}, and are not run twice")
+        say(log, f"{equal} more are equal to one of these {len(good)}, and are not run twice")
     check_writable(results)
     since = logged(results)  # before the records are read: what another sweep finishes meanwhile is news
     found = {job.run_id: run_store.find(results, job.run_id) for job in good}
@@ -81,12 +81,12 @@ def sweep(
                     time.sleep(executor.pause)
         else:
             view.refresh(0)
-    _print(console, f"{len(good)} runs: {summary(view.lines)}" + (f"; {len(bad)} left out" if bad else ""))
+    say(console, f"{len(good)} runs: {summary(view.lines)}" + (f"; {len(bad)} left out" if bad else ""))
     for line in view.lines:
         if line.state in ("failed", "diverged"):
-            _print(console, f"{line.state}: {line.name}: {line.note or _error(found[line.run_id])}")
+            say(console, f"{line.state}: {line.name}: {line.note or _error(found[line.run_id])}")
             if (path := log_path(results, line.run_id)).exists():
-                _print(console, f"  what it printed: {path}")
+                say(console, f"  what it printed: {path}")
     return view.lines
 
 
@@ -127,42 +127,38 @@ def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Co
     found = {job.run_id: run_store.find(results, job.run_id) for job in good}
     states = {job.run_id: _there(job, found[job.run_id]) for job in good}
     made = {job.run_id: job.resolved() for job in good}
+    costs = {run_id: cost(resolved) for run_id, resolved in made.items()}
     for job in good:
-        trained, drawn = cost(made[job.run_id])
+        trained, drawn = costs[job.run_id]
         tokens = f", at most {trained:,} tokens trained on and {drawn:,} drawn" if trained else ""
-        _print(console, f"{job.run_id}  {job.name}  ({states[job.run_id]}{tokens})")
+        say(console, f"{job.run_id}  {job.name}  ({states[job.run_id]}{tokens})")
     for job in bad:
-        _print(console, f"left out: {job.name}: {job.problem}")
+        say(console, f"left out: {job.name}: {job.problem}")
     counts = Counter(states.values())
     said = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
     left = [job for job in good if not settled(job, found[job.run_id], options.retry, options.fresh)]
-    trained, drawn = (sum(cost(made[job.run_id])[i] for job in left) for i in (0, 1))
-    _print(console, f"{len(good)} runs: {said}" + (f"; {len(bad)} left out" if bad else ""))
+    trained, drawn = (sum(costs[job.run_id][i] for job in left) for i in (0, 1))
+    say(console, f"{len(good)} runs: {said}" + (f"; {len(bad)} left out" if bad else ""))
     if trained:
-        _print(console, f"left: at most {trained:,} tokens trained on and {drawn:,} drawn, the reference's aside")
-    _print_shared(good, {name: m.spec for name, m in made.items()}, found, console)
+        say(console, f"left: at most {trained:,} tokens trained on and {drawn:,} drawn, the reference's aside")
+    references: dict[str, bool] = {}  # whether it is there: where a run that shares it has ended
+    for job in good:
+        spec, record = made[job.run_id].spec, found[job.run_id]
+        if spec.model != "table":
+            key = canonical_json(conditions(spec))
+            references[key] = references.get(key, False) or bool(record and record.evaluations)
+    if references:
+        there = f"{sum(references.values())} of them are there"
+        say(console, f"references: {len(references)}, each evaluated once for all its runs; {there}")
     seconds = [sum(r.timings.values()) for r in found.values() if r is not None and r.status == "done"]
     if seconds and left:
-        _print(console, f"about {about(sum(seconds) / len(seconds) * len(left))} on one worker, by what is there")
+        say(console, f"about {about(sum(seconds) / len(seconds) * len(left))} on one worker, by what is there")
 
 
 def _there(job: Job, record: RunRecord | None) -> str:
     if record is None:
         return "missing"
     return record.status if same_code(record, *job.code()) else f"{record.status}, by other code"
-
-
-def _print_shared(
-    good: Sequence[Job], specs: Mapping[str, RunSpec], found: Mapping[str, RunRecord | None], console: Console
-) -> None:
-    """References: computed once for all runs that share one, and there already where one of those has ended."""
-    groups: dict[str, list[str]] = {}
-    for job in good:
-        if specs[job.run_id].model != "table":
-            groups.setdefault(canonical_json(conditions(specs[job.run_id])), []).append(job.run_id)
-    if groups:
-        cached = sum(any(found[i] is not None and found[i].evaluations for i in ids) for ids in groups.values())  # type: ignore[union-attr]
-        _print(console, f"references: {len(groups)}, each evaluated once for all its runs; {cached} of them are there")
 
 
 def cost(made: Resolved) -> tuple[int, int]:
@@ -178,7 +174,3 @@ def cost(made: Resolved) -> tuple[int, int]:
     trained = spec.steps * spec.groups_per_step * episodes * spec.max_length
     prompts = sum(len(made.task.prompts(split)[: spec.eval_limit or None]) for split in spec.splits)
     return trained, prompts * (1 + spec.eval_samples) * spec.max_length
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

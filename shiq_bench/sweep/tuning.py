@@ -23,6 +23,7 @@ from shiq_bench.records.files import write_json
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import RunRecord
+from shiq_bench.runs.progress import say
 from shiq_bench.runs.settings import merged, resolve
 from shiq_bench.sweep.grid import Job, check_known, knows, of_flags
 
@@ -120,12 +121,12 @@ def tuned(
     """
     best = chosen(tuning, algos, task_names, tried, results)
     for algo, task in sorted(set(product(algos, task_names)) - best.keys()):
-        console.print(f"no trial of {algo} on {task} has ended well: it is left out", highlight=False, markup=False)
+        say(console, f"no trial of {algo} on {task} has ended well: it is left out")
     if not best:
         raise UserError("no trial of any method has ended well: see the lines above")
     for (algo, task), settings in best.items():
         said = ", ".join(f"{k}={v}" for k, v in settings.items()) or "nothing to tune"
-        console.print(f"chosen for {algo} on {task}: {said}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"chosen for {algo} on {task}: {said}")
         yield from of_flags([algo], [task], seeds, values, {k: [v] for k, v in settings.items()})
 
 

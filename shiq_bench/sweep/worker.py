@@ -21,7 +21,7 @@ from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.provenance import same_code
 from shiq_bench.records.record import RunRecord
-from shiq_bench.runs.progress import LiveReport
+from shiq_bench.runs.progress import LiveReport, say
 from shiq_bench.sweep.grid import Job, Plan, read_plan
 
 #: Seconds between two looks at jobs that others have.
@@ -108,7 +108,7 @@ def _attempt(plan: Plan, job: Job) -> bool:
         except Exception as error:  # also a plugin's own: another worker would meet it too
             known = isinstance(error, UserError)
             text = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
-            report.console.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
+            say(report.console, f"error: {text}")
             if not known:
                 traceback.print_exc(file=report.console.file)
             if not any(e["event"] == "failed" for e in _news(plan, job)[-1:]):  # refused before there was a record

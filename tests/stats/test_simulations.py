@@ -73,7 +73,6 @@ def test_rates_over_seeds_alone_do_not_cover() -> None:
     assert simulations.ratio_coverage(0.0, 6, 40, 200, _rng())[1] < 0.85
 
 
-<<<<<<< HEAD
 def test_where_methods_tie_for_the_best_there_is_none_to_test_against() -> None:
     equal, lower = dict.fromkeys(range(6), 0.0), dict.fromkeys(range(6), -1.0)
     assert against_best({"copg": equal, "dpo": equal}) == {}
@@ -83,9 +82,7 @@ def test_where_methods_tie_for_the_best_there_is_none_to_test_against() -> None:
     assert against_best({"copg": equal, "sft": lower})["sft"].p == 2 / 64
 
 
-=======
 @pytest.mark.proof
->>>>>>> h-d
 def test_equal_methods_are_seldom_told_from_the_best() -> None:
     # Over 400 rows: 1.1 points. Holm over the comparisons with the best alone gives 11%.
     assert simulations.false_best(EQUAL["normal"], 7, 10, 400, _rng()) < 0.075

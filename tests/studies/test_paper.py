@@ -6,8 +6,6 @@ import csv
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from shiq_bench.runs.execute import execute
 from shiq_bench.studies.paper import INDEX, MANIFEST, paper
 from shiq_bench.studies.schema import load
 from shiq_bench.studies.trials import expand
+from tests.command import shiq_bench
 
 STUDY = (
     "{title: Small, kind: curves, metric: regret, focus: ShiQ, task: bandit, methods: {ShiQ: {algo: shiq}, "
@@ -159,16 +158,11 @@ def test_as_it_is_typed(results: Path, tmp_path: Path) -> None:
     shutil.copytree(results, tmp_path / "r")
     (tmp_path / "r" / "cut").mkdir()
     (tmp_path / "r" / "cut" / "record.json").write_text('{"schema_version": 1, "run')
-    command = [sys.executable, "-m", "shiq_bench.cli", "table", "--results", str(tmp_path / "r")]
-    root = Path(__file__).parents[2]
-
-    def typed(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=root)
-
-    done = typed("--paper", "--study", str(results / "small.yaml"))
-    assert done.returncode == 1 and "skipped" in done.stderr and "cut/record.json" in done.stderr
-    assert (tmp_path / "r" / MANIFEST).exists() and "files in" in done.stdout
-    assert "--study is for --paper" in typed("--study", "small.yaml").stderr
-    assert "leave out --format" in typed("--paper", "--format", "md").stderr
-    assert "leave out the run ids" in typed("--paper", "some-run").stderr
-    assert "no study at nowhere.yaml" in typed("--paper", "--study", "nowhere.yaml").stderr
+    words = ["table", "--results", str(tmp_path / "r")]
+    done = shiq_bench(*words, "--paper", "--study", results / "small.yaml")
+    assert done.code == 1 and "skipped" in done.err and "cut/record.json" in done.err
+    assert (tmp_path / "r" / MANIFEST).exists() and "files in" in done.out
+    assert "--study is for --paper" in shiq_bench(*words, "--study", "small.yaml").err
+    assert "leave out --format" in shiq_bench(*words, "--paper", "--format", "md").err
+    assert "leave out the run ids" in shiq_bench(*words, "--paper", "some-run").err
+    assert "no study at nowhere.yaml" in shiq_bench(*words, "--paper", "--study", "nowhere.yaml").err

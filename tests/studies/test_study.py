@@ -21,6 +21,7 @@ from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import Study, find, load, shipped
 from shiq_bench.studies.study import print_studies, run_studies, study_jobs
 from shiq_bench.studies.trials import PlannedTrial, expand, look_up, overridden
+from shiq_bench.sweep.resources import Resources
 from tests.command import shiq_bench
 
 TINY: dict[str, Any] = {
@@ -229,7 +230,7 @@ BAD = {
     "something varies": ({"vary": {"off_policy": [1]}}, "vary, a mapping such as"),
     "values of text": (
         {"kind": "against", "vary": {"off_policy": ["far"]}},
-        "vary.off_policy.0: expected a valid number",
+        "vary.off_policy.0: expected a number, and this is 'far'",
     ),
     "a view of nobody": ({"views": {"all": {"methods": ["DPO"]}}}, "views.all.methods: there is no 'DPO'"),
     "a need that is none": (
@@ -239,7 +240,7 @@ BAD = {
     "a rule for all": ({"leave_out": [{"reason": "x"}]}, "leave_out.0: name panels, methods or needs"),
     "a rule without why": ({"leave_out": [{"needs": "Pairs"}]}, "leave_out.0 needs the key 'reason'"),
     "an adjustment of nothing": ({"adjust": [{"needs": "Pairs"}]}, "adjust.0 needs the key 'settings'"),
-    "a threshold of 0": ({"reach": {"regret": 0}}, "reach.regret: expected greater than 0, and this is 0"),
+    "a threshold of 0": ({"reach": {"regret": 0}}, "reach.regret: expected a number above 0, and this is 0"),
     "half a contrast": ({"contrast": [["bandit"]]}, "contrast.0: expected pairs of panels"),
     "an unknown algorithm": ({"methods": {"ShiQ": {"algo": "shik"}}}, "ShiQ on bandit: no algorithm is called 'shik'"),
     "an unknown setting": ({"settings": {"step": 3}}, "ShiQ on bandit: shiq on bandit has no setting 'step'"),
@@ -369,6 +370,53 @@ def test_runs_of_other_code_are_not_mixed_unasked(tmp_path: Path, ran: list[str]
     assert len(ran) == 4
 
 
+def test_several_studies_are_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[str]) -> None:
+    """What they share is run once, and each is drawn."""
+    one = written(tmp_path, "one")
+    two = written(tmp_path, "two", methods={"the same": {"algo": "shiq"}, "SFT": {"algo": "sft"}}, focus=None)
+    monkeypatch.setattr(studies, "find", lambda name: [one, two])
+    failed, text = go("all", tmp_path / "results")
+    assert failed == 0 and ran == ["shiq", "rwr", "sft"]
+    assert "1 more are equal to one of these 3" in text and "[3/3] two: SFT on bandit: done" in text
+    for name in ("one", "two"):
+        assert "Not there" not in (tmp_path / "results" / "studies" / f"{name}.md").read_text()
+
+
+def test_what_does_not_fit_is_a_line_and_counts_as_failed(tmp_path: Path, ran: list[str]) -> None:
+    """Alone, and beside what fits."""
+    bad = {"ILQL": {"algo": "ilql", "collect": "fresh", "samples": 4}}
+    for methods, executed in ((bad, []), ({**TINY["methods"], **bad}, ["shiq", "rwr"])):
+        failed, text = go(written(tmp_path, methods=methods, focus=None), tmp_path / "results")
+        assert failed == 1 and ran == executed
+        assert "Not there: ILQL on bandit: ilql needs a model of stored data" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "chosen"),
+    [
+        ({}, {}, ("inline", 0)),
+        ({}, {"workers": 2}, ("local", 2)),
+        ({}, {"executor": "ray"}, ("ray", 0)),
+        ({"every_algorithm": True}, {}, ("local", 0)),
+        ({**LANGUAGE, "replicate": [0]}, {}, ("local", 0)),
+    ],
+)
+def test_few_runs_of_tables_start_no_other_process(
+    changes: dict[str, Any], options: dict[str, Any], chosen: tuple[str, int],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked = []
+
+    def make(name: str, resources: Resources, folder: Path) -> None:
+        asked.append((name, resources.workers))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "make_executor", make)
+    with pytest.raises(KeyboardInterrupt):
+        go(written(tmp_path, **changes), tmp_path / "results", **{"executor": "", **options})
+    assert asked == [chosen]
+
+
 def test_what_other_code_left_unfinished_is_in_nobodys_way(tmp_path: Path, ran: list[str]) -> None:
     path, results = written(tmp_path), tmp_path / "results"
     go(path, results)
@@ -469,6 +517,17 @@ def test_the_command_runs_draws_and_answers(tmp_path: Path, drawn: None) -> None
     assert "A tiny study" in done.out and "[2/2]" in done.err
     assert (tmp_path / "drawn" / "tiny.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "drawn" / "tiny.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_workers_know_the_plugins_of_the_command(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from shiq_bench import algorithm\nfrom shiq_bench.algorithms.sft import SFT\n\n\n"
+        "@algorithm('mine')\nclass Mine(SFT):\n    pass\n"
+    )
+    path = written(tmp_path, methods={"mine": {"algo": "mine"}}, focus=None)
+    done = shiq_bench("study", path, "--plugin", plugin, "--workers", "1", "--results", tmp_path / "results")
+    assert done.code == 0 and "[1/1] mine on bandit: done" in done.err, done.err
 
 
 def test_the_command_suggests_and_lists() -> None:

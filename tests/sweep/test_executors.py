@@ -16,7 +16,7 @@ import pytest
 
 from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
-from shiq_bench.sweep.executors import Executor, Local, Ray, Slurm, make_executor
+from shiq_bench.sweep.executors import Executor, Inline, Local, Ray, Slurm, make_executor
 from shiq_bench.sweep.grid import Job, fitting, of_flags, write_plan
 from shiq_bench.sweep.resources import Resources, places
 
@@ -91,12 +91,27 @@ def test_gpus_that_are_no_number_of_them(gpus: float) -> None:
     [
         ("rai", {}, "did you mean 'ray'"),
         ("local", {"address": "a:1"}, "--address is for --executor ray"),
+        ("inline", {"options": {"a": "b"}}, "--slurm is for --executor slurm"),
         ("ray", {"options": {"a": "b"}}, "--slurm is for --executor slurm"),
     ],
 )
 def test_an_executor_that_is_none(name: str, more: dict[str, str], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         make_executor(name, Resources(), tmp_path, **more)  # type: ignore[arg-type]
+
+
+def test_inline_the_worker_is_this_process(tmp_path: Path) -> None:
+    """A look is at most one run, so that they can be shown as they end."""
+    todo = jobs(tmp_path)
+    with Inline() as executor:
+        executor.start(write_plan(tmp_path, todo), len(todo))
+        ended = []
+        while executor.alive():
+            ended.append(len(list(tmp_path.glob("*/record.json"))))
+    assert ended == [0, 1, 2, 3, 4]
+    check_done(tmp_path, todo)
+    pids = {e["pid"] for lines in event_log.events(tmp_path).values() for e in lines}
+    assert pids == {os.getpid()} and executor.alive() == 0
 
 
 def test_a_worker_that_is_killed_is_followed_by_another(tmp_path: Path) -> None:
