@@ -93,8 +93,8 @@ def _deviations(sheet: StudyResults) -> list[str]:
 
 
 def too_few(sheet: StudyResults, found: Sequence[PairwiseTest]) -> str:
-    """Said of language models, whose seeds are few, where no verdict could have been other than undecided."""
+    """Said where no verdict could have been other than undecided."""
     n = max((d.difference.units for d in found), default=0)
-    if not sheet.split or not found or n >= BOLD_SEEDS:
+    if not found or n >= BOLD_SEEDS:
         return ""
-    return f" n = {n} seeds are too few to call a winner: that takes {BOLD_SEEDS}."
+    return f" n = {n} {sheet.unit} are too few to call a winner: that takes {BOLD_SEEDS}."
