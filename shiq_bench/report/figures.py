@@ -28,37 +28,37 @@ NUMBERS = "<!-- numbers -->"
 INDEX = "theory.md"
 
 
-def files_of(sheet: StudyResults) -> dict[str, bytes]:
+def files_of(study: StudyResults) -> dict[str, bytes]:
     """Everything about one study by its suffix: ``png`` and ``pdf`` (where it is drawn), ``md`` and ``csv``."""
-    said = findings(sheet)
+    said = findings(study)
     files: dict[str, bytes] = {}
-    if sheet.kind != "table":
-        files |= draw(sheet)
-    files["md"] = page(sheet, said).encode()
-    files["csv"] = render.csv(frame(sheet)).encode()
+    if study.kind != "table":
+        files |= draw(study)
+    files["md"] = page(study, said).encode()
+    files["csv"] = render.csv(frame(study)).encode()
     return files
 
 
-def write(sheet: StudyResults, out: Path) -> list[Path]:
+def write(study: StudyResults, out: Path) -> list[Path]:
     """Write :func:`files_of` a study, under its name.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    files = {out / f"{sheet.name}.{suffix}": data for suffix, data in files_of(sheet).items()}
+    files = {out / f"{study.name}.{suffix}": data for suffix, data in files_of(study).items()}
     for path, data in files.items():
         write_atomic(path, data)
     return [*files]
 
 
-def page(sheet: StudyResults, said: Findings) -> str:
+def page(study: StudyResults, said: Findings) -> str:
     """The study in Markdown: question, picture or tables, what it shows, notes, and the numbers behind it."""
-    drawn = sheet.kind != "table"
-    first = [f"![{in_markdown(sheet.title)}]({sheet.name}.png)", ""] if drawn else tables(said.tables)
+    drawn = study.kind != "table"
+    first = [f"![{in_markdown(study.title)}]({study.name}.png)", ""] if drawn else tables(said.tables)
     rest = [table for table in said.tables if drawn and table not in said.embedded]
-    files = " and ".join(f"[{sheet.name}.{s}]({sheet.name}.{s})" for s in (["csv", "pdf"] if drawn else ["csv"]))
+    files = " and ".join(f"[{study.name}.{s}]({study.name}.{s})" for s in (["csv", "pdf"] if drawn else ["csv"]))
     lines = [
-        f"# {in_markdown(sheet.title)}", "", in_markdown(sheet.asks), "", *first, in_markdown(said.lead), "",
+        f"# {in_markdown(study.title)}", "", in_markdown(study.asks), "", *first, in_markdown(said.lead), "",
         *bullets((*said.claims, *said.problems)), "", *tables(said.embedded), *bullets(said.notes), "", NUMBERS, "",
         *tables(rest), f"Every number with its run: {files}.",
     ]  # fmt: skip
@@ -77,26 +77,26 @@ def index(out: Path, names: Sequence[str]) -> Path:
     return out / INDEX
 
 
-def frame(sheet: StudyResults) -> pd.DataFrame:
+def frame(study: StudyResults) -> pd.DataFrame:
     """One row a point: what is drawn or tabled, and the run it comes from (of language models, one a seed)."""
     import pandas as pd
 
     rows = []
-    metrics = [sheet.metric, *([sheet.x_metric] if sheet.kind == "front" else [])]
-    for panel, method, metric in product(sheet.panels, sheet.methods, metrics):
+    metrics = [study.metric, *([study.x_metric] if study.kind == "front" else [])]
+    for panel, method, metric in product(study.panels, study.methods, metrics):
         runs: dict[float | None, list[str]] = {}
-        for cell in sheet.of(panel, method):
+        for cell in study.of(panel, method):
             if cell.record is not None:
                 runs.setdefault(cell.x, []).append(cell.record.run_id)
-        for x, e in series(sheet, panel, method, metric):
+        for x, e in series(study, panel, method, metric):
             run = " ".join(runs.get(None if None in runs else x, []))
             rows.append((panel, method, x, metric, e.mean, e.low, e.high, e.units, run))
     return pd.DataFrame(rows, columns=["panel", "method", "x", "metric", "mean", "low", "high", "n", "run_id"])
 
 
-def terminal(sheet: StudyResults) -> RenderableType:
+def terminal(study: StudyResults) -> RenderableType:
     """For a rich console: the tables of a study that is a table, and what it shows."""
-    said = findings(sheet)
-    shown = said.tables if sheet.kind == "table" else said.embedded
-    section = Section(sheet.title, shown, (said.lead, *said.claims, *said.problems), said.notes)
+    said = findings(study)
+    shown = said.tables if study.kind == "table" else said.embedded
+    section = Section(study.title, shown, (said.lead, *said.claims, *said.problems), said.notes)
     return render.terminal(Document((section,)))

@@ -15,57 +15,57 @@ from shiq_bench.report.multi_task import across_findings
 from shiq_bench.report.prose import lead_of, notes_of, problems_of, source_of, too_few
 from shiq_bench.report.reward_kl_frontier import front_findings
 from shiq_bench.report.steps_to_threshold import speed_of
-from shiq_bench.report.study_results import ROUNDING, Findings, StudyResults, duels, final, series, values
+from shiq_bench.report.study_results import ROUNDING, Findings, StudyResults, final, focus_tests, series, values
 
 
-def findings(sheet: StudyResults) -> Findings:
+def findings(study: StudyResults) -> Findings:
     """Everything that can be said about a study's records."""
-    if sheet.kind == "across":
-        return across_findings(sheet)
-    table = _summary if sheet.split else _table
+    if study.kind == "across":
+        return across_findings(study)
+    table = _summary if study.split else _table
     make = {"curves": _curves, "against": _against, "table": table, "front": front_findings}
-    return make[sheet.kind](sheet)
+    return make[study.kind](study)
 
 
-def _curves(sheet: StudyResults) -> Findings:
-    tables = [final_table(sheet, panel) for panel in sheet.panels]
-    claims = [panel_claim(sheet, panel) for panel in sheet.panels]
-    claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
+def _curves(study: StudyResults) -> Findings:
+    tables = [final_table(study, panel) for panel in study.panels]
+    claims = [panel_claim(study, panel) for panel in study.panels]
+    claims += [contrast_of(study, *pair) for pair in study.contrasts]
     embedded: list[Table] = []
-    if sheet.reach:
-        for panel in sheet.panels:
-            claim, table = speed_of(sheet, panel, *sheet.reach)
+    if study.reach:
+        for panel in study.panels:
+            claim, table = speed_of(study, panel, *study.reach)
             claims.append(claim)
             embedded.append(table)
-    lead, tables = lead_of(sheet, "lines and bands, "), [*embedded, *tables]
-    return Findings(lead, tuple(claims), tuple(tables), problems_of(sheet), notes_of(sheet), tuple(embedded))
+    lead, tables = lead_of(study, "lines and bands, "), [*embedded, *tables]
+    return Findings(lead, tuple(claims), tuple(tables), problems_of(study), notes_of(study), tuple(embedded))
 
 
-def _against(sheet: StudyResults) -> Findings:
-    claims = [_against_claim(sheet, panel) for panel in sheet.panels]
-    tables = [_against_table(sheet, panel) for panel in sheet.panels]
+def _against(study: StudyResults) -> Findings:
+    claims = [_against_claim(study, panel) for panel in study.panels]
+    tables = [_against_table(study, panel) for panel in study.panels]
     return Findings(
-        lead_of(sheet, "points and bands, "), tuple(claims), tuple(tables), problems_of(sheet), notes_of(sheet)
+        lead_of(study, "points and bands, "), tuple(claims), tuple(tables), problems_of(study), notes_of(study)
     )
 
 
-def _against_claim(sheet: StudyResults, panel: str) -> str:
-    lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
+def _against_claim(study: StudyResults, panel: str) -> str:
+    lines = {m: dict(series(study, panel, m)) for m in study.methods}
     xs = sorted({x for line in lines.values() for x in line})
     if not xs:
         return f"{panel}: no finished run."
-    sign = 1 if sheet.better == "lower" else -1
+    sign = 1 if study.better == "lower" else -1
     best: dict[tuple[str, ...], list[float]] = {}
     for x in xs:
         here = {m: sign * (line[x].mean or 0.0) for m, line in lines.items() if x in line}
         best.setdefault(tuple(m for m in here if here[m] == min(here.values())), []).append(x)
-    word = "lowest" if sheet.better == "lower" else "highest"
+    word = "lowest" if study.better == "lower" else "highest"
     text = f"{panel}: {word}: " + "; ".join(f"{listed(m)} at {_at(x, xs)}" for m, x in best.items()) + "."
-    if not sheet.focus:
+    if not study.focus:
         return text
-    if not lines.get(sheet.focus):
-        return f"{text} {sheet.focus} has no finished run here: nothing is compared."
-    found = duels(sheet, panel)
+    if not lines.get(study.focus):
+        return f"{text} {study.focus} has no finished run here: nothing is compared."
+    found = focus_tests(study, panel)
     parts = []
     for verdict, phrase in (("wins", "wins against"), ("loses", "loses to"), ("undecided", "is undecided against")):
         where: dict[str, list[float]] = {}
@@ -76,63 +76,64 @@ def _against_claim(sheet: StudyResults, panel: str) -> str:
         for method, places in where.items():
             grouped.setdefault(_at(places, xs), []).append(method)
         said = "; ".join(f"{', '.join(m)} at {at}" for at, m in grouped.items())
-        parts.append(f"{sheet.focus} {phrase} {said or 'none'}.")
-    return " ".join([text, *parts]) + too_few(sheet, found)
+        parts.append(f"{study.focus} {phrase} {said or 'none'}.")
+    return " ".join([text, *parts]) + too_few(study, found)
 
 
 def _at(some: Sequence[float], every: Sequence[float]) -> str:
     return "every value" if len(some) == len(every) > 1 else ", ".join(f"{x:g}" for x in some)
 
 
-def _against_table(sheet: StudyResults, panel: str) -> Table:
-    lines = {m: dict(series(sheet, panel, m)) for m in sheet.methods}
+def _against_table(study: StudyResults, panel: str) -> Table:
+    lines = {m: dict(series(study, panel, m)) for m in study.methods}
     xs = sorted({x for line in lines.values() for x in line})
     marks = {
-        (d.method, d.x): {"wins": " (+)", "loses": " (-)", "undecided": ""}[d.verdict] for d in duels(sheet, panel)
+        (d.method, d.x): {"wins": " (+)", "loses": " (-)", "undecided": ""}[d.verdict]
+        for d in focus_tests(study, panel)
     }
     rows = [
         (m, *(interval(line[x]) + marks.get((m, x), "") if x in line else EMPTY for x in xs))
         for m, line in lines.items()
     ]
-    title = panel + (f": (+) {sheet.focus} wins, (-) it loses" if sheet.focus else "")
-    return simple_table(title, (f"{sheet.x_label} →", *(f"{x:g}" for x in xs)), rows)
+    title = panel + (f": (+) {study.focus} wins, (-) it loses" if study.focus else "")
+    return simple_table(title, (f"{study.x_label} →", *(f"{x:g}" for x in xs)), rows)
 
 
-def _summary(sheet: StudyResults) -> Findings:
+def _summary(study: StudyResults) -> Findings:
     """Of language models: a table a panel, and what holds over seeds."""
-    claims = [panel_claim(sheet, panel) for panel in sheet.panels]
-    claims += [contrast_of(sheet, *pair) for pair in sheet.contrasts]
-    tables = tuple(final_table(sheet, panel) for panel in sheet.panels)
-    return Findings(lead_of(sheet, ""), tuple(claims), tables, problems_of(sheet), notes_of(sheet))
+    claims = [panel_claim(study, panel) for panel in study.panels]
+    claims += [contrast_of(study, *pair) for pair in study.contrasts]
+    tables = tuple(final_table(study, panel) for panel in study.panels)
+    return Findings(lead_of(study, ""), tuple(claims), tables, problems_of(study), notes_of(study))
 
 
-def _table(sheet: StudyResults) -> Findings:
+def _table(study: StudyResults) -> Findings:
     letters = {
         reason: chr(ord("a") + i)
-        for i, reason in enumerate(dict.fromkeys(c.left_out for c in sheet.cells if c.left_out))
+        for i, reason in enumerate(dict.fromkeys(c.left_out for c in study.cells if c.left_out))
     }
     tables = [
         simple_table(
             view.title,
             ("", *view.panels),
-            ((m, *(_worst_text(sheet, p, m, letters) for p in view.panels)) for m in view.methods),
+            ((m, *(_worst_text(study, p, m, letters) for p in view.panels)) for m in view.methods),
         )
-        for view in sheet.views
+        for view in study.views
     ]
-    seeds = span(len(e.examples) for r in sheet.done if (e := final(r)))
+    seeds = span(len(e.examples) for r in study.done if (e := final(r)))
     lead = (
-        f"{sheet.label}: the worst of n = {seeds} seeds, each an instance of its own, and in parentheses their mean. "
+        f"{study.label}: the worst of n = {seeds} seeds, each an instance of its own, and in parentheses their mean. "
         f"{EMPTY} where none is declared, letters where nothing was run."
     )
-    if bounds := sorted({c.bound for c in sheet.cells if c.bound is not None}):
+    if bounds := sorted({c.bound for c in study.cells if c.bound is not None}):
         lead += f" !: above {listed([number(b) for b in bounds])} where that is promised."
     reasons = [f"({letter}) {reason}." for reason, letter in letters.items()]
-    notes = (*reasons, *sheet.notes, *source_of(sheet))
-    return Findings(lead, _bound_claims(sheet), tuple(tables), problems_of(sheet), notes)
+    notes = (*reasons, *study.notes, *source_of(study))
+    return Findings(lead, _bound_claims(study), tuple(tables), problems_of(study), notes)
 
 
-def _worst_text(sheet: StudyResults, panel: str, method: str, letters: Mapping[str, str]) -> str:
-    cells = sheet.of(panel, method)
+def _worst_text(study: StudyResults, panel: str, method: str, letters: Mapping[str, str]) -> str:
+    cells = study.of(panel, method)
     if not cells:
         return ""
     cell = cells[0]
@@ -141,7 +142,7 @@ def _worst_text(sheet: StudyResults, panel: str, method: str, letters: Mapping[s
     if cell.record is None:
         return "failed" if cell.problem else ""
     evaluation = final(cell.record)
-    found = list(values(evaluation, sheet.metric).values())
+    found = list(values(evaluation, study.metric).values())
     if not found:
         return EMPTY
     worst, mean = max(found), sum(found) / len(found)
@@ -152,16 +153,16 @@ def _worst_text(sheet: StudyResults, panel: str, method: str, letters: Mapping[s
     return text + (BROKEN if cell.bound is not None and worst > cell.bound else "")
 
 
-def _bound_claims(sheet: StudyResults) -> tuple[str, ...]:
+def _bound_claims(study: StudyResults) -> tuple[str, ...]:
     """How many cells keep what is promised of them, and which do not."""
     kept: list[str] = []
     broken: list[str] = []
-    for cell in sheet.cells:
-        found = [] if cell.record is None else list(values(final(cell.record), sheet.metric).values())
+    for cell in study.cells:
+        found = [] if cell.record is None else list(values(final(cell.record), study.metric).values())
         if found and cell.bound is not None:
             (broken if max(found) > cell.bound else kept).append(f"{cell.name} ({number(max(found))})")
     if not kept and not broken:
         return ()
-    limits = listed([number(b) for b in sorted({c.bound for c in sheet.cells if c.bound is not None})])
+    limits = listed([number(b) for b in sorted({c.bound for c in study.cells if c.bound is not None})])
     text = f"At or under {limits} in {len(kept)} of the {len(kept) + len(broken)} cells of which that is promised"
     return (f"{text}; above: {listed(broken)}." if broken else f"{text}.",)

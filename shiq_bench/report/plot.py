@@ -51,25 +51,25 @@ class Look:
     width: float
 
 
-def looks(sheet: StudyResults) -> dict[str, Look]:
+def looks(study: StudyResults) -> dict[str, Look]:
     """Method -> look; no two are alike, in colour or without."""
-    others = [m for m in sheet.methods if m != sheet.focus]
-    out = {sheet.focus: Look("#000000", "-", "o", 2.8)} if sheet.focus else {}
+    others = [m for m in study.methods if m != study.focus]
+    out = {study.focus: Look("#000000", "-", "o", 2.8)} if study.focus else {}
     for i, method in enumerate(others):
         markers = MARKERS[1:]
         out[method] = Look(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], markers[i % len(markers)], 1.4)
     return out
 
 
-def draw(sheet: StudyResults) -> dict[str, bytes]:
+def draw(study: StudyResults) -> dict[str, bytes]:
     """The picture as ``png`` and ``pdf``."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(2, len(sheet.views))
-    rows, width = -(-len(sheet.views) // columns), AXES[0] * max(columns, 1.4)
-    names = [*sheet.methods, _REFERENCE]
+    columns = min(2, len(study.views))
+    rows, width = -(-len(study.views) // columns), AXES[0] * max(columns, 1.4)
+    names = [*study.methods, _REFERENCE]
     across = max(1, int(width / (HANDLE + CHARACTER * max(map(len, names)))))
     height = TITLE + rows * AXES[1] + -(-len(names) // across) * LEGEND
     with matplotlib.rc_context():
@@ -77,11 +77,11 @@ def draw(sheet: StudyResults) -> dict[str, bytes]:
         matplotlib.rcParams.update(RC)
         figure = Figure(figsize=(width, height), layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        figure.suptitle(_literal(fill(sheet.title, int(width * 8))), x=0.01, ha="left", fontsize=12, weight="bold")
+        figure.suptitle(_literal(fill(study.title, int(width * 8))), x=0.01, ha="left", fontsize=12, weight="bold")
         handles: dict[str, Any] = {}
-        draw_view = {"front": _front_axes, "across": _across_axes}.get(sheet.kind, _axes)
-        for i, view in enumerate(sheet.views, 1):
-            handles |= draw_view(sheet, view, figure.add_subplot(rows, columns, i))
+        draw_view = {"front": _front_axes, "across": _across_axes}.get(study.kind, _axes)
+        for i, view in enumerate(study.views, 1):
+            handles |= draw_view(study, view, figure.add_subplot(rows, columns, i))
         if order := [m for m in names if m in handles]:
             figure.legend(
                 [handles[m] for m in order], [_literal(m) for m in order], loc="outside lower center", ncols=across,
@@ -98,28 +98,28 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
+def _axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw one view; returns what the legend shows."""
     axes.set_title(_literal(view.title))
-    axes.set_xlabel("updates" if sheet.kind == "curves" else _literal(sheet.x_label))
-    axes.set_ylabel(_literal(sheet.label))
-    lines = {(p, m): found for p in view.panels for m in view.methods if (found := series(sheet, p, m))}
-    begun = {p: e for p in view.panels if (e := start(sheet, p)).mean is not None}
-    bottom, top = _limits(sheet, [e for line in lines.values() for _, e in line], list(begun.values()))
+    axes.set_xlabel("updates" if study.kind == "curves" else _literal(study.x_label))
+    axes.set_ylabel(_literal(study.label))
+    lines = {(p, m): found for p in view.panels for m in view.methods if (found := series(study, p, m))}
+    begun = {p: e for p in view.panels if (e := start(study, p)).mean is not None}
+    bottom, top = _limits(study, [e for line in lines.values() for _, e in line], list(begun.values()))
     axes.set_ylim(bottom, top)
-    for axis, is_log in ((axes.xaxis, sheet.log_x), (axes.yaxis, sheet.log_y)):
+    for axis, is_log in ((axes.xaxis, study.log_x), (axes.yaxis, study.log_y)):
         if is_log:
             _logarithmic(axis, top / bottom if axis is axes.yaxis else inf)
     values = sorted({x for line in lines.values() for x, _ in line})
-    if not sheet.log_x and len(values) <= 12:
+    if not study.log_x and len(values) <= 12:
         axes.set_xticks(values, [f"{x:g}" for x in values])
     handles: dict[str, Any] = {}
     for estimate in begun.values():
         handles[_REFERENCE] = axes.axhline(estimate.mean or 0.0, color="#999999", linewidth=1.0, linestyle=":")
-    styles = looks(sheet)
+    styles = looks(study)
     for i, ((_, method), line) in enumerate(lines.items()):
         # Beneath the others, and wider: a line that equals it is seen on top of it.
-        look, front = styles[method], 3 if method == sheet.focus else 4
+        look, front = styles[method], 3 if method == study.focus else 4
         x = [x for x, _ in line]
         mean = [e.mean or 0.0 for _, e in line]
         low = [e.mean if e.low is None else e.low for _, e in line]
@@ -142,20 +142,20 @@ def _line(
     )[0]  # fmt: skip
 
 
-def _front_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
+def _front_axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw the fronts of one view, every point with its intervals and its value; returns what the legend shows."""
     axes.set_title(_literal(view.title))
-    axes.set_xlabel(_literal(sheet.x_metric_label))
-    axes.set_ylabel(_literal(sheet.label))
+    axes.set_xlabel(_literal(study.x_metric_label))
+    axes.set_ylabel(_literal(study.label))
     handles: dict[str, Any] = {}
-    styles = looks(sheet)
+    styles = looks(study)
     for panel in view.panels:
-        if (begun := origin(sheet, panel)) is not None:
+        if (begun := origin(study, panel)) is not None:
             handles[_REFERENCE] = axes.plot(
                 *begun, color="#999999", linestyle="", marker="*", markersize=9, zorder=5
             )[0]  # fmt: skip
         for method in view.methods:
-            look, points = styles[method], front(sheet, panel, method)
+            look, points = styles[method], front(study, panel, method)
             if not points:
                 continue
             x, y = [p.x.mean or 0.0 for p in points], [p.y.mean or 0.0 for p in points]
@@ -167,26 +167,26 @@ def _front_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
                     f"{point.value:g}", at, xytext=(4, -8), textcoords="offset points", fontsize=6.5,
                     color=look.colour, zorder=6,
                 )  # fmt: skip
-    drawn = [point.x.mean or 0.0 for p in view.panels for m in view.methods for point in front(sheet, p, m)]
+    drawn = [point.x.mean or 0.0 for p in view.panels for m in view.methods for point in front(study, p, m)]
     if axes.get_xlim()[0] < 0 <= min(drawn, default=0.0):
         axes.set_xlim(left=-0.04 * axes.get_xlim()[1])  # an interval may reach where no KL can be
     return handles
 
 
-def _across_axes(sheet: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
+def _across_axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw profiles with their bands, or the probabilities of improvement; returns what the legend shows."""
     axes.set_title(_literal(view.title))
-    styles, handles = looks(sheet), {}
+    styles, handles = looks(study), {}
     if view.title == PROFILES:
         axes.set_xlabel("normalised score")
         axes.set_ylabel("share of runs above it")
         axes.set_ylim(-0.02, 1.02)
-        for method, profile in profiles(sheet).items():
+        for method, profile in profiles(study).items():
             band = None if profile.low is None else (profile.low, profile.high)
             handles[method] = _line(axes, styles[method], profile.thresholds, profile.share, band)
         return handles
-    found = improvements(sheet)
-    axes.set_xlabel(_literal(f"P({sheet.focus} is better)"))
+    found = improvements(study)
+    axes.set_xlabel(_literal(f"P({study.focus} is better)"))
     axes.set_xlim(-0.02, 1.02)
     axes.set_yticks([])
     axes.set_ylim(0.6 - len(found), 0.7)
@@ -215,15 +215,15 @@ def _tick(x: float) -> str:
     return f"{x:g}" if 1e-3 <= x < 1e5 else f"$10^{{{round(log10(x))}}}$" if x > 0 else ""
 
 
-def _limits(sheet: StudyResults, drawn: Sequence[Estimate], begun: Sequence[Estimate]) -> tuple[float, float]:
+def _limits(study: StudyResults, drawn: Sequence[Estimate], begun: Sequence[Estimate]) -> tuple[float, float]:
     """Of the means, with room; a band that goes lower is cut, since a logarithm has no zero."""
     means = [e.mean for e in (*drawn, *begun) if e.mean is not None]
     highs = [e.high for e in drawn if e.high is not None]
     if not means:
-        return (0.1, 1.0) if sheet.log_y else (0.0, 1.0)
+        return (0.1, 1.0) if study.log_y else (0.0, 1.0)
     top = max(*means, *highs) if highs else max(means)
-    if not sheet.log_y:
+    if not study.log_y:
         low = min(*means, *[e.low for e in drawn if e.low is not None], 0.0)
         return low, top + 0.05 * (top - low or 1.0)
     positive = [m for m in means if m > 0] or [1e-12]
-    return max(min(positive), sheet.floor) / 1.6, max(top, min(positive)) * 1.6
+    return max(min(positive), study.floor) / 1.6, max(top, min(positive)) * 1.6

@@ -14,16 +14,16 @@ from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS
 __all__ = ["lead_of", "listed", "notes_of", "problems_of", "source_of", "too_few", "wins_where"]
 
 
-def lead_of(sheet: StudyResults, marks: str) -> str:
+def lead_of(study: StudyResults, marks: str) -> str:
     """How to read a picture or table: the metric, n, the unit, the intervals and the test."""
-    places = [measured(sheet, panel, method).values() for panel in sheet.panels for method in sheet.methods]
+    places = [measured(study, panel, method).values() for panel in study.panels for method in study.methods]
     n = span({len(units) for found in places for units in found} - {0})
-    where = f" on split {sheet.split}, {sheet.mode} answers" if sheet.split else ""
-    text = f"{sheet.label}{where}: {marks}mean over n = {n} {sheet.unit} with 95% intervals (Student's t)."
-    if sheet.focus:
-        text += f" All methods get the same {sheet.unit}: {sheet.focus} wins where {wins_where('comparisons')}."
-    if sheet.floor:
-        text += f" Values under {sheet.floor:g} count as {sheet.floor:g}."
+    where = f" on split {study.split}, {study.mode} answers" if study.split else ""
+    text = f"{study.label}{where}: {marks}mean over n = {n} {study.unit} with 95% intervals (Student's t)."
+    if study.focus:
+        text += f" All methods get the same {study.unit}: {study.focus} wins where {wins_where('comparisons')}."
+    if study.floor:
+        text += f" Values under {study.floor:g} count as {study.floor:g}."
     return text
 
 
@@ -35,13 +35,13 @@ def wins_where(compared: str) -> str:
     )
 
 
-def problems_of(sheet: StudyResults) -> tuple[str, ...]:
+def problems_of(study: StudyResults) -> tuple[str, ...]:
     """Cells that failed or diverged: nothing is dropped silently."""
-    places = list(product(sheet.panels, sheet.methods)) if sheet.split else []
-    out = [f"Not there: {c.name}: {c.problem}." for c in sheet.cells if c.problem and not sheet.split]
-    out += [text for panel, method in places if (text := _lost(sheet.of(panel, method)))]
-    for cell in sheet.cells:
-        examples = [] if cell.record is None else list(((e := shown(sheet, cell.record)) and e.examples) or ())
+    places = list(product(study.panels, study.methods)) if study.split else []
+    out = [f"Not there: {c.name}: {c.problem}." for c in study.cells if c.problem and not study.split]
+    out += [text for panel, method in places if (text := _lost(study.of(panel, method)))]
+    for cell in study.cells:
+        examples = [] if cell.record is None else list(((e := shown(study, cell.record)) and e.examples) or ())
         lost = sum(bool(e.get("diverged")) for e in examples)
         if lost:
             out.append(f"{cell.name} diverged on {lost} of {len(examples)} instances, which its numbers leave out.")
@@ -58,43 +58,43 @@ def _lost(cells: Sequence[Trial]) -> str:
     return f"Not there: {of}{which}, the first of them because: {lost[0].problem}."
 
 
-def _left_out(sheet: StudyResults) -> list[str]:
+def _left_out(study: StudyResults) -> list[str]:
     reasons: dict[str, list[Trial]] = {}
-    for cell in sheet.cells:
+    for cell in study.cells:
         if cell.left_out:
             reasons.setdefault(cell.left_out, []).append(cell)
     out = []
     for reason, cells in reasons.items():
-        methods = [m for m in sheet.methods if any(c.method == m for c in cells)]
-        panels = [p for p in sheet.panels if any(c.panel == p for c in cells)]
+        methods = [m for m in study.methods if any(c.method == m for c in cells)]
+        panels = [p for p in study.panels if any(c.panel == p for c in cells)]
         out.append(f"Left out: {listed(methods)} on {listed(panels)}: {reason}.")
     return out
 
 
-def source_of(sheet: StudyResults) -> list[str]:
+def source_of(study: StudyResults) -> list[str]:
     """Which versions of the code the records are from; more than one is said loudly."""
-    counts = Counter(r.source_hash or "unknown" for r in sheet.done)
+    counts = Counter(r.source_hash or "unknown" for r in study.done)
     text = ", ".join(f"{n} of source {h}" for h, n in sorted(counts.items()))
     lines = [f"Records: {text or 'none'}."]
-    if code_versions(sheet.done):
+    if code_versions(study.done):
         lines.append("MIXED SOURCES: these runs come from different versions of the code.")
     return lines
 
 
-def notes_of(sheet: StudyResults) -> tuple[str, ...]:
+def notes_of(study: StudyResults) -> tuple[str, ...]:
     """What was left out and why, the study's own remarks, deviations, and where the records are from."""
-    return (*_left_out(sheet), *sheet.notes, *_deviations(sheet), *source_of(sheet))
+    return (*_left_out(study), *study.notes, *_deviations(study), *source_of(study))
 
 
-def _deviations(sheet: StudyResults) -> list[str]:
+def _deviations(study: StudyResults) -> list[str]:
     """Where runs of language models departed from what was asked of them."""
-    counts = Counter(d for r in sheet.done if sheet.split for d in r.deviations)
-    return [f"In {n} of {len(sheet.done)} runs: {text}." for text, n in counts.items()]
+    counts = Counter(d for r in study.done if study.split for d in r.deviations)
+    return [f"In {n} of {len(study.done)} runs: {text}." for text, n in counts.items()]
 
 
-def too_few(sheet: StudyResults, found: Sequence[PairwiseTest]) -> str:
-    """Said of language models, whose seeds are few, where no verdict could have been other than undecided."""
+def too_few(study: StudyResults, found: Sequence[PairwiseTest]) -> str:
+    """Said where no verdict could have been other than undecided."""
     n = max((d.difference.units for d in found), default=0)
-    if not sheet.split or not found or n >= BOLD_SEEDS:
+    if not found or n >= BOLD_SEEDS:
         return ""
-    return f" n = {n} seeds are too few to call a winner: that takes {BOLD_SEEDS}."
+    return f" n = {n} {study.unit} are too few to call a winner: that takes {BOLD_SEEDS}."

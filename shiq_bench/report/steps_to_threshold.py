@@ -8,7 +8,7 @@ from math import exp, log
 from shiq_bench.records.record import RunRecord
 from shiq_bench.report.document import Table, simple_table
 from shiq_bench.report.format import EMPTY, interval, listed, number
-from shiq_bench.report.study_results import ROUNDING, StudyResults, Verdict, final, judged, values
+from shiq_bench.report.study_results import ROUNDING, StudyResults, Verdict, final, paired_tests, values
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 
@@ -36,12 +36,12 @@ def _crossing(before: tuple[int, float] | None, after: tuple[int, float], thresh
     return s0 + (s1 - s0) * (log(v0) - log(threshold)) / (log(v0) - log(v1))
 
 
-def speed_of(sheet: StudyResults, panel: str, metric: str, threshold: float, label: str) -> tuple[str, Table]:
+def speed_of(study: StudyResults, panel: str, metric: str, threshold: float, label: str) -> tuple[str, Table]:
     """Updates until a threshold, instance by instance: who is there first, and by what factor."""
     times: dict[str, dict[str, float | None]] = {}
     worst: dict[str, float | None] = {}
-    for method in sheet.methods:
-        for cell in sheet.of(panel, method):
+    for method in study.methods:
+        for cell in study.of(panel, method):
             if cell.record is not None:
                 times[method] = updates_until(cell.record, metric, threshold)
                 worst[method] = max(values(final(cell.record), metric).values(), default=None)
@@ -56,19 +56,19 @@ def speed_of(sheet: StudyResults, panel: str, metric: str, threshold: float, lab
             str(firsts[method]),
             number(worst[method]) if (worst[method] or 0.0) > ROUNDING else f"<{ROUNDING:g}",
         ]
-        if sheet.focus:
-            ratios = _log_ratios(found, times.get(sheet.focus, {})).values()
-            row.insert(3, EMPTY if method == sheet.focus else _geometric(map(exp, ratios)))
+        if study.focus:
+            ratios = _log_ratios(found, times.get(study.focus, {})).values()
+            row.insert(3, EMPTY if method == study.focus else _geometric(map(exp, ratios)))
         rows.append(tuple(row))
     headers = ["method", "reached", "updates (geometric mean)", "first on", "worst at the end"]
-    if sheet.focus:
-        headers.insert(3, f"times {sheet.focus}'s")
+    if study.focus:
+        headers.insert(3, f"times {study.focus}'s")
     table = simple_table(f"{panel}: updates until {label} falls to {threshold:g}", headers, rows)
-    return _speed_claim(sheet, panel, times, firsts, f"{label} falls to {threshold:g}"), table
+    return _speed_claim(study, panel, times, firsts, f"{label} falls to {threshold:g}"), table
 
 
 def _speed_claim(
-    sheet: StudyResults,
+    study: StudyResults,
     panel: str,
     times: Mapping[str, Mapping[str, float | None]],
     firsts: Mapping[str, int],
@@ -78,15 +78,15 @@ def _speed_claim(
     order = sorted(times, key=lambda m: -firsts[m])
     text = f"{panel}: first to where {what}: {listed([f'{m} on {firsts[m]}' for m in order])} of {n} instances"
     text += " (equals count for each)." if sum(firsts.values()) > n else "."
-    ours = times.get(sheet.focus)
-    if not sheet.focus or ours is None:
+    ours = times.get(study.focus)
+    if not study.focus or ours is None:
         return text
     verdicts: dict[Verdict, list[str]] = {"wins": [], "loses": [], "undecided": []}
-    others = [m for m in times if m != sheet.focus]
-    for duel in judged([(m, None, _log_ratios(times[m], ours)) for m in others]):
-        verdicts[duel.verdict].append(f"{duel.method} (n {duel.difference.n:g})")
+    others = [m for m in times if m != study.focus]
+    for test in paired_tests([(m, None, _log_ratios(times[m], ours)) for m in others]):
+        verdicts[test.verdict].append(f"{test.method} (n {test.difference.n:g})")
     return (
-        f"{text} Where both get there (n), at one untuned learning rate for all, {sheet.focus} needs fewer updates "
+        f"{text} Where both get there (n), at one untuned learning rate for all, {study.focus} needs fewer updates "
         f"than {listed(verdicts['wins'])}, more than {listed(verdicts['loses'])}; undecided: "
         f"{listed(verdicts['undecided'])}."
     )

@@ -174,56 +174,56 @@ def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> di
     return {k: max(float(v), floor) if floor else float(v) for k, v in found.items() if v is not None}
 
 
-def shown(sheet: StudyResults, record: RunRecord, policy: str = "trained") -> Evaluation | None:
+def shown(study: StudyResults, record: RunRecord, policy: str = "trained") -> Evaluation | None:
     """The policy's last evaluation, of language models where the study looks."""
-    if not sheet.split:
+    if not study.split:
         return final(record, policy)
-    place = (sheet.split, sheet.mode)
+    place = (study.split, study.mode)
     return final(replace(record, evaluations=[e for e in record.evaluations if (e.split, e.mode) == place]), policy)
 
 
-def _units(sheet: StudyResults, cell: Trial, metric: str = "", policy: str = "trained") -> dict[str, float]:
+def _units(study: StudyResults, cell: Trial, metric: str = "", policy: str = "trained") -> dict[str, float]:
     """Unit -> the metric of one run at its end: a value an instance of a table, one in all of a language model."""
     assert cell.record is not None
-    floor = sheet.floor if metric in ("", sheet.metric) else 0.0
-    evaluation = shown(sheet, cell.record, policy)
-    if not sheet.split:
-        return values(evaluation, metric or sheet.metric, floor)
-    mean = None if evaluation is None else evaluation.metrics.get(metric or sheet.metric, {}).get("mean")
+    floor = study.floor if metric in ("", study.metric) else 0.0
+    evaluation = shown(study, cell.record, policy)
+    if not study.split:
+        return values(evaluation, metric or study.metric, floor)
+    mean = None if evaluation is None else evaluation.metrics.get(metric or study.metric, {}).get("mean")
     # The reference does not depend on the seed: it is one.
     name = f"seed {cell.seed}" if policy == "trained" else policy
     return {} if mean is None else {name: max(mean, floor) if floor else mean}
 
 
-def measured(sheet: StudyResults, panel: str, method: str, metric: str = "") -> dict[float | None, dict[str, float]]:
-    """What the study varies -> unit -> the metric at the end; the sheet's metric unless another is asked for."""
+def measured(study: StudyResults, panel: str, method: str, metric: str = "") -> dict[float | None, dict[str, float]]:
+    """What the study varies -> unit -> the metric at the end; the study's metric unless another is asked for."""
     out: dict[float | None, dict[str, float]] = {}
-    for cell in sheet.of(panel, method):
+    for cell in study.of(panel, method):
         if cell.record is not None:
-            out.setdefault(cell.x, {}).update(_units(sheet, cell, metric))
+            out.setdefault(cell.x, {}).update(_units(study, cell, metric))
     return out
 
 
-def series(sheet: StudyResults, panel: str, method: str, metric: str = "") -> list[tuple[float, Estimate]]:
+def series(study: StudyResults, panel: str, method: str, metric: str = "") -> list[tuple[float, Estimate]]:
     """A line of a picture: the metric's mean over units with its interval, at every x.
 
     x is the number of updates of a curve, which starts at the first one, or what the study varies.
     """
-    if sheet.kind == "curves":
-        evaluations = [e for c in sheet.of(panel, method) if c.record is not None for e in c.record.curve]
+    if study.kind == "curves":
+        evaluations = [e for c in study.of(panel, method) if c.record is not None for e in c.record.curve]
         curve = [e for e in evaluations if e.policy == "trained" and e.step]
-        found = [(float(e.step), mean_ci_t(values(e, sheet.metric, sheet.floor).values())) for e in curve]
+        found = [(float(e.step), mean_ci_t(values(e, study.metric, study.floor).values())) for e in curve]
     else:
-        found = [(x or 0.0, mean_ci_t(v.values())) for x, v in measured(sheet, panel, method, metric).items()]
+        found = [(x or 0.0, mean_ci_t(v.values())) for x, v in measured(study, panel, method, metric).items()]
     return [(x, e) for x, e in found if e.mean is not None]
 
 
-def start(sheet: StudyResults, panel: str, metric: str = "") -> Estimate:
+def start(study: StudyResults, panel: str, metric: str = "") -> Estimate:
     """The metric of the policy that training starts from, over the panel's units."""
     every: dict[str, float] = {}
-    for cell in sheet.cells:
+    for cell in study.cells:
         if cell.panel == panel and cell.record is not None:
-            every |= _units(sheet, cell, metric, "reference")
+            every |= _units(study, cell, metric, "reference")
     return mean_ci_t(every.values())
 
 
@@ -252,7 +252,7 @@ class PairwiseTest:
         return "wins" if self.difference.mean > 0 else "loses"
 
 
-def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[PairwiseTest]:
+def paired_tests(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) -> list[PairwiseTest]:
     """Paired differences by unit, one mapping a comparison, tested together: positive speaks for the focus."""
     estimates = [mean_ci_t(d.values()) for _, _, d in compared]
     adjusted = holm([paired_p(e, list(d.values())) for e, (_, _, d) in zip(estimates, compared, strict=True)])
@@ -262,20 +262,20 @@ def judged(compared: Sequence[tuple[str, float | None, Mapping[str, float]]]) ->
     ]
 
 
-def duels(sheet: StudyResults, panel: str) -> list[PairwiseTest]:
+def focus_tests(study: StudyResults, panel: str) -> list[PairwiseTest]:
     """The focus against every other method of a panel, wherever both have a record."""
-    ours = measured(sheet, panel, sheet.focus)
-    others = [m for m in sheet.methods if m != sheet.focus]
-    return judged(
+    ours = measured(study, panel, study.focus)
+    others = [m for m in study.methods if m != study.focus]
+    return paired_tests(
         [
-            (method, x, gain_of(sheet, ours[x], theirs))
+            (method, x, gain_of(study, ours[x], theirs))
             for method in others
-            for x, theirs in measured(sheet, panel, method).items()
+            for x, theirs in measured(study, panel, method).items()
             if x in ours
         ]
     )
 
 
-def gain_of(sheet: StudyResults, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+def gain_of(study: StudyResults, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
     """Unit -> by how much ours is better, where both were measured."""
-    return {k: sheet.sign * (theirs[k] - ours[k]) for k in sorted(ours.keys() & theirs.keys())}
+    return {k: study.sign * (theirs[k] - ours[k]) for k in sorted(ours.keys() & theirs.keys())}

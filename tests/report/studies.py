@@ -26,7 +26,7 @@ SHAKE = np.tile([0.01, -0.01], N // 2)
 
 def evaluation(policy: str, step: int, metrics: Mapping[str, Values], diverged: Values = ()) -> Evaluation:
     n = len(next(iter(metrics.values())))
-    examples = [
+    examples: list[dict[str, Any]] = [
         {"prompt_id": f"instance {i}", **{k: v[i] for k, v in metrics.items()}, "details": {}} for i in range(n)
     ]
     for example, value in zip(examples, diverged, strict=False):
@@ -51,7 +51,7 @@ def record(algo: str, metrics: Mapping[str, Values], begun: float = 2.0, diverge
     return RunRecord(spec.run_id, "done", spec, source_hash="5ee0c0de", evaluations=found, curve=tuple(curve))
 
 
-def sheet(cells: Sequence[Trial], **changes: Any) -> StudyResults:
+def study(cells: Sequence[Trial], **changes: Any) -> StudyResults:
     panels = tuple(dict.fromkeys(c.panel for c in cells))
     methods = tuple(dict.fromkeys(c.method for c in cells))
     made = StudyResults(
@@ -64,7 +64,7 @@ def sheet(cells: Sequence[Trial], **changes: Any) -> StudyResults:
 
 def one_panel(ends: Mapping[str, Values], **changes: Any) -> StudyResults:
     cells = [Trial("bandit", m, record=record(m.lower(), {"regret": v})) for m, v in ends.items()]
-    return sheet(cells, **changes)
+    return study(cells, **changes)
 
 
 def shifted(by: float, shake: float = 0.0) -> list[float]:
@@ -96,7 +96,7 @@ def varied(**changes: Any) -> StudyResults:
     cells = [Trial("tree", "Ours", x, record=record("ours", {"regret": shifted(0.0)})) for x in others]
     cells += [Trial("tree", "Other", x, record=record("other", {"regret": v})) for x, v in others.items()]
     cells += [Trial("tree", "Always", x, record=record("always", {"regret": shifted(1.0, 1.0)})) for x in others]
-    return sheet(cells, kind="against", log_x=False, **changes)
+    return study(cells, kind="against", log_x=False, **changes)
 
 
 def proof() -> StudyResults:
@@ -113,7 +113,7 @@ def proof() -> StudyResults:
         Trial("grid", "None", left_out="too large"),
         Trial("grid", "Broken", record=record("broken", {"kl": [1e-3, None]})),
     ]
-    made = sheet(cells, kind="table", metric="kl", label="KL", focus="")
+    made = study(cells, kind="table", metric="kl", label="KL", focus="")
     return replace(made, views=(View("Everything", made.panels, made.methods),))
 
 
@@ -154,7 +154,7 @@ def fronts(lines: Mapping[str, Sequence[Line]], **changes: Any) -> StudyResults:
         "split": "heldout", "mode": "sampled", "x_metric": "kl", "x_metric_label": "KL (nats)", "log_x": False,
         "log_y": False,
     }  # fmt: skip
-    return sheet(cells, **{**told, **changes})
+    return study(cells, **{**told, **changes})
 
 
 def lucky(line: Line, by: float, seeds: int = 8, shake: float = 0.0) -> list[Line]:
@@ -175,4 +175,4 @@ def table(lines: Mapping[tuple[str, str], Sequence[float]], **changes: Any) -> S
         for seed, reward in enumerate(rewards)
     ]
     told = {"kind": "table", "metric": "reward", "label": "reward", "better": "higher", "split": "heldout"}
-    return sheet(cells, **{**told, "mode": "sampled", **changes})
+    return study(cells, **{**told, "mode": "sampled", **changes})

@@ -26,8 +26,8 @@ from tests.report.studies import (
     lucky,
     one_panel,
     proof,
-    sheet,
     shifted,
+    study,
     varied,
 )
 
@@ -70,7 +70,7 @@ def test_every_method_is_drawn_and_nothing_is_cut() -> None:
 
 def test_more_methods_than_colours_still_differ() -> None:
     cells = [Trial("bandit", f"m{i}") for i in range(20)]
-    styles = looks(sheet(cells, focus="m3")).values()
+    styles = looks(study(cells, focus="m3")).values()
     assert len({(s.colour, str(s.line)) for s in styles}) == 20
 
 

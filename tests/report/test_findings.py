@@ -14,7 +14,7 @@ from shiq_bench.report import figures, render
 from shiq_bench.report.findings import findings
 from shiq_bench.report.reward_kl_frontier import front, gaps
 from shiq_bench.report.steps_to_threshold import updates_until
-from shiq_bench.report.study_results import Trial, duels
+from shiq_bench.report.study_results import Trial, focus_tests
 from shiq_bench.stats.clustered import summarise
 from shiq_bench.studies.trials import shortened
 from tests.report.studies import (
@@ -32,8 +32,8 @@ from tests.report.studies import (
     proof,
     record,
     rows_of,
-    sheet,
     shifted,
+    study,
     table,
     varied,
 )
@@ -46,7 +46,7 @@ def test_a_known_winner_and_a_known_loser() -> None:
     text = claims(one_panel(KNOWN))
     assert "Ours wins against Worse (0.05); it loses to Better (0.05); undecided: Even and Twin (equal)." in text
     assert text.startswith("bandit: lowest at the end: Better (")
-    assert {d.method: d.verdict for d in duels(one_panel(KNOWN), "bandit")} == {
+    assert {d.method: d.verdict for d in focus_tests(one_panel(KNOWN), "bandit")} == {
         "Worse": "wins", "Better": "loses", "Even": "undecided", "Twin": "undecided",
     }  # fmt: skip
 
@@ -60,10 +60,10 @@ def test_the_difference_is_paired_over_the_instances_both_have() -> None:
     """Even where the other finished fewer of them, and its mean looks better for it."""
     easy = [v if i < 4 else None for i, v in enumerate(shifted(0.05, 1.0))]
     made = one_panel({"Ours": KNOWN["Ours"], "Part": easy})
-    (duel,) = duels(made, "bandit")
-    assert duel.difference.n == 4 and duel.difference.mean == pytest.approx(0.05)
-    assert duel.verdict == "undecided", "four instances are fewer than six"
-    assert duel.difference.mean == pytest.approx(0.05)
+    (test,) = focus_tests(made, "bandit")
+    assert test.difference.n == 4 and test.difference.mean == pytest.approx(0.05)
+    assert test.verdict == "undecided", "four instances are fewer than six"
+    assert test.difference.mean == pytest.approx(0.05)
 
 
 def test_higher_can_be_better() -> None:
@@ -106,13 +106,13 @@ def test_a_language_model_ends_worse_than_the_reference_beyond_the_luck_of_promp
     def said(*falls: float) -> str:
         cells = [Trial("chat", "Worse", record=shortened(scored(seed, falls)), seed=seed) for seed in range(6)]
         told = {"kind": "table", "metric": "reward", "better": "higher", "split": "heldout", "mode": "sampled"}
-        return claims(sheet(cells, focus="", **told))
+        return claims(study(cells, focus="", **told))
 
     assert "Worse than" not in said(0.3, -0.1, 0.2, 0.0)
     assert "Worse than the starting policy (unadjusted 95% intervals): Worse." in said(0.3, 0.28, 0.31, 0.29)
     bare = [Trial("chat", "Worse", record=played("worse", s, 0.1 - s / 1000, 1.0), seed=s) for s in range(6)]
     told = {"kind": "table", "metric": "reward", "better": "higher", "split": "heldout", "mode": "sampled"}
-    assert "(unadjusted 95% intervals, seed variance only for Worse): Worse." in claims(sheet(bare, focus="", **told))
+    assert "(unadjusted 95% intervals, seed variance only for Worse): Worse." in claims(study(bare, focus="", **told))
 
 
 def test_without_a_focus_or_its_run_nothing_is_compared() -> None:
@@ -130,7 +130,7 @@ def test_a_contrast_pairs_two_panels() -> None:
         for panel, by in (("told late", 0.1), ("told at once", 0.0))
         for method, ends in (("Ours", shifted(0.0)), ("Credit", shifted(by, 1.0)))
     ]
-    text = claims(sheet(cells, contrasts=(("told at once", "told late"),)))
+    text = claims(study(cells, contrasts=(("told at once", "told late"),)))
     line = "told at once against told late: better on the former: Credit (0.1); better on the latter: none; undecided: "
     assert f"{line}Ours." in text
 
@@ -140,7 +140,7 @@ def test_lost_instances_and_versions_are_told() -> None:
     cells = [Trial("bandit", "Ours", record=replace(lost, source_hash="0ther"))]
     cells += [Trial("bandit", "Other", record=record("other", {"regret": [0.1] * N}))]
     cells += [Trial("bandit", "Never", left_out="it has no need to")]
-    said = findings(sheet(cells))
+    said = findings(study(cells))
     notes = said.notes
     assert said.problems == (f"Ours on bandit diverged on 1 of {N} instances, which its numbers leave out.",)
     assert "Left out: Never on bandit: it has no need to." in notes
@@ -301,7 +301,7 @@ def test_a_front_of_tables_pairs_instances() -> None:
         for m, by in (("Ours", 0.0), ("Other", 0.5))
         for x in (1.0, 2.0)
     ]
-    made = sheet(cells, kind="front", x_metric="kl", x_metric_label="KL", x_label="beta")
+    made = study(cells, kind="front", x_metric="kl", x_metric_label="KL", x_label="beta")
     assert "lowest mean: Ours at beta 1" in claims(made) and "Better at equal KL: Ours than Other (by 0.5)." in claims(
         made
     )

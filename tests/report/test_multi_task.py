@@ -13,7 +13,7 @@ from shiq_bench.report.findings import findings
 from shiq_bench.report.multi_task import IMPROVEMENT, PROFILES, improvements, means, normalised, profiles, thresholds
 from shiq_bench.report.plot import draw
 from shiq_bench.report.study_results import StudyResults, Trial, View
-from tests.report.studies import N, record, rows_of, sheet
+from tests.report.studies import N, record, rows_of, study
 
 #: Regrets of N instances, where the reference has 2.
 GOOD, FAIR, POOR = [0.5] * N, [1.0] * N, [3.0] * N
@@ -27,7 +27,7 @@ def across(panels: int = 5, normalise: str = "optimum", **ends: list[float]) -> 
         for i in range(panels)
         for m, v in ends.items()
     ]
-    made = sheet(cells, kind="across", normalise=normalise, log_x=False, log_y=False)
+    made = study(cells, kind="across", normalise=normalise, log_x=False, log_y=False)
     return replace(made, views=tuple(View(t, made.panels, made.methods) for t in (PROFILES, IMPROVEMENT)))
 
 
