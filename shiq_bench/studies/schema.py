@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -35,7 +35,6 @@ from shiq_bench.report.study_results import Kind, View
 SHIPPED = Path(__file__).parent
 
 Settings = Mapping[str, Any]
-T = TypeVar("T")
 
 _NEEDS = sorted(
     name
@@ -44,7 +43,7 @@ _NEEDS = sorted(
 )
 
 
-def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values or len(set(values)) < len(values):
         raise ValueError("expected values that differ, and at least one, such as [0, 1, 2]")
     return values

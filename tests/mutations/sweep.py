@@ -1,8 +1,8 @@
-"""Bugs planted in ``sweep``."""
+"""Bugs planted in ``sweep`` and ``studies``."""
 
 from __future__ import annotations
 
-from tests.mutations.base import TUNE, WORKER, Mutation
+from tests.mutations.base import STUDY, TUNE, WORKER, Mutation
 
 BUGS = [
     Mutation(
@@ -32,5 +32,19 @@ BUGS = [
         "range(max(seeds) + 1, max(seeds) + 1 + len(seeds))",
         "range(min(seeds), min(seeds) + len(seeds))",
         f"{TUNE}::test_tables_are_validated_on_instances_behind_the_reported_ones",
+    ),
+    Mutation(
+        "a study runs again, unasked, what other code has finished",
+        "shiq_bench/studies/study.py",
+        'wanted = ("missing", "stale") if fresh else ("missing",)',
+        'wanted = ("missing", "stale")',
+        f"{STUDY}::test_runs_of_other_code_are_not_mixed_unasked",
+    ),
+    Mutation(
+        "a study draws an old result where the new run failed",
+        "shiq_bench/studies/study.py",
+        "replace(trial.shown, record=None, problem=problem) if problem else trial.shown",
+        "trial.shown",
+        f"{STUDY}::test_a_failing_cell_is_a_line_and_the_rest_goes_on",
     ),
 ]
