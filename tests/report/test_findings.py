@@ -250,7 +250,7 @@ def test_three_seeds_are_too_few_to_call_a_winner() -> None:
     assert "Better at equal KL (nats): none; undecided: Ours against Other." in text
     assert "n = 3 seeds are too few to call a winner: that takes 6." in text
     apart = fronts({"Ours": lucky(RISING, 5.0, 3), "Other": [[(x + 9, y) for x, y in RISING]] * 3})
-    assert "Not compared, for no seed has both in one range: Ours and Other." in claims(apart)
+    assert "Not compared, because no seed covers a common range: Ours and Other." in claims(apart)
 
 
 def test_the_numbers_of_a_front_are_means_over_seeds_and_failures_are_counted() -> None:

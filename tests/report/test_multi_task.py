@@ -92,7 +92,7 @@ def test_who_lacks_a_task_is_not_summed_up() -> None:
     less = replace(made, cells=(made.cells[0], gone, *made.cells[2:]))
     assert list(means(less)) == ["Ours", "Worst"] == list(profiles(less))
     said = findings(less)
-    assert "Not summed up, for want of a run on some task: Other." in said.claims
+    assert "Left out of the summary, because some task has no run of them: Other." in said.claims
     assert "Not there: Other on task 0: exploded." in said.problems
     assert improvements(less)["Other"].n == 2 * 4 * N, "over the four tasks both have"
 
