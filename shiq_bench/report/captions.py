@@ -179,7 +179,7 @@ _UNCOVERED = "covers neither other prompts nor the reference's own sampling"
 
 
 def _significance(block: Block) -> Iterable[str]:
-    """P-values of headline metrics, a line each: against the reference, and of the best method against each other one."""
+    """P of headline metrics, a line each: against the reference, and of the best method against each other one."""
     unit = where(block)
     for metric in block.metrics:
         for tests, best in ((block.to_reference, False), (block.to_best, True)) if metric.headline else ():

@@ -244,6 +244,11 @@ def test_a_front_that_lies_above_another() -> None:
     assert pair[1] == "1 to 4" and pair[3] == "8 of 8" and pair[4] == "<0.001"
 
 
+def test_equal_ends_of_fronts_share_the_first_place() -> None:
+    text = claims(fronts({"Ours": lucky(RISING, 0.1), "Other": lucky(RISING, 0.0), "Even": lucky(RISING, 0.1)}))
+    assert "highest mean: Ours at beta 3 (3.1 [" in text and "KL (nats) 4) and Even at beta 3 (3.1 [" in text
+
+
 def test_three_seeds_are_too_few_to_call_a_winner() -> None:
     made = fronts({"Ours": lucky(RISING, 5.0, 3), "Other": lucky(RISING, 0.0, 3)})
     text = claims(made)

@@ -63,6 +63,11 @@ def test_a_known_winner_is_found() -> None:
     assert rows_of(said.embedded[0])[0][2:4] == ("5", str(5 * N))
 
 
+def test_equal_methods_share_the_first_place() -> None:
+    text = "\n".join(findings(across(5, Twin=GOOD, Ours=GOOD, Worst=POOR)).claims)
+    assert "highest interquartile mean: Twin and Ours (0.74" in text and "Next: Worst (" in text
+
+
 def test_alike_is_undecided() -> None:
     even = [x + (0.01 if i % 2 else -0.01) for i, x in enumerate(GOOD)]
     text = "\n".join(findings(across(5, Ours=GOOD, Even=even)).claims)
