@@ -282,7 +282,7 @@ def test_the_numbers_of_a_front_are_means_over_seeds_and_failures_are_counted() 
         "Not there: 2 of 9 runs of Ours on chat (2, seed 1; 3, seed 0), the first of them because: div"
     )
     assert "on split heldout, sampled answers" in said.lead and "n = 2 to 3 seeds" in said.lead
-    written = list(csv.DictReader(io.StringIO(render.csv(figures.frame(made)))))
+    written = list(csv.DictReader(io.StringIO(render.to_csv(figures.frame(made)))))
     assert [(r["metric"], r["x"], r["n"]) for r in written] == [
         (m, x, n) for m in ("reward", "kl") for x, n in (("1", "3"), ("2", "2"), ("3", "3"))
     ]

@@ -109,7 +109,7 @@ def test_it_is_drawn_and_the_bytes_are_the_same() -> None:
         assert len({hashlib.sha256(d[kind]).hexdigest() for d in drawn}) == 1
     assert drawn[0]["png"].startswith(b"\x89PNG") and drawn[0]["pdf"].startswith(b"%PDF")
     assert figures.page(made, findings(made)).count("over all tasks") == 1
-    assert render.csv(figures.frame(made)).count("\n") == 1 + 15
+    assert render.to_csv(figures.frame(made)).count("\n") == 1 + 15
 
 
 def test_nothing_finished_is_said_and_drawn() -> None:
