@@ -15,71 +15,24 @@ from shiq_bench.stats.tests import sign_flip_name
 
 
 def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
-    """Every sentence under one block, in order; computed from its runs and cells alone."""
+    """Every sentence under one block, in order; computed from its runs and cells alone.
+
+    Args:
+        records: every run of the block.
+        disagree: runs that measured another reference than the one shown.
+    """
     trained = block.columns[1:]
     table = block.conditions["model"] == "table"
-    numbers = [*block.cells.values(), *block.differences.values()]
-    over = {c.over for k, c in block.cells.items() if k[2] != "reference"}
-    several = bool(over & {"seeds and prompts", "seeds"})
-    if table:
-        yield (
-            "±: 95% interval over instances, Student's t; every number of an instance is exact. "
-            "n: instances, each with data and training of its own. Minus reference: paired by instance. "
-            "Own fixed point: the loss's minimiser under exact expectations; sampled data give another."
-        )
-    elif any(c.estimate.half for c in numbers):
-        text = "±: 95% interval"
-        if several:
-            text += f". Trained, several seeds: {_over_seeds(block)}. Reference: one checkpoint, over prompts"
-        else:
-            text += " over prompts"
-        text += ", errors clustered by prompt"
-        if "prompts" in over:
-            text += "; so is a single seed, and" if several else ";"
-            text += " it does not cover other training seeds"
-        text += "."
-        if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
-            text += " No ±: fewer than two observations, or no variance."
-        yield text
-    if numbers and not table:
-        text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them; in brackets "
-        text += "where a cell has another"
-        if block.differences:
-            text += f". Minus reference: paired by prompt, n counts prompts{_over_differences(block)}"
-        yield text + "."
+    yield from _instances() if table else _intervals(block)
     idle = sum(record.spec.steps == 0 for record in records)
     if idle and not table:
         yield f"Not trained (steps=0): {idle} of {len(records)} runs; of those the reference alone was evaluated."
-    if block.best:
-        units = [block.conditions["seeds"]] if table else [n for c in trained if (n := len(c.done)) >= BOLD_SEEDS]
-        yield (
-            f"Bold, *: best of the methods with {BOLD_SEEDS} {where(block)} or more and none missing. Its lead over "
-            f"each of them has a 95% interval above 0 and p below {ALPHA:g} ({sign_flip_name(units)}, unadjusted) over "
-            f"{BOLD_SEEDS} shared {where(block)} or more. Of rows of equal methods at most {FALSE_MARKS} are marked "
-            f"(measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
-        )
-    if block.unmarked:
-        rows = Counter(label for _, _, label, _ in block.unmarked)
-        kept = ", ".join(f"{label} in {n} row{'s' if n > 1 else ''}" for label, n in sorted(rows.items()))
-        missing = f"{where(block)} are missing (failed, diverged, unfinished or without a number)"
-        yield f"Not bold despite the best mean, because {missing}: {kept}."
+    yield from _bold(block)
     yield from _significance(block)
     if any(mode == LM_EVAL for _, mode in block.places):
         yield "lm-eval: without a chat template; documents stand in the place of prompts."
-    for task, mode, label, name in sorted(block.drops):
-        metric = next(m for m in block.metrics if m.name == name)
-        e = block.differences[(task, mode, label, name)].estimate
-        assert e.mean is not None and e.low is not None and e.high is not None
-        yield (
-            f"Drop{DROP}, {label}, {task}, {metric.title}: {100 * e.mean:+.1f} points to the reference, 95% interval "
-            f"{100 * e.low:+.1f} to {100 * e.high:+.1f}."
-        )
-    ends = {c.label: [e.step for r in c.done for e in r.evaluations if e.policy == "trained"] for c in trained}
-    steps = {label: max(found) for label, found in ends.items() if found}
-    if steps:
-        at = set(steps.values())
-        which = f"step {at.pop()}" if len(at) == 1 else ", ".join(f"{label} step {s}" for label, s in steps.items())
-        yield f"Checkpoint: the last one ({which})."
+    yield from _drops(block)
+    yield from _checkpoints(trained)
     shown = {m.name for m in block.metrics}
     if shown & {"kl", "kl_k1", "kl_token"}:
         text = "KL: policy to reference, exact per-position, nats a dialogue, on its own samples at temperature 1"
@@ -101,7 +54,89 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
             yield f"Consumed, {column.label}{each}{mean}: {amounts}."
     if disagree:
         yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
-    for column in trained:
+    yield from _runs(trained, records)
+
+
+def _instances() -> Iterable[str]:
+    """How to read the numbers of runs on tables."""
+    yield (
+        "±: 95% interval over instances, Student's t; every number of an instance is exact. "
+        "n: instances, each with data and training of its own. Minus reference: paired by instance. "
+        "Own fixed point: the loss's minimiser under exact expectations; sampled data give another."
+    )
+
+
+def _intervals(block: Block) -> Iterable[str]:
+    """How to read the numbers of language models: their intervals and n."""
+    numbers = [*block.cells.values(), *block.differences.values()]
+    over = {c.over for k, c in block.cells.items() if k[2] != "reference"}
+    several = bool(over & {"seeds and prompts", "seeds"})
+    if any(c.estimate.half for c in numbers):
+        text = "±: 95% interval"
+        if several:
+            text += f". Trained, several seeds: {_over_seeds(block)}. Reference: one checkpoint, over prompts"
+        else:
+            text += " over prompts"
+        text += ", errors clustered by prompt"
+        if "prompts" in over:
+            text += "; so is a single seed, and" if several else ";"
+            text += " it does not cover other training seeds"
+        text += "."
+        if any(c.estimate.mean is not None and not c.estimate.half for c in numbers):
+            text += " No ±: fewer than two observations, or no variance."
+        yield text
+    if numbers:
+        text = "n: episodes of one seed, or trials (turns, tokens) where the metric is a rate over them; in brackets "
+        text += "where a cell has another"
+        if block.differences:
+            text += f". Minus reference: paired by prompt, n counts prompts{_over_differences(block)}"
+        yield text + "."
+
+
+def _bold(block: Block) -> Iterable[str]:
+    """When a number is bold, and which are not for the seeds they lost."""
+    unit = where(block)
+    if block.best:
+        done = [len(c.done) for c in block.columns[1:]]
+        units = [block.conditions["seeds"]] if unit == "instances" else [n for n in done if n >= BOLD_SEEDS]
+        yield (
+            f"Bold, *: best of the methods with {BOLD_SEEDS} {unit} or more and none missing. Its lead over "
+            f"each of them has a 95% interval above 0 and p below {ALPHA:g} ({sign_flip_name(units)}, unadjusted) over "
+            f"{BOLD_SEEDS} shared {unit} or more. Of rows of equal methods at most {FALSE_MARKS} are marked "
+            f"(measured; {SKEWED_MARKS} where one is skewed); rows are not adjusted for one another."
+        )
+    if block.unmarked:
+        rows = Counter(label for _, _, label, _ in block.unmarked)
+        kept = ", ".join(f"{label} in {n} row{'s' if n > 1 else ''}" for label, n in sorted(rows.items()))
+        missing = f"{unit} are missing (failed, diverged, unfinished or without a number)"
+        yield f"Not bold despite the best mean, because {missing}: {kept}."
+
+
+def _drops(block: Block) -> Iterable[str]:
+    """Losses on tasks of lm-eval."""
+    for task, mode, label, name in sorted(block.drops):
+        metric = next(m for m in block.metrics if m.name == name)
+        e = block.differences[(task, mode, label, name)].estimate
+        assert e.mean is not None and e.low is not None and e.high is not None
+        yield (
+            f"Drop{DROP}, {label}, {task}, {metric.title}: {100 * e.mean:+.1f} points to the reference, 95% interval "
+            f"{100 * e.low:+.1f} to {100 * e.high:+.1f}."
+        )
+
+
+def _checkpoints(columns: Sequence[Column]) -> Iterable[str]:
+    """Which checkpoint every number is of."""
+    found = {c.label: [e.step for r in c.done for e in r.evaluations if e.policy == "trained"] for c in columns}
+    steps = {label: max(ends) for label, ends in found.items() if ends}
+    if steps:
+        at = set(steps.values())
+        which = f"step {at.pop()}" if len(at) == 1 else ", ".join(f"{label} step {s}" for label, s in steps.items())
+        yield f"Checkpoint: the last one ({which})."
+
+
+def _runs(columns: Sequence[Column], records: Sequence[RunRecord]) -> Iterable[str]:
+    """Deviations, runs that are in no mean, and the ids of all."""
+    for column in columns:
         for text, times in Counter(d for r in column.runs for d in dict.fromkeys(r.deviations)).items():
             share = f" ({times} of {len(column.runs)} runs)" if len(column.runs) > 1 else ""
             yield f"Deviation, {column.label}{share}: {text}"
@@ -109,7 +144,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         if record.status != "done":
             why = f": {record.error.splitlines()[0]}" if record.error else ""
             yield f"Not in the means: {record.run_id}, {record.status}{why}"
-    for column in trained:
+    for column in columns:
         if len(column.runs) == 1:
             yield f"Run: {column.runs[0].run_id}"
         else:
@@ -144,7 +179,7 @@ _UNCOVERED = "covers neither other prompts nor the reference's own sampling"
 
 
 def _significance(block: Block) -> Iterable[str]:
-    """P-values of headline metrics, a line a metric: against the reference, and of the best against the others."""
+    """P of headline metrics, a line each: against the reference, and of the best method against each other one."""
     unit = where(block)
     for metric in block.metrics:
         for tests, best in ((block.to_reference, False), (block.to_best, True)) if metric.headline else ():
@@ -161,7 +196,11 @@ def _significance(block: Block) -> Iterable[str]:
                     counts |= units
             if parts:
                 how = f"{sign_flip_name(counts)} over paired {unit}; Holm over all pairs of methods"
-                what = f"best against the others ({how})" if best else f"difference to the reference ({_TESTED})"
+                what = (
+                    f"the best method against each other one ({how})"
+                    if best
+                    else f"difference to the reference ({_TESTED})"
+                )
                 yield f"p, {metric.title}, {what}: {'; '.join(parts)}."
 
 
@@ -187,7 +226,7 @@ def _cut(block: Block) -> Iterable[str]:
     """How often answers were truncated, where it was worst."""
     rates = [m for m in block.metrics if m.name.startswith(("truncated", "forced"))]
     if block.cells and not rates:
-        yield "Cut by a limit: not recorded."
+        yield "Truncation: not recorded."
     parts = []
     for metric in rates:
         found = [(x, k) for k, c in block.cells.items() if k[3] == metric.name and (x := c.estimate.mean) is not None]
@@ -196,7 +235,7 @@ def _cut(block: Block) -> Iterable[str]:
         if found:
             parts.append(f"{metric.title} " + (f"at most {value} ({label}, {split}, {mode})" if mean else "nowhere"))
     if parts:
-        yield f"Cut by a limit, and kept in every mean: {'; '.join(parts)}."
+        yield f"Truncation (truncated answers count in every mean): {'; '.join(parts)}."
 
 
 def _detectable(block: Block, metric: Metric) -> Iterable[str]:
@@ -234,4 +273,4 @@ def _settings(columns: Sequence[Column]) -> Iterable[str]:
     settings = {k: {n: v for n, v in flat(s).items() if n not in named(s)} for k, s in specs.items()}
     for name in sorted(differing(list(settings.values()))):
         values = ", ".join(f"{plain(v[name])} for {label}" for label, v in settings.items() if name in v)
-        yield f"Not the same everywhere: {name} is {values}."
+        yield f"Settings that differ: {name} is {values}."

@@ -35,7 +35,7 @@ def files_of(study: StudyResults) -> dict[str, bytes]:
     if study.kind != "table":
         files |= draw(study)
     files["md"] = page(study, said).encode()
-    files["csv"] = render.csv(frame(study)).encode()
+    files["csv"] = render.to_csv(frame(study)).encode()
     return files
 
 
@@ -99,4 +99,4 @@ def terminal(study: StudyResults) -> RenderableType:
     said = findings(study)
     shown = said.tables if study.kind == "table" else said.embedded
     section = Section(study.title, shown, (said.lead, *said.claims, *said.problems), said.notes)
-    return render.terminal(Document((section,)))
+    return render.to_terminal(Document((section,)))

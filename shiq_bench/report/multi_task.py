@@ -165,7 +165,7 @@ def _claims(study: StudyResults, scores: Normalised) -> list[str]:
         text += f" Next: {rest[0][0]} ({interval(rest[0][1])})."
     out = [text]
     if missing := [m for m in study.methods if m not in found]:
-        out.append(f"Not summed up, for want of a run on some task: {listed(missing)}.")
+        out.append(f"Left out of the summary, because some task has no run of them: {listed(missing)}.")
     if study.focus and (better := improvements(study)):
         ahead = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.low is not None and b.low > 0.5]
         behind = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.high is not None and b.high < 0.5]

@@ -125,7 +125,8 @@ def _front_claim(study: StudyResults, panel: str, tested: Mapping[tuple[str, str
     apart = [f"{a} and {b}" for a, b in tested if (a, b) not in met]
     text += f" Better at equal {study.x_metric_label}: {listed(won)}"
     text += f"; undecided: {', '.join(undecided)}." if undecided else "."
-    text += f" Not compared, for no {study.unit[:-1]} has both in one range: {', '.join(apart)}." if apart else ""
+    if apart:
+        text += f" Not compared, because no {study.unit[:-1]} covers a common range: {', '.join(apart)}."
     return text + too_few(study, [*met.values()])
 
 

@@ -19,8 +19,7 @@ from shiq_bench.report import figures, pairwise_text, tables
 from shiq_bench.report.comparison import compare
 from shiq_bench.report.frame import frame as frame_of
 from shiq_bench.report.pairwise import versus as versus_of
-from shiq_bench.report.render import FORMATS
-from shiq_bench.report.render import csv as csv_of
+from shiq_bench.report.render import FORMATS, to_csv
 from tests.report.studies import one_panel
 from tests.report.synthetic import METRICS, record
 from tests.report.test_pairwise import _with_text
@@ -147,4 +146,4 @@ def test_files_of_numbers_hold_no_formula_and_all_numbers() -> None:
     assert min(means) < 0 and [float(r["mean"]) for r in rows if r["mean"]] == pytest.approx(means)
     (first, *_) = _rows(pairwise_text.text(versus_of(records[:1], records[1:], ("=a", "-b"), METRICS), "csv"))
     assert (first["one"], first["other"]) == ("'=a", "'-b") and float(first["mean_one"]) >= 0
-    assert {r["method"] for r in _rows(csv_of(figures.frame(one_panel({"@a": [-1.0, 2.0]}))))} == {"'@a"}
+    assert {r["method"] for r in _rows(to_csv(figures.frame(one_panel({"@a": [-1.0, 2.0]}))))} == {"'@a"}

@@ -185,7 +185,7 @@ def test_a_missing_truncation_rate_is_said() -> None:
         dataclasses.replace(e, metrics={k: v for k, v in e.metrics.items() if k not in ("truncated", "forced_end")})
         for e in made.evaluations
     ]
-    assert "Cut by a limit: not recorded." in _one([dataclasses.replace(made, evaluations=bare)]).captions
+    assert "Truncation: not recorded." in _one([dataclasses.replace(made, evaluations=bare)]).captions
 
 
 def test_other_source_is_refused_unless_asked_for() -> None:
@@ -222,7 +222,7 @@ def test_settings_of_the_evaluation_split_tables_and_of_training_split_columns()
 
 def test_unequal_settings_across_methods_are_said() -> None:
     captions = _one([record("shiq", prompts=SMALL), record("dpo", steps=400, prompts=SMALL)]).captions
-    assert "Not the same everywhere: steps is 400 for dpo, 200 for shiq." in captions
+    assert "Settings that differ: steps is 400 for dpo, 200 for shiq." in captions
     assert "Checkpoint: the last one (dpo step 400, shiq step 200)." in captions
 
 
@@ -324,7 +324,7 @@ def test_p_is_exact_over_paired_seeds_and_adjusted_over_all_pairs_of_methods() -
     frame = frame_of(compare(records, METRICS).blocks).set_index("policy")
     assert frame.loc["dpo", "p"] == 2 / 64 and frame.loc["dpo", "p_holm"] == 6 / 64 and frame.loc["dpo", "p_units"] == 6
     said = "shiq against dpo 0.094, sft 0.094 (6 seeds)"
-    how = "best against the others (exact sign-flip over paired seeds; Holm over all pairs of methods)"
+    how = "the best method against each other one (exact sign-flip over paired seeds; Holm over all pairs of methods)"
     assert any(how in c and said in c for c in block.captions)
     many = [_bare(r.spec.algo, s, s / 100 + (r.spec.algo == "shiq")) for r in records[::6] for s in range(21)]
     assert any("(sign-flip (100,000 random patterns) over paired seeds; Holm" in c for c in _one(many).captions)
@@ -337,9 +337,9 @@ def test_where_all_methods_are_equal_none_is_called_the_best() -> None:
     for records in (equal, [*(_bare(a, s, 0.5) for a in ("copg", "dpo") for s in range(6))]):
         block = _one(records)
         assert not block.to_best and not block.best
-        assert not any("best against the others" in c for c in block.captions)
+        assert not any("the best method" in c for c in block.captions)
     third = [_bare("sft", s, -0.1 - s / 100) for s in range(6)]
-    assert not any("best against the others" in c for c in _one([*equal, *third]).captions)
+    assert not any("the best method" in c for c in _one([*equal, *third]).captions)
     assert any("copg against sft 0.031" in c for c in _one([*equal[:6], *third]).captions)
 
 
@@ -396,7 +396,7 @@ def test_an_option_of_one_method_may_be_called_like_a_setting() -> None:
     assert [c.label for c in block.columns] == ["reference", "dpo", "sft algo.samples=8", "sft algo.samples=16", "shiq"]
     each = [block.cells[("rl", "greedy", c.label, "reward")].estimate.mean for c in block.columns[2:4]]
     assert each == [_seen(r, "trained").metrics["reward"]["mean"] for r in records[2:]]
-    said = next(c for c in block.captions if c.startswith("Not the same everywhere: samples is "))
+    said = next(c for c in block.captions if c.startswith("Settings that differ: samples is "))
     assert "2 for dpo, 4 for sft algo.samples=8, 4 for sft algo.samples=16, 4 for shiq" in said
     with pytest.raises(UserError, match="two columns of different settings would be called 'sft note=1'"):
         compare([record("sft", prompts=SMALL, algo_options={"note": note}) for note in (1, "1")], METRICS)

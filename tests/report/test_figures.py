@@ -130,11 +130,11 @@ def test_a_page_says_it_and_the_index_repeats_it_without_the_numbers(tmp_path: P
 
 def test_every_number_traces_to_its_run() -> None:
     made = varied()
-    rows = list(csv.DictReader(io.StringIO(render.csv(figures.frame(made)))))
+    rows = list(csv.DictReader(io.StringIO(render.to_csv(figures.frame(made)))))
     assert {r["run_id"] for r in rows} == {r.run_id for r in made.done}
     assert [r["x"] for r in rows if r["method"] == "Other"] == ["0", "1", "2"]
     assert float(rows[0]["mean"]) == pytest.approx(np.mean(shifted(0.0)))
-    curve = list(csv.DictReader(io.StringIO(render.csv(figures.frame(one_panel(KNOWN))))))
+    curve = list(csv.DictReader(io.StringIO(render.to_csv(figures.frame(one_panel(KNOWN))))))
     assert [r["x"] for r in curve if r["method"] == "Ours"] == ["1", "10", "50", "100"]
 
 

@@ -244,13 +244,18 @@ def test_a_front_that_lies_above_another() -> None:
     assert pair[1] == "1 to 4" and pair[3] == "8 of 8" and pair[4] == "<0.001"
 
 
+def test_equal_ends_of_fronts_share_the_first_place() -> None:
+    text = claims(fronts({"Ours": lucky(RISING, 0.1), "Other": lucky(RISING, 0.0), "Even": lucky(RISING, 0.1)}))
+    assert "highest mean: Ours at beta 3 (3.1 [" in text and "KL (nats) 4) and Even at beta 3 (3.1 [" in text
+
+
 def test_three_seeds_are_too_few_to_call_a_winner() -> None:
     made = fronts({"Ours": lucky(RISING, 5.0, 3), "Other": lucky(RISING, 0.0, 3)})
     text = claims(made)
     assert "Better at equal KL (nats): none; undecided: Ours against Other." in text
     assert "n = 3 seeds are too few to call a winner: that takes 6." in text
     apart = fronts({"Ours": lucky(RISING, 5.0, 3), "Other": [[(x + 9, y) for x, y in RISING]] * 3})
-    assert "Not compared, for no seed has both in one range: Ours and Other." in claims(apart)
+    assert "Not compared, because no seed covers a common range: Ours and Other." in claims(apart)
 
 
 def test_the_numbers_of_a_front_are_means_over_seeds_and_failures_are_counted() -> None:
@@ -277,7 +282,7 @@ def test_the_numbers_of_a_front_are_means_over_seeds_and_failures_are_counted() 
         "Not there: 2 of 9 runs of Ours on chat (2, seed 1; 3, seed 0), the first of them because: div"
     )
     assert "on split heldout, sampled answers" in said.lead and "n = 2 to 3 seeds" in said.lead
-    written = list(csv.DictReader(io.StringIO(render.csv(figures.frame(made)))))
+    written = list(csv.DictReader(io.StringIO(render.to_csv(figures.frame(made)))))
     assert [(r["metric"], r["x"], r["n"]) for r in written] == [
         (m, x, n) for m in ("reward", "kl") for x, n in (("1", "3"), ("2", "2"), ("3", "3"))
     ]

@@ -63,6 +63,11 @@ def test_a_known_winner_is_found() -> None:
     assert rows_of(said.embedded[0])[0][2:4] == ("5", str(5 * N))
 
 
+def test_equal_methods_share_the_first_place() -> None:
+    text = "\n".join(findings(across(5, Twin=GOOD, Ours=GOOD, Worst=POOR)).claims)
+    assert "highest interquartile mean: Twin and Ours (0.74" in text and "Next: Worst (" in text
+
+
 def test_alike_is_undecided() -> None:
     even = [x + (0.01 if i % 2 else -0.01) for i, x in enumerate(GOOD)]
     text = "\n".join(findings(across(5, Ours=GOOD, Even=even)).claims)
@@ -92,7 +97,7 @@ def test_who_lacks_a_task_is_not_summed_up() -> None:
     less = replace(made, cells=(made.cells[0], gone, *made.cells[2:]))
     assert list(means(less)) == ["Ours", "Worst"] == list(profiles(less))
     said = findings(less)
-    assert "Not summed up, for want of a run on some task: Other." in said.claims
+    assert "Left out of the summary, because some task has no run of them: Other." in said.claims
     assert "Not there: Other on task 0: exploded." in said.problems
     assert improvements(less)["Other"].n == 2 * 4 * N, "over the four tasks both have"
 
@@ -104,7 +109,7 @@ def test_it_is_drawn_and_the_bytes_are_the_same() -> None:
         assert len({hashlib.sha256(d[kind]).hexdigest() for d in drawn}) == 1
     assert drawn[0]["png"].startswith(b"\x89PNG") and drawn[0]["pdf"].startswith(b"%PDF")
     assert figures.page(made, findings(made)).count("over all tasks") == 1
-    assert render.csv(figures.frame(made)).count("\n") == 1 + 15
+    assert render.to_csv(figures.frame(made)).count("\n") == 1 + 15
 
 
 def test_nothing_finished_is_said_and_drawn() -> None:

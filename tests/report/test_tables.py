@@ -20,8 +20,7 @@ from shiq_bench.report.comparison import compare
 from shiq_bench.report.document import Document, Section, simple_table
 from shiq_bench.report.format import metric_label
 from shiq_bench.report.pivots import document, place_title, texts
-from shiq_bench.report.render.latex import PAGE, ROWS, latex_text
-from shiq_bench.report.render.latex import latex as write_latex
+from shiq_bench.report.render.latex import PAGE, ROWS, latex_text, to_latex
 from shiq_bench.report.tables import print_table, run_table
 from shiq_bench.report.tables import text as in_format
 from tests import needs
@@ -140,7 +139,7 @@ def test_latex_shrinks_no_table_beyond_reading_and_loses_no_cell() -> None:
 
 def test_latex_breaks_a_long_table_between_rows() -> None:
     table = simple_table("title", ("", "x"), [(f"row {i}", str(i)) for i in range(2 * ROWS + 1)])
-    text = write_latex(Document((Section("section", (table,)),)))
+    text = to_latex(Document((Section("section", (table,)),)))
     parts = text.split(r"\begin{table}")[1:]
     assert [part.count("row ") for part in parts] == [ROWS, ROWS, 1]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.files import write_atomic
 from shiq_bench.report.document import Document
-from shiq_bench.report.render.csv import csv
-from shiq_bench.report.render.html import html
-from shiq_bench.report.render.latex import PAGE, latex
-from shiq_bench.report.render.markdown import markdown
-from shiq_bench.report.render.terminal import terminal, terminal_text
+from shiq_bench.report.render.csv import to_csv
+from shiq_bench.report.render.html import to_html
+from shiq_bench.report.render.latex import PAGE, to_latex
+from shiq_bench.report.render.markdown import to_markdown
+from shiq_bench.report.render.terminal import terminal_text, to_terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,10 +44,10 @@ def text(make: Make, numbers: Numbers, format: str, width: int = WIDTH) -> str:
     """
     check_format(format)
     if format == "csv":
-        return csv(numbers())
+        return to_csv(numbers())
     if format == "rich":
         return terminal_text(make(width), width)
-    return latex(make(PAGE)) if format == "latex" else (markdown if format == "md" else html)(make(None))
+    return to_latex(make(PAGE)) if format == "latex" else (to_markdown if format == "md" else to_html)(make(None))
 
 
 def show(make: Make, numbers: Numbers, format: str, console: Console | None = None, out: Path | None = None) -> None:
@@ -66,6 +66,6 @@ def show(make: Make, numbers: Numbers, format: str, console: Console | None = No
     elif format == "rich":
         if not console.is_terminal and console.width < WIDTH:
             console = Console(file=console.file, width=WIDTH, color_system=None)
-        console.print(terminal(make(console.width)))
+        console.print(to_terminal(make(console.width)))
     else:
         console.file.write(text(make, numbers, format))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def csv(frame: pd.DataFrame) -> str:
+def to_csv(frame: pd.DataFrame) -> str:
     """A frame as text, ten significant digits; undefined is an empty field, and no text is a formula."""
     text: str = frame.map(lambda x: in_csv(x) if isinstance(x, str) else x).to_csv(
         index=False, float_format="%.10g", lineterminator="\n"

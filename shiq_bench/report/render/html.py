@@ -15,7 +15,7 @@ _STYLE = (
 )
 
 
-def html(document: Document) -> str:
+def to_html(document: Document) -> str:
     """A heading a section, a table each, lists underneath."""
     out = ["<!DOCTYPE html>", '<html lang="en">', '<head><meta charset="utf-8"><title>shiq-bench</title>']
     out += [f"<style>{_STYLE}</style></head>", "<body>"]

@@ -57,7 +57,7 @@ def _latex_character(c: str) -> str:
     return f"[U+{ord(c):04X}]"
 
 
-def latex(document: Document) -> str:
+def to_latex(document: Document) -> str:
     r"""A ``table`` a table, sentences as ordinary text behind it."""
     out = [r"% Needs \usepackage{booktabs,graphicx}."]
     for i, section in enumerate(document.sections):

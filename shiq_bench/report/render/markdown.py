@@ -8,7 +8,7 @@ from shiq_bench.records.escaping import in_markdown
 from shiq_bench.report.document import Document, Header, Table
 
 
-def markdown(document: Document) -> str:
+def to_markdown(document: Document) -> str:
     """Sections under headings of the third level, the warnings as a list at the end."""
     out: list[str] = []
     for section in document.sections:

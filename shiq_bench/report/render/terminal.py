@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def terminal(document: Document) -> RenderableType:
+def to_terminal(document: Document) -> RenderableType:
     """For a rich console: tables, what they show, and notes underneath."""
     from rich.console import Group
 
@@ -28,12 +28,12 @@ def terminal(document: Document) -> RenderableType:
 
 
 def terminal_text(document: Document, width: int) -> str:
-    """What :func:`terminal` prints, without colour."""
+    """What :func:`to_terminal` prints, without colour."""
     from rich.console import Console
 
     console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
     with console.capture() as capture:
-        console.print(terminal(document))
+        console.print(to_terminal(document))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip() + "\n"
 
 
