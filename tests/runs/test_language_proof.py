@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from scipy.stats import chisquare
 
 from shiq_bench.data.groups import prepare
+from shiq_bench.generation.generator import Generator
 from shiq_bench.generation.opening import make_generator
 from shiq_bench.runs.settings import resolve
 from shiq_bench.tabular.exact import soft_optimum
@@ -28,6 +31,27 @@ SETTINGS: dict[str, Any] = {
     "model": "tiny", "engine": "hf", "algorithm.beta": BETA, "depth": 3, "actions": 4, "reward_scale": 4,
     "off_policy": 0, "explore": 1, "steps": 400, "schedule": "cosine",
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHIQ_BENCH_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Callable[[Path], Generator]]:
+    """One engine for all: they start from the same model."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def opened(folder: Path) -> Generator:
+            generator = make_generator("vllm", folder, tokenizer_vocab=SETTINGS["actions"], max_length=16)
+            stack.callback(generator.close)
+            return generator
+
+        yield opened
 
 
 def exact_optimum(tree: Tree, reference: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
@@ -54,13 +78,12 @@ def exact_optimum(tree: Tree, reference: Sequence[tuple[np.ndarray, np.ndarray]]
 def test_reaches_the_oracle_and_samples_from_it(
     algo: str,
     settings: dict[str, Any],
+    engine: Callable[[Path], Generator],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     record_property: Any,
 ) -> None:
     """Enumerated data through the whole machinery: KL(pi* || pi) <= 1e-4, and what the sampler
     draws is distributed as pi* (chi-square over completions, rare ones pooled, p > 0.001)."""
-    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "home"))
     resolved = resolve(algo, "tree", {**SETTINGS, **settings})
     spec, tree = resolved.spec, resolved.task
     assert isinstance(tree, Tree)
@@ -87,15 +110,10 @@ def test_reaches_the_oracle_and_samples_from_it(
     assert start > 0.3, "the reference must not be the optimum already"
 
     policy.model.save_pretrained(tmp_path / "policy")
-    generator = make_generator("vllm", source.folder, tokenizer_vocab=tree.actions, max_length=16)
-    try:
-        generator.load(tmp_path / "policy")  # weights into a live engine: stale ones would fail the test
-        prompts = [data[c * shape[1]].token_ids[:2] for c in range(shape[0]) for _ in range(DRAWS)]
-        drawn = generator.generate(
-            prompts, temperature=1.0, max_tokens=tree.depth, seeds=range(len(prompts)), stop_ids=()
-        )
-    finally:
-        generator.close()
+    generator = engine(source.folder)
+    generator.load(tmp_path / "policy")  # weights into a live engine: stale ones would fail the test
+    prompts = [data[c * shape[1]].token_ids[:2] for c in range(shape[0]) for _ in range(DRAWS)]
+    drawn = generator.generate(prompts, temperature=1.0, max_tokens=tree.depth, seeds=range(len(prompts)), stop_ids=())
     place = {t.token_ids: i for i, t in enumerate(data)}
     counts = np.zeros(len(data))
     for prompt, completion in zip(prompts, drawn, strict=True):
