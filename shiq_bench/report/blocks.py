@@ -156,9 +156,9 @@ def plain(value: Any) -> str:
     return "none" if value == "" else value if isinstance(value, str) else canonical_json(value)
 
 
-def last(record: RunRecord, policy: str, place: Place) -> Evaluation | None:
-    """The policy's evaluation at its last checkpoint: the rule by which every number is chosen."""
-    found = [e for e in record.evaluations if e.policy == policy and (e.split, e.mode) == place]
+def last(record: RunRecord, policy: str, place: Place | None = None) -> Evaluation | None:
+    """The policy's evaluation at its last checkpoint, of one place or of any: the rule by which numbers are chosen."""
+    found = [e for e in record.evaluations if e.policy == policy and place in (None, (e.split, e.mode))]
     return max(found, key=lambda e: e.step, default=None)
 
 

@@ -37,7 +37,7 @@ class Row:
     Attributes:
         texts: one a column, the label aside.
         bold: which of them are the best of the row.
-        italic: whether the row belongs to the one above it, such as a difference.
+        italic: whether the row belongs to the one above it, such as a difference; it is indented too.
     """
 
     label: str
@@ -93,7 +93,7 @@ class Table:
     @property
     def width(self) -> int:
         """Characters it takes in a terminal."""
-        label = max(map(len, [self.corner, *(row.label for row in self.rows)]))
+        label = max(map(len, [self.corner, *("  " * row.italic + row.label for row in self.rows)]))
         columns = [max(map(len, [*head, *(row.texts[i] for row in self.rows)])) for i, head in enumerate(self.heads)]
         return label + sum(columns) + (2 + self.marked) * len(columns) + 2 * len(self.breaks)
 

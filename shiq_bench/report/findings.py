@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from shiq_bench.report.blocks import last
 from shiq_bench.report.document import BROKEN, Table, simple_table
 from shiq_bench.report.final_performance import contrast_of, final_table, panel_claim
 from shiq_bench.report.format import EMPTY, interval, listed, number, span
@@ -15,7 +16,7 @@ from shiq_bench.report.multi_task import across_findings
 from shiq_bench.report.prose import lead_of, notes_of, problems_of, source_of, too_few
 from shiq_bench.report.reward_kl_frontier import front_findings
 from shiq_bench.report.steps_to_threshold import speed_of
-from shiq_bench.report.study_results import ROUNDING, Findings, StudyResults, final, focus_tests, series, values
+from shiq_bench.report.study_results import ROUNDING, Findings, StudyResults, focus_tests, series, values
 
 
 def findings(study: StudyResults) -> Findings:
@@ -120,7 +121,7 @@ def _table(study: StudyResults) -> Findings:
         )
         for view in study.views
     ]
-    seeds = span(len(e.examples) for r in study.done if (e := final(r)))
+    seeds = span(len(e.examples) for r in study.done if (e := last(r, "trained")))
     lead = (
         f"{study.label}: the worst of n = {seeds} seeds, each an instance of its own, and in parentheses their mean. "
         f"{EMPTY} where none is declared, letters where nothing was run."
@@ -141,7 +142,7 @@ def _worst_text(study: StudyResults, panel: str, method: str, letters: Mapping[s
         return letters[cell.left_out]
     if cell.record is None:
         return "failed" if cell.problem else ""
-    evaluation = final(cell.record)
+    evaluation = last(cell.record, "trained")
     found = list(values(evaluation, study.metric).values())
     if not found:
         return EMPTY
@@ -158,7 +159,7 @@ def _bound_claims(study: StudyResults) -> tuple[str, ...]:
     kept: list[str] = []
     broken: list[str] = []
     for cell in study.cells:
-        found = [] if cell.record is None else list(values(final(cell.record), study.metric).values())
+        found = [] if cell.record is None else list(values(last(cell.record, "trained"), study.metric).values())
         if found and cell.bound is not None:
             (broken if max(found) > cell.bound else kept).append(f"{cell.name} ({number(max(found))})")
     if not kept and not broken:

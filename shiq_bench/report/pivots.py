@@ -123,5 +123,5 @@ def _row(
                 bold.add(len(row))
             row.append("" if difference and column.label == "reference" else text)
         row.append(usual)
-    label = "  minus reference" if difference else metric_label(metric)
+    label = "minus reference" if difference else metric_label(metric)
     return Row(label, tuple(row), frozenset(bold), bool(difference))

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from math import exp, log
 
 from shiq_bench.records.record import RunRecord
+from shiq_bench.report.blocks import last
 from shiq_bench.report.document import Table, simple_table
 from shiq_bench.report.format import EMPTY, interval, listed, number
-from shiq_bench.report.study_results import ROUNDING, StudyResults, Verdict, final, paired_tests, values
+from shiq_bench.report.study_results import ROUNDING, StudyResults, Verdict, paired_tests, values
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 
@@ -44,7 +45,7 @@ def speed_of(study: StudyResults, panel: str, metric: str, threshold: float, lab
         for cell in study.of(panel, method):
             if cell.record is not None:
                 times[method] = updates_until(cell.record, metric, threshold)
-                worst[method] = max(values(final(cell.record), metric).values(), default=None)
+                worst[method] = max(values(last(cell.record, "trained"), metric).values(), default=None)
     firsts = _firsts(times)
     rows = []
     for method, found in times.items():

@@ -9,12 +9,13 @@ such units or more; nothing else is a win. It is the test of the interval that i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 from typing import Literal
 
 from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.report.blocks import last
 from shiq_bench.report.document import Table
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS
@@ -161,11 +162,6 @@ class Findings:
     embedded: tuple[Table, ...] = ()
 
 
-def final(record: RunRecord, policy: str = "trained") -> Evaluation | None:
-    """The policy's last evaluation: the rule by which every number is chosen."""
-    return max((e for e in record.evaluations if e.policy == policy), key=lambda e: e.step, default=None)
-
-
 def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> dict[str, float]:
     """Instance -> the metric, where it was measured; what is under the floor counts as the floor."""
     if evaluation is None:
@@ -176,10 +172,7 @@ def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> di
 
 def shown(study: StudyResults, record: RunRecord, policy: str = "trained") -> Evaluation | None:
     """The policy's last evaluation, of language models where the study looks."""
-    if not study.split:
-        return final(record, policy)
-    place = (study.split, study.mode)
-    return final(replace(record, evaluations=[e for e in record.evaluations if (e.split, e.mode) == place]), policy)
+    return last(record, policy, (study.split, study.mode) if study.split else None)
 
 
 def _units(study: StudyResults, cell: Trial, metric: str = "", policy: str = "trained") -> dict[str, float]:

@@ -38,7 +38,7 @@ def _table(table: Table) -> Iterable[str]:
     yield from ("</thead>", "<tbody>")
     for row in table.rows:
         texts = (f"<b>{t}</b>" if i in row.bold else t for i, t in enumerate(map(_text, row.texts)))
-        cells = "".join(f"<td>{t}</td>" for t in (_text(row.label.strip()), *texts))
+        cells = "".join(f"<td>{t}</td>" for t in (_text(row.label), *texts))
         yield f'<tr class="difference">{cells}</tr>' if row.italic else f"<tr>{cells}</tr>"
     yield from ("</tbody>", "</table>")
 

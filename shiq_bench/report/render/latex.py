@@ -85,7 +85,7 @@ def _tabular(table: Table) -> Iterable[str]:
     yield r"\midrule"
     for line in table.rows:
         texts = (rf"\textbf{{{t}}}" if i in line.bold else t for i, t in enumerate(map(latex_text, line.texts)))
-        label = latex_text(line.label.strip())
+        label = latex_text(line.label)
         label = rf"\quad\textit{{{label}}}" if line.italic else label
         yield f"{{}}{label} & {' & '.join(texts)} " + r"\\"
     yield r"\bottomrule"

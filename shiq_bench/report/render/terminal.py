@@ -66,7 +66,7 @@ def _table(table: Table) -> rich.table.Table:
             texts.append(_text(text + mark, own))
         for i in reversed(table.breaks):
             texts.insert(i, _text(""))
-        made.add_row(_text(row.label, style), *texts)
+        made.add_row(_text("  " * row.italic + row.label, style), *texts)
     return made
 
 
