@@ -58,7 +58,7 @@ def compare(
     other: Annotated[str, typer.Argument(metavar="B", help="What A is compared with, named alike.")],
     task: Annotated[str, typer.Option(help="Task whose runs a method stands for.")] = "",
     results: ResultFolders = None,
-    format: Annotated[str, typer.Option(help="rich, md or csv.")] = "rich",
+    format: Annotated[str, typer.Option(help="rich, md, latex, html or csv.")] = "rich",
     examples: Annotated[int, typer.Option(min=0, help="Prompts to show on which the two differ most.")] = 5,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare records of different source versions.")
