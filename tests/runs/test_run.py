@@ -123,7 +123,15 @@ def interrupt(home: Path, results: Path, how: signal.Signals, ready: Callable[[]
         return code, log.read()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.proof),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.proof),
+    ],
+    ids=lambda s: s.name,
+)
 def test_interrupted_and_resumed_is_the_same_run(home: Path, whole: Path, tmp_path: Path, how: signal.Signals) -> None:
     """Stopped in training by a signal, mid-epoch or not, and resumed: the uninterrupted record, to the bit."""
     results = tmp_path / "results"

@@ -114,6 +114,7 @@ def test_inline_the_worker_is_this_process(tmp_path: Path) -> None:
     assert pids == {os.getpid()} and executor.alive() == 0
 
 
+@pytest.mark.proof
 def test_a_worker_that_is_killed_is_followed_by_another(tmp_path: Path) -> None:
     todo = jobs(tmp_path, steps=1500)
     with Local(Resources(workers=1)) as executor:
@@ -143,6 +144,7 @@ def test_workers_that_die_before_they_begin_are_not_followed_for_ever(
         finished(executor, within=60)
 
 
+@pytest.mark.proof
 def test_workers_that_are_killed_at_work_are_all_followed(tmp_path: Path) -> None:
     """Three at once, as where memory is short: they had begun."""
     todo = jobs(tmp_path, steps=200_000, count=3)
