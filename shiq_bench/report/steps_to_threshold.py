@@ -55,7 +55,7 @@ def speed_of(study: StudyResults, panel: str, metric: str, threshold: float, lab
             f"{len(there)} of {len(found)}",
             _geometric(there),
             str(firsts[method]),
-            number(worst[method]) if (worst[method] or 0.0) > ROUNDING else f"<{ROUNDING:g}",
+            EMPTY if (end := worst[method]) is None else number(end) if end > ROUNDING else f"<{ROUNDING:g}",
         ]
         if study.focus:
             ratios = _log_ratios(found, times.get(study.focus, {})).values()

@@ -2,8 +2,8 @@
 
 A method wins against another where the t test of their paired differences over the units that both were trained on
 (a table's instances, the seeds of language models), Holm-adjusted over all that a caption compares, says so, with six
-such units or more; nothing else is a win. It is the test of the interval that is shown (see
-:func:`shiq_bench.stats.tests.paired_p`), so the two cannot contradict each other.
+such units or more; nothing else is a win. Before the adjustment it is the test of the interval that is shown (see
+:func:`shiq_bench.stats.tests.paired_p`); intervals are not adjusted, so one may exclude 0 where nothing is decided.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from shiq_bench.models.source import ModelSource
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.files import write_json
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.records.provenance import hash_files, source_hash
+from shiq_bench.records.provenance import source_hash
 from shiq_bench.records.record import Evaluation
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.language_data import data_key
@@ -82,14 +82,13 @@ def _heldout_pairs(task: Task) -> list[dict[str, Any]]:
 
 def _reference_lm_eval(run: Run, source: ModelSource, reference: Policy) -> list[Evaluation]:
     """:func:`lm_eval_of` on the reference, computed once like all its numbers."""
-    from shiq_bench.evaluation.lm_eval_tasks import shipped, task_names
+    from shiq_bench.evaluation.lm_eval_tasks import task_names
 
     key = {
         "weights": source.weights_hash,
         "tasks": task_names(run.spec.lm_eval),
         "limit": run.spec.lm_eval_limit,
         "lm_eval": version("lm-eval"),
-        "yaml": hash_files(list(shipped().glob("*.yaml"))),
         "code": source_hash(),
         "pairs": stable_hash(_heldout_pairs(run.task)),
         "engine": run.spec.engine,

@@ -68,7 +68,7 @@ class Collect:
 
 
 class PolicyTrainer(Trainer):
-    """Trainer whose loss is an :class:`~shiq_bench.api.Algorithm`'s, divided by the global count."""
+    """Trainer whose loss is an :class:`~shiq_bench.api.algorithm.Algorithm`'s, divided by the global count."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ def preferences(
     Pairs with an empty answer are left out: it has no likelihood.
 
     Args:
-        pairs: fields of :class:`~shiq_bench.records.Preference` each; without them ``data`` is read.
+        pairs: fields of :class:`~shiq_bench.api.trajectory.Preference` each; without them ``data`` is read.
         data: file that the task takes as its option ``dataset``; its held-out pairs are used.
         task: the task that reads it.
         _: whatever else lm-eval hands to every loader.

@@ -1,4 +1,4 @@
-"""Which bugs ``make test`` plants: those of files that are being worked on. ``make proof`` plants them all."""
+"""Which bugs ``make test`` plants: those that are being worked on. ``make proof`` plants them all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ BASE = "origin/main"
 
 
 def planted(root: Path = ROOT, bugs: list[Mutation] = MUTATIONS) -> tuple[list[Mutation], str]:
-    """The bugs whose file differs from ``origin/main``, and in words why these; all of them where that is unknown."""
+    """The bugs whose file or test differs from ``origin/main``, and why these; all of them where that is unknown."""
     try:
         files = differing(root)
     except (OSError, subprocess.CalledProcessError):
         return bugs, f"all of them: there is no {BASE} to compare with"
-    found = [m for m in bugs if m.file in files]
-    return found, f"of {len({m.file for m in found})} files that differ from {BASE}"
+    found = [m for m in bugs if {m.file, m.test.partition("::")[0]} & files]
+    return found, f"those whose file or test differs from {BASE}"
 
 
 def differing(root: Path) -> set[str]:

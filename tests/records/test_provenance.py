@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from shiq_bench.algorithms.dpo import DPO as BaseMethod
 from shiq_bench.records import provenance
 from shiq_bench.records.record import RunRecord
 from shiq_bench.records.spec import RunSpec
+from tests.test_imports import MODULES, imports
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "shiq_bench"
@@ -54,6 +56,9 @@ DECIDES = {
     "shiq_bench/runs/language.py": ["engine"],
     "algorithms/dpo.py": ["algorithm"],
     "tasks/bfcl/score.py": ["task"],
+    "tasks/bfcl/data.py": ["engine", "task"],
+    "tasks/_lm_eval/utils.py": ["engine"],
+    "tasks/_lm_eval/shiq_preference.yaml": ["engine"],
 }
 
 
@@ -93,6 +98,27 @@ def test_another_line_in_what_shows_is_the_same_code(changed: Mapping[str, list[
 def test_every_file_that_is_said_to_decide_is_there() -> None:
     """A name that has moved would be left out of the hash without a word."""
     assert [name for name in (*provenance.DECIDES, *provenance._SHOWS) if not (PACKAGE / name).exists()] == []
+
+
+def test_what_decides_imports_only_what_decides() -> None:
+    """But for the records' bookkeeping, and checks that refuse a run or let it be."""
+
+    def decides(module: str) -> bool:
+        name = "/".join(module.split(".")[1:])
+        return any(name == d.removesuffix(".py") or name.startswith(f"{d}/") for d in provenance.DECIDES)
+
+    used = set().union(*(imports(path) & MODULES.keys() for name, path in MODULES.items() if decides(name)))
+    rest = {m for m in used if not decides(m) and not m.startswith("shiq_bench.records.")}
+    assert rest == {"shiq_bench", "shiq_bench.runs.validation"}
+
+
+class Inherits(BaseMethod):
+    """A method made of another file's."""
+
+
+def test_what_a_class_inherits_is_its_code() -> None:
+    files = provenance._files_of(Inherits)
+    assert {f.name for f in files} == {"test_provenance.py", "dpo.py"}, "and no file of the engine's"
 
 
 def record(algo: str = "dpo", task: str = "bfcl", source: str = "e", code: str = "a-t") -> RunRecord:

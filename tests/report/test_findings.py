@@ -147,6 +147,31 @@ def test_lost_instances_and_versions_are_told() -> None:
     assert any(n.startswith("MIXED SOURCES") for n in notes)
 
 
+def diverged(algo: str = "wild") -> RunRecord:
+    """As a run is stored all of whose instances diverged: without a number."""
+    return replace(record(algo, {"regret": [0.1] * N}), status="diverged", evaluations=(), curve=())
+
+
+def test_a_method_that_diverged_everywhere_is_told_and_not_drawn_as_perfect() -> None:
+    cells = [Trial("bandit", "Ours", record=record("ours", {"regret": shifted(0.0)}))]
+    cells += [Trial("bandit", "Wild", record=diverged())]
+    said = findings(study(cells, reach=("regret", 0.5, "regret")))
+    assert said.problems == ("Wild on bandit diverged on every instance: it has no numbers.",)
+    (row,) = [r for r in rows_of(said.tables[0]) if r[0] == "Wild"]
+    assert row[-1] == "–" and "<1e-12" not in row
+
+
+def test_what_diverged_does_not_keep_its_promise() -> None:
+    made = proof()
+    cells = [replace(c, record=diverged()) if (c.method, c.panel) == ("Close", "tree") else c for c in made.cells]
+    said = findings(replace(made, cells=tuple(cells)))
+    assert rows_of(said.tables[0])[1][1] == "diverged !"
+    assert said.claims == (
+        "At or under 1.0e-06 in 1 of the 3 cells of which that is promised; not: Close on tree (diverged) and Off on "
+        "tree (0.002).",
+    )
+
+
 # --- speed ---
 
 
@@ -204,7 +229,7 @@ def test_a_table_marks_what_breaks_its_promise() -> None:
         ("Broken", "failed", "1.0e-03 (1.0e-03) 1 of 2"),
     )
     assert said.claims == (
-        "At or under 1.0e-06 in 2 of the 3 cells of which that is promised; above: Off on tree (0.002).",
+        "At or under 1.0e-06 in 2 of the 3 cells of which that is promised; not: Off on tree (0.002).",
     )
     assert "(a) too large." in said.notes and said.problems == ("Not there: Broken on tree: exploded.",)
     text = figures.page(proof(), said)
