@@ -126,8 +126,8 @@ def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed:
         return []
     if (versions := code_versions(found)) and not allow_mixed:
         raise UserError(f"{study.name}: its runs come from different code ({'; '.join(versions)}): add --allow-mixed")
-    shown = [replace(cell.shown, problem=cell.shown.problem or _missing(cell, there)) for cell in cells]
-    files = figures.files_of(studies.sheet(study, cells, shown))
+    shown = [replace(cell, problem=cell.problem or _missing(cell, there)) for cell in cells]
+    files = figures.files_of(studies.sheet(study, shown))
     name = study.name if path == shipped().get(study.name) else str(path)
     command = shlex.join(
         ["shiq-bench", "study", name, *([] if results == Path("results") else ["--results", str(results)])]

@@ -9,23 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.event_log import FOLDER
 from shiq_bench.report import figures
 from shiq_bench.report.prose import listed
-from shiq_bench.report.study_results import StudyResults, Trial
+from shiq_bench.report.study_results import StudyResults
 from shiq_bench.runs.progress import say
 from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, shipped
 from shiq_bench.studies.trials import PlannedTrial, expand, look_up, metrics_of, overridden, refuse_mixture
 from shiq_bench.sweep.executors import make_executor
 from shiq_bench.sweep.grid import Job
-from shiq_bench.sweep.resources import Resources
 from shiq_bench.sweep.sweep import Options, print_plan, sweep
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from shiq_bench.sweep.worker import Resources
 
 #: So many runs of tables, seconds each, are not worth the start of another process.
 FEW = 4
@@ -101,10 +99,12 @@ def run_studies(
         problems |= {line.run_id: line.note or "no reason is known" for line in lines if line.state == "failed"}
     failed = 0
     for study, trials in planned:
-        trials = look_up(trials)
-        shown = [_outcome(trial, problems.get(trial.run_id, "")) for trial in trials]
+        shown = [
+            replace(trial, record=None, problem=problem) if (problem := problems.get(trial.run_id)) else trial
+            for trial in look_up(trials)
+        ]
         failed += sum(bool(trial.problem) for trial in shown)
-        made = sheet(study, trials, shown)
+        made = sheet(study, shown)
         written = figures.write(made, out)
         console.print(figures.terminal(made))
         say(console, f"written: {', '.join(map(str, written))}\n")
@@ -114,11 +114,7 @@ def run_studies(
     return failed
 
 
-def _outcome(trial: PlannedTrial, problem: str) -> Trial:
-    return replace(trial.shown, record=None, problem=problem) if problem else trial.shown
-
-
-def sheet(study: Study, trials: Sequence[PlannedTrial], shown: Sequence[Trial]) -> StudyResults:
+def sheet(study: Study, trials: Sequence[PlannedTrial]) -> StudyResults:
     """A study and its records as reporting sees them."""
     known = metrics_of(study, trials[0])
     metric, titles = known[study.metric], {name: m.title for name, m in known.items()}
@@ -136,7 +132,7 @@ def sheet(study: Study, trials: Sequence[PlannedTrial], shown: Sequence[Trial]) 
         panels=tuple(study.panels),
         methods=tuple(study.methods),
         views=study.shown,
-        cells=tuple(shown),
+        cells=tuple(trials),
         # A table's distances to an optimum span decades.
         log_y=metric.better == "lower" and not study.replicate and study.kind != "front",
         log_x=study.kind == "curves" or study.x_scale == "log",

@@ -26,31 +26,16 @@ KL_METRICS = ("kl", "kl_k1", "kl_token")
 State = Literal["done", "missing", "stale", "left out"]
 
 
-@dataclass(frozen=True)
-class PlannedTrial:
-    """One run of a study: what is to be run, or why not, and what is there of it."""
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial(Trial):
+    """A trial before it is run: what reporting sees of it, what is to be run, and what is there."""
 
-    panel: str
-    method: str
-    x: float | None
     resolved: Resolved
-    left_out: str = ""
-    bound: float | None = None
-    record: RunRecord | None = None
     state: State = "missing"
-    seed: int | None = None
 
     @property
     def run_id(self) -> str:
         return self.resolved.spec.run_id
-
-    @property
-    def shown(self) -> Trial:
-        """As reporting sees it."""
-        record, problem = self.record, ""
-        if record is not None and record.status != "done":
-            problem = f"{record.status}: {record.error}"
-        return Trial(self.panel, self.method, self.x, record, self.bound, self.left_out, problem, self.seed)
 
     def job(self, study: str = "") -> Job:
         """The trial as a sweep takes it, with a problem where it is left out or its method and task do not fit.
@@ -58,10 +43,7 @@ class PlannedTrial:
         Args:
             study: what its name begins with, where a sweep is of several.
         """
-        made, name = self.resolved, f"{study}: {self.shown.name}" if study else self.shown.name
-        if self.left_out:
-            return Job(name, made.spec.algo, made.spec.task, made.values, problem=self.left_out)
-        return job_of(name, made)
+        return job_of(f"{study}: {self.name}" if study else self.name, self.resolved, self.left_out)
 
 
 def overridden(study: Study, given: Settings) -> Study:
@@ -97,14 +79,13 @@ def expand(study: Study, results: Path) -> list[PlannedTrial]:
     values = next(iter(study.vary.values()), (None,))
     for panel, method, x, seed in product(study.panels, study.methods, values, study.replicate or (None,)):
         resolved = _resolved(study, panel, method, x, seed, results)
-
         left_out, unbound = (
             next((rule.reason for rule in rules if rule.about(panel, method, resolved.algorithm)), "")
             for rules in (study.leave_out, study.no_bound)
         )
         bound = None if unbound else study.panels[panel].bound
-        state: State = "left out" if left_out else "missing"
-        out.append(PlannedTrial(panel, method, x, resolved, left_out, bound, state=state, seed=seed))
+        cell = PlannedTrial(panel, method, x, bound=bound, left_out=left_out, seed=seed, resolved=resolved)
+        out.append(replace(cell, state="left out") if left_out else cell)
     _check_metrics(study, out)
     return out
 
@@ -171,9 +152,10 @@ def look_up(
 
 def _looked_up(trial: PlannedTrial, record: RunRecord | None) -> PlannedTrial:
     if record is None or record.status not in ("done", "diverged"):
-        return replace(trial, record=None, state="missing")
+        return replace(trial, record=None, problem="", state="missing")
+    problem = "" if record.status == "done" else f"{record.status}: {record.error}"
     same = same_code(record, type(trial.resolved.algorithm), type(trial.resolved.task))
-    return replace(trial, record=shortened(record), state="done" if same else "stale")
+    return replace(trial, record=shortened(record), problem=problem, state="done" if same else "stale")
 
 
 def shortened(record: RunRecord) -> RunRecord:
