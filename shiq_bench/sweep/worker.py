@@ -1,6 +1,6 @@
 """One worker of a sweep: it goes through the plan, and takes whatever is neither finished nor taken.
 
-And what it gets of its machine: cores, and GPUs or shares of them.
+Beside it, what a worker gets of its machine: cores, and GPUs or shares of them.
 """
 
 from __future__ import annotations

@@ -19,8 +19,15 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import Study, find, load, shipped
-from shiq_bench.studies.study import print_studies, run_studies, study_jobs
-from shiq_bench.studies.trials import PlannedTrial, expand, look_up, overridden
+from shiq_bench.studies.study import (
+    PlannedTrial,
+    expand,
+    look_up,
+    overridden,
+    print_studies,
+    run_studies,
+    study_jobs,
+)
 from shiq_bench.sweep.worker import Resources
 from tests.command import shiq_bench
 
