@@ -58,11 +58,10 @@ def sweep(
     from shiq_bench.studies.study import study_jobs
     from shiq_bench.sweep.executors import make_executor
     from shiq_bench.sweep.grid import check_seedless, names, of_flags, parse_grid, whole_numbers
-    from shiq_bench.sweep.resources import Resources
     from shiq_bench.sweep.sweep import Options, check_ended, print_plan
     from shiq_bench.sweep.sweep import sweep as run_all
     from shiq_bench.sweep.tuning import Tuning, trials, tuned
-    from shiq_bench.sweep.worker import stoppable
+    from shiq_bench.sweep.worker import Resources, stoppable
 
     load_plugins(plugin)
     stoppable()

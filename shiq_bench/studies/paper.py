@@ -23,9 +23,8 @@ from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import SCHEMA_VERSION, RunRecord
 from shiq_bench.report import figures, tables
 from shiq_bench.report.comparison import compare
-from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import find, load, shipped
-from shiq_bench.studies.trials import PlannedTrial, expand, look_up
+from shiq_bench.studies.study import PlannedTrial, expand, look_up, sheet
 
 MANIFEST = "manifest.json"
 INDEX = "index.md"
@@ -100,13 +99,10 @@ def paper(
 
 def _tables(records: Sequence[RunRecord], allow_mixed: bool, report: Callable[[str, int, int], None]) -> list[Made]:
     made: list[Made] = []
-    known = set(tasks.names())
-    by_task: dict[str, list[RunRecord]] = {}
-    for record in records:
-        by_task.setdefault(record.spec.task, []).append(record)
-    for i, (task, some) in enumerate(sorted(by_task.items())):
+    by_task = {task: [r for r in records if r.spec.task == task] for task in sorted({r.spec.task for r in records})}
+    for i, (task, some) in enumerate(by_task.items()):
         report("tables", i, len(by_task))
-        metrics: Sequence[Metric] = tasks.get(task).metrics if task in known else ()
+        metrics: Sequence[Metric] = tasks.get(task).metrics if task in tasks.names() else ()
         ids = tuple(sorted(r.run_id for r in some))
         try:
             comparison = compare(some, metrics, allow_mixed=allow_mixed)
@@ -126,8 +122,8 @@ def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed:
         return []
     if (versions := code_versions(found)) and not allow_mixed:
         raise UserError(f"{study.name}: its runs come from different code ({'; '.join(versions)}): add --allow-mixed")
-    shown = [replace(cell.shown, problem=cell.shown.problem or _missing(cell, there)) for cell in cells]
-    files = figures.files_of(studies.sheet(study, cells, shown))
+    shown = [replace(cell, problem=cell.problem or _missing(cell, there)) for cell in cells]
+    files = figures.files_of(sheet(study, shown))
     name = study.name if path == shipped().get(study.name) else str(path)
     command = shlex.join(
         ["shiq-bench", "study", name, *([] if results == Path("results") else ["--results", str(results)])]
@@ -178,14 +174,9 @@ def _write_manifest(
             **({"kept": kept} if kept else {}),
         },
     )
-    lines = [
-        "# Tables and pictures",
-        "",
-        f"Written by `{command}`. Every file with its runs: [{MANIFEST}]({MANIFEST}).",
-        "",
-    ]
-    lines += [f"- [{m.path}]({m.path})" + (f", drawn by `{m.command}`" if m.command else "") for m in made]
-    write_atomic(out / INDEX, ("\n".join(lines) + "\n").encode())
+    head = f"# Tables and pictures\n\nWritten by `{command}`. Every file with its runs: [{MANIFEST}]({MANIFEST}).\n\n"
+    lines = [f"- [{m.path}]({m.path})" + (f", drawn by `{m.command}`" if m.command else "") for m in made]
+    write_atomic(out / INDEX, (head + "\n".join(lines) + "\n").encode())
 
 
 def _origin(record: RunRecord) -> Mapping[str, object]:

@@ -31,16 +31,9 @@ from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.report.multi_task import IMPROVEMENT, PROFILES
 from shiq_bench.report.study_results import Kind, View
 
-#: The shipped studies, in the order of the index.
-SHIPPED = Path(__file__).parent
-
 Settings = Mapping[str, Any]
 
-_NEEDS = sorted(
-    name
-    for name, cls in vars(api_needs).items()
-    if isinstance(cls, type) and issubclass(cls, api_needs.Need) and cls is not api_needs.Need
-)
+_NEEDS = sorted(name for name, value in vars(api_needs).items() if value in api_needs.Need.__subclasses__())
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -260,7 +253,8 @@ class Study(_Strict):
 
 def shipped() -> dict[str, Path]:
     """Name -> file of the studies that come with the package, the proof first."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"), key=lambda p: (p.stem != "proof", p.stem))}
+    files = Path(__file__).parent.glob("*.yaml")
+    return {path.stem: path for path in sorted(files, key=lambda path: (path.stem != "proof", path.stem))}
 
 
 def find(name: str) -> list[Path]:

@@ -13,16 +13,16 @@ import socket
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.event_log import logged
-from shiq_bench.sweep.resources import Resources, places, visible_gpus
-from shiq_bench.sweep.worker import environment, steps, work
+from shiq_bench.sweep.worker import Resources, environment, places, steps, visible_gpus, work
 
 #: Seconds that workers have for a checkpoint once they are asked to stop.
 GRACE = 120.0
@@ -32,7 +32,7 @@ REFUSALS = (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSEr
 DEATHS = 3
 
 
-class Executor(ABC):
+class Executor(AbstractContextManager["Executor"]):
     """Starts workers on a plan, keeps them alive, and stops them.
 
     ``with executor:`` stops them at the end, whatever it is.
@@ -56,9 +56,6 @@ class Executor(ABC):
         if self.idle_deaths >= DEATHS:
             log = plan.with_suffix(".log")
             raise UserError(f"{DEATHS} workers died one after the other before they began a run: see {log}")
-
-    def __enter__(self) -> Executor:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -167,9 +164,7 @@ class Ray(Executor):
             import ray
         except ImportError:
             raise UserError("Ray is not installed: type pip install -c constraints/cpu.txt -e '.[ray]'") from None
-        if self.address and self.address != "auto":
-            _reachable(self.address)
-        _joined(self.address or "local")
+        _join(self.address)
         have = ray.cluster_resources()
         cores = self.resources.cores or 1
         gpus = self.resources.gpus if self.resources.gpus is not None else float(have.get("GPU", 0) >= 1)
@@ -293,23 +288,35 @@ class Requeued:
         return DelayedSubmission(self, plan)
 
 
-def _joined(address: str) -> None:
-    """Join a Ray, or start one.
+def _join(address: str) -> None:
+    """Join the Ray at an address, or start a local one where none is given.
 
     Raises:
-        UserError: there is none at the address, or none can be started here.
+        UserError: it is no address, no Ray answers there, or none can be started here.
     """
     import ray
 
-    # A local Ray gives its own parts 15 seconds to start, which a busy machine may exceed once, with cold files.
-    for left in reversed(range(3 if address == "local" else 1)):
+    if address not in ("", "auto"):  # found out in seconds, where Ray itself takes minutes
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdigit():
+            raise UserError(f"--address {address}: expected host:port, such as 10.0.0.1:6379, or auto")
         try:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise UserError(
+                f"no Ray answers at {address} ({error.strerror or error}): start it with ray start --head, or leave "
+                "--address out for a local one"
+            ) from None
+    where = address or "local"
+    # A local Ray gives its own parts 15 seconds to start, which a busy machine may exceed once, with cold files.
+    for left in reversed(range(3 if where == "local" else 1)):
+        try:
+            ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level="error")
             return
         except Exception as error:  # Ray raises the bare class
             ray.shutdown()
             if not left:
-                raise UserError(f"no Ray at {address}: {' '.join(str(error).split())[:300]}") from error
+                raise UserError(f"no Ray at {where}: {' '.join(str(error).split())[:300]}") from error
 
 
 def worked(plan: str) -> str:
@@ -321,24 +328,6 @@ def worked(plan: str) -> str:
     except Exception as error:  # a fault of this program's, which another try would meet too
         return f"{type(error).__name__}: {error}"
     return ""
-
-
-def _reachable(address: str) -> None:
-    """Find out in seconds what Ray itself takes minutes to say.
-
-    Raises:
-        UserError: nobody listens there.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--address {address}: expected host:port, such as 10.0.0.1:6379, or auto")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray answers at {address} ({error.strerror or error}): start it with ray start --head, or leave "
-            "--address out for a local one"
-        ) from None
 
 
 def _last_line(log: Path) -> str:

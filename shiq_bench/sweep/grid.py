@@ -11,14 +11,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.registry import algorithms, tasks
-from shiq_bench.api.task import Task
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.event_log import FOLDER, logged
 from shiq_bench.records.files import write_atomic
 from shiq_bench.records.hashing import canonical_json, stable_hash
-from shiq_bench.records.record import SCHEMA_VERSION
+from shiq_bench.records.provenance import same_code
+from shiq_bench.records.record import SCHEMA_VERSION, RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import merged, resolve, settings
@@ -60,9 +59,9 @@ class Job:
             raise UserError(f"{self.name} was planned as {self.run_id} and is {made.spec.run_id} here: plan it again")
         return made
 
-    def code(self) -> tuple[type[Algorithm], type[Task]]:
-        """The classes that it runs."""
-        return algorithms.get(self.algo), tasks.get(self.task)
+    def same_code(self, record: RunRecord) -> bool:
+        """Whether a record was made by the code that the job would run."""
+        return same_code(record, algorithms.get(self.algo), tasks.get(self.task))
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -150,7 +149,8 @@ def of_flags(
     """
     check_known(varied, algos, task_names)
     left_out: set[tuple[str, str]] = set()
-    for algo, task, chosen in product(algos, task_names, _combinations(varied)):
+    for algo, task, combination in product(algos, task_names, product(*varied.values())):
+        chosen = dict(zip(varied, combination, strict=True))
         if lacks := [key for key in chosen if not knows(algo, task, key)]:
             if (algo, task) not in left_out:
                 left_out.add((algo, task))
@@ -186,11 +186,6 @@ def check_known(keys: Iterable[str], algos: Sequence[str], task_names: Sequence[
             raise UserError(f"no method and no task has the setting {key}{suggest(key, known)}")
 
 
-def _combinations(varied: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    for values in product(*varied.values()):
-        yield dict(zip(varied, values, strict=True))
-
-
 def _runs(seeds: Sequence[int]) -> Iterator[dict[str, int]]:
     """Stretches of adjoining seeds."""
     left = sorted(seeds)
@@ -207,13 +202,14 @@ def _job(name: str, algo: str, task: str, values: Mapping[str, Any]) -> Job:
         return Job(name, algo, task, values, problem=str(error))
 
 
-def job_of(name: str, made: Resolved) -> Job:
-    """The job of a run, with a ``problem`` where its settings cannot serve its method or its task."""
-    try:
-        check_demands(made)
-    except UserError as error:
-        return Job(name, made.spec.algo, made.spec.task, made.values, problem=str(error))
-    return Job(name, made.spec.algo, made.spec.task, made.values, made.spec.run_id)
+def job_of(name: str, made: Resolved, problem: str = "") -> Job:
+    """The job of a run, with a ``problem`` also where its settings cannot serve its method or its task."""
+    if not problem:
+        try:
+            check_demands(made)
+        except UserError as error:
+            problem = str(error)
+    return Job(name, made.spec.algo, made.spec.task, made.values, "" if problem else made.spec.run_id, problem)
 
 
 def fitting(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:

@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.runs.progress import about, say
 from shiq_bench.sweep.grid import Job, lease_of, read_plan
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted"]
 
@@ -54,52 +55,36 @@ def line(results: Path, run_id: str, name: str, events: Sequence[Mapping[str, An
         events: its lines of the log.
         before: how it stood before them.
     """
-    last = events[-1] if events else None
-    state = before if last is None else _STATES[last["event"]]
+    if not events:
+        return Line(run_id, name, before)
+    last = events[-1]
     began = next((e["time"] for e in reversed(events) if e["event"] == "start"), None)
-    if last is not None and last["event"] in ("start", "crashed"):
-        if leases.holder(event_log.lease_path(results, run_id)) is None:
-            return _left_behind(results, run_id, name)
-        found = event_log.progress(results, run_id)
-        if found is not None and began is not None and found.at >= began:
-            where = f"{found.stage} {found.done}/{found.total}" if found.total else found.stage
-            numbers = dict(found.numbers)
-            speed = numbers.pop("tokens/s", None)
-            return Line(
-                run_id, name, "running", where, found.left, "" if speed is None else f"{speed:,.0f}",
-                ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()), time.time() - began,
-            )  # fmt: skip
+    if last["event"] not in ("start", "crashed"):
+        return Line(run_id, name, last["event"], last["note"], seconds=0.0 if began is None else last["time"] - began)
+    if leases.holder(event_log.lease_path(results, run_id)) is None:
+        # Its record knows more than the log, where it was killed between the two.
+        record = run_store.find(results, run_id)
+        if record is None or record.status == "started":
+            return Line(run_id, name, "interrupted", "its process is gone")
+        return Line(run_id, name, record.status, record.error or "")
+    found = event_log.progress(results, run_id)
+    if found is None or began is None or found.at < began:
         return Line(run_id, name, "running", "starting", seconds=0.0 if began is None else time.time() - began)
-    took = 0.0 if last is None or began is None else last["time"] - began
-    return Line(run_id, name, state, "" if last is None else last["note"], seconds=took)
-
-
-def _left_behind(results: Path, run_id: str, name: str) -> Line:
-    """A run whose process is gone: its record knows more than the log, where it was killed between the two."""
-    record = run_store.find(results, run_id)
-    if record is None or record.status == "started":
-        return Line(run_id, name, "interrupted", "its process is gone")
-    return Line(run_id, name, record.status, record.error or "")
-
-
-_STATES: dict[str, State] = {
-    "start": "running", "crashed": "running", "done": "done", "failed": "failed", "diverged": "diverged",
-    "interrupted": "interrupted",
-}  # fmt: skip
+    where = f"{found.stage} {found.done}/{found.total}" if found.total else found.stage
+    numbers = dict(found.numbers)
+    speed = numbers.pop("tokens/s", None)
+    return Line(
+        run_id, name, "running", where, found.left, "" if speed is None else f"{speed:,.0f}",
+        ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()), time.time() - began,
+    )  # fmt: skip
 
 
 def table(lines: Sequence[Line], rows: int = 40) -> Table:
     """The runs under way first, then what went wrong, then the rest; at most ``rows`` of them, and the counts."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     shown = sorted(lines, key=lambda entry: ORDER.index(entry.state))[:rows]
     out = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", caption_justify="left")
-    for title, right in (
-        ("run", False), ("state", False), ("step", False), ("tokens/s", True), ("left", True), ("last", False),
-    ):  # fmt: skip
-        out.add_column(title, justify="right" if right else "left", overflow="fold")
+    for title in ("run", "state", "step", "tokens/s", "left", "last"):
+        out.add_column(title, justify="right" if title in ("tokens/s", "left") else "left", overflow="fold")
     for entry in shown:
         left = "" if entry.left is None else about(entry.left)
         out.add_row(
@@ -121,8 +106,6 @@ class View:
     """What is seen of a sweep under way: a live table on a terminal, else a line for every run that ends."""
 
     def __init__(self, results: Path, jobs: Sequence[Job], since: int, before: Mapping[str, State], console: Console):
-        from rich.live import Live
-
         self.results, self.jobs, self.since, self.before, self.console = results, jobs, since, before, console
         self.lines: list[Line] = []
         self._over: set[str] = set()
@@ -133,9 +116,7 @@ class View:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._live.stop()
 
@@ -177,22 +158,11 @@ def over(state: State) -> bool:
     return state in ("done", "failed", "diverged")
 
 
-@dataclass(frozen=True)
-class Status:
-    """How everything stands that is in a results folder or is being run there.
-
-    Attributes:
-        problems: a line a record that cannot be read.
-        under_way: whether a sweep or a run is.
-    """
-
-    lines: list[Line]
-    problems: list[str]
-    under_way: bool
-
-
-def status(results: Path) -> Status:
+def status(results: Path) -> tuple[list[Line], list[str], bool]:
     """What records, the log and the sweeps under way say; what was planned and not begun is only of the last.
+
+    Returns:
+        How every run stands, a line a record that cannot be read, and whether a sweep or a run is under way.
 
     Raises:
         UserError: no such folder.
@@ -200,21 +170,18 @@ def status(results: Path) -> Status:
     records, problems = run_store.load_all(results)
     names, planned = _planned(results)
     log = event_log.events(results)
-    lines = {
-        run_id: line(results, run_id, names.get(run_id, run_id), log[run_id], "waiting") for run_id in log
-    }  # fmt: skip
-    for record in records:
-        if record.run_id not in lines and record.status != "started":
-            name = names.get(record.run_id, record.run_id)
-            lines[record.run_id] = Line(record.run_id, name, record.status, record.error or "")
+    lines = {i: line(results, i, names.get(i, i), events, "waiting") for i, events in log.items()}
     there = {record.run_id for record in records}
     # A run that has ended and whose record is gone was deleted, to be done again.
-    gone = {i for i, entry in lines.items() if entry.state in ("done", "diverged") and i not in there}
-    lines = {i: entry for i, entry in lines.items() if i not in gone}
+    lines = {i: entry for i, entry in lines.items() if i in there or entry.state not in ("done", "diverged")}
+    for record in records:
+        if record.status != "started":
+            name = names.get(record.run_id, record.run_id)
+            lines.setdefault(record.run_id, Line(record.run_id, name, record.status, record.error or ""))
     for run_id in planned:
         lines.setdefault(run_id, Line(run_id, names[run_id], "waiting"))
     shown = sorted(lines.values(), key=lambda entry: (ORDER.index(entry.state), entry.name))
-    return Status(shown, problems, bool(planned) or any(entry.state == "running" for entry in shown))
+    return shown, problems, bool(planned) or any(entry.state == "running" for entry in shown)
 
 
 def _planned(results: Path) -> tuple[dict[str, str], list[str]]:
@@ -238,20 +205,18 @@ def print_status(results: Path, watch: bool, console: Console) -> None:
     Raises:
         UserError: no such folder, nothing was ever run there, or some records cannot be read.
     """
-    from rich.live import Live
-
-    now = status(results)
-    if not now.lines and not now.problems:
+    lines, problems, under_way = status(results)
+    if not lines and not problems:
         raise UserError(f"nothing was run in {results} yet: start with shiq-bench run or shiq-bench sweep")
     if watch:
-        with suppress(KeyboardInterrupt), Live(table(now.lines), console=console, auto_refresh=False) as live:
-            while now.under_way:
+        with suppress(KeyboardInterrupt), Live(table(lines), console=console, auto_refresh=False) as live:
+            while under_way:
                 time.sleep(2)
-                now = status(results)
-                live.update(table(now.lines, rows=max(5, console.height - 4)), refresh=True)
+                lines, problems, under_way = status(results)
+                live.update(table(lines, rows=max(5, console.height - 4)), refresh=True)
     else:
-        console.print(table(now.lines, rows=len(now.lines)))
-    for problem in now.problems:
+        console.print(table(lines, rows=len(lines)))
+    for problem in problems:
         say(console, f"skipped: {problem}")
-    if now.problems:
-        raise UserError(f"{len(now.problems)} records cannot be read: delete their folders to run them again")
+    if problems:
+        raise UserError(f"{len(problems)} records cannot be read: delete their folders to run them again")

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from shiq_bench.records import leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.event_log import logged
 from shiq_bench.records.files import check_writable
 from shiq_bench.records.hashing import canonical_json
-from shiq_bench.records.provenance import same_code
 from shiq_bench.records.record import RunRecord
 from shiq_bench.records.spec import conditions
 from shiq_bench.runs.progress import about, say
@@ -23,9 +23,6 @@ from shiq_bench.sweep.executors import Executor
 from shiq_bench.sweep.grid import Job, fitting, lease_of, write_plan
 from shiq_bench.sweep.status import Line, State, View, over, summary
 from shiq_bench.sweep.worker import log_path, settled
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -84,14 +81,12 @@ def sweep(
     say(console, f"{len(good)} runs: {summary(view.lines)}" + (f"; {len(bad)} left out" if bad else ""))
     for line in view.lines:
         if line.state in ("failed", "diverged"):
-            say(console, f"{line.state}: {line.name}: {line.note or _error(found[line.run_id])}")
+            record = found[line.run_id]
+            why = line.note or (record.error if record else "") or "no reason is known"
+            say(console, f"{line.state}: {line.name}: {why}")
             if (path := log_path(results, line.run_id)).exists():
                 say(console, f"  what it printed: {path}")
     return view.lines
-
-
-def _error(record: RunRecord | None) -> str:
-    return (record.error if record else None) or "no reason is known"
 
 
 def check_ended(lines: Sequence[Line], retry: bool) -> None:
@@ -113,7 +108,7 @@ def _state(job: Job, record: RunRecord | None, options: Options) -> State:
     """
     if record is None or record.status == "started" or not settled(job, record, options.retry, options.fresh):
         return "waiting"
-    if not options.allow_mixed and not same_code(record, *job.code()):
+    if not options.allow_mixed and not job.same_code(record):
         raise UserError(
             f"{job.run_id} ({job.name}) was made by other code: add --fresh to run it again, --allow-mixed to "
             "leave it as it is, or --results for another folder"
@@ -158,7 +153,7 @@ def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Co
 def _there(job: Job, record: RunRecord | None) -> str:
     if record is None:
         return "missing"
-    return record.status if same_code(record, *job.code()) else f"{record.status}, by other code"
+    return record.status if job.same_code(record) else f"{record.status}, by other code"
 
 
 def cost(made: Resolved) -> tuple[int, int]:

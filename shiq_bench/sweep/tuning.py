@@ -66,10 +66,8 @@ def trials(
         for chosen in tuning.candidates(algo, task):
             try:
                 table = resolve(algo, task, merged(values, chosen)).spec.model == "table"
-            except UserError as error:
-                name = " ".join([f"{algo} on {task}", *(f"{k}={v}" for k, v in chosen.items())])
-                yield Job(name, algo, task, merged(values, chosen), problem=str(error))
-                continue
+            except UserError:
+                table = True  # as which of_flags meets the same error, and makes a job with a problem of it
             where = {} if table else {"eval_splits": VALIDATION}
             at = range(max(seeds) + 1, max(seeds) + 1 + len(seeds)) if table else seeds[:1]
             yield from of_flags([algo], [task], list(at), merged(values, where), {k: [v] for k, v in chosen.items()})
@@ -89,11 +87,13 @@ def chosen(
         scores: list[tuple[float, dict[str, str]]] = []
         for candidate in tuning.candidates(algo, task):
             mine = [j for j in jobs if (j.algo, j.task) == (algo, task) and candidate.items() <= dict(j.values).items()]
-            found = [s for j in mine if not j.problem and (s := _score(results, j, metric)) is not None]
+            ended = [run_store.find(results, job.run_id) for job in mine if not job.problem]
+            found = [s for r in ended if r and r.status == "done" and (s := validation(r, metric)) is not None]
+            score = sum(found) / len(found) if found else None
             entry = {"algo": algo, "task": task, "settings": candidate, "runs": [j.run_id for j in mine if j.run_id]}
-            report.append({**entry, "metric": metric.name, "score": sum(found) / len(found) if found else None})
-            if found:
-                scores.append((sum(found) / len(found), candidate))
+            report.append({**entry, "metric": metric.name, "score": score})
+            if score is not None:
+                scores.append((score, candidate))
         sign = -1 if metric.better == "lower" else 1
         if scores:
             out[algo, task] = dict(max(scores, key=lambda s: sign * s[0])[1])  # the first of equals
@@ -134,11 +134,6 @@ def headline(metrics: Sequence[Metric]) -> Metric:
     """The metric that a task chooses by: its first one that is a headline and has a better and a worse."""
     known = [m for m in metrics if m.better != "neither"]
     return next((m for m in known if m.headline), known[0] if known else Metric("reward", "higher", "mean reward"))
-
-
-def _score(results: Path, job: Job, metric: Metric) -> float | None:
-    record = run_store.find(results, job.run_id)
-    return validation(record, metric) if record is not None and record.status == "done" else None
 
 
 def validation(record: RunRecord, metric: Metric) -> float | None:

@@ -43,8 +43,8 @@ BUGS = [
     Mutation(
         "a study draws an old result where the new run failed",
         "shiq_bench/studies/study.py",
-        "replace(trial.shown, record=None, problem=problem) if problem else trial.shown",
-        "trial.shown",
+        "replace(trial, record=None, problem=problem) if (problem := problems.get(trial.run_id)) else trial",
+        "trial",
         f"{STUDY}::test_a_failing_cell_is_a_line_and_the_rest_goes_on",
     ),
 ]

@@ -16,7 +16,7 @@ from shiq_bench.report.reward_kl_frontier import front, gaps
 from shiq_bench.report.steps_to_threshold import updates_until
 from shiq_bench.report.study_results import Trial, focus_tests
 from shiq_bench.stats.clustered import summarise
-from shiq_bench.studies.trials import shortened
+from shiq_bench.studies.study import shortened
 from tests.report.studies import (
     KNOWN,
     LUCK,

@@ -16,7 +16,7 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.runs.execute import execute
 from shiq_bench.studies.paper import INDEX, MANIFEST, paper
 from shiq_bench.studies.schema import load
-from shiq_bench.studies.trials import expand
+from shiq_bench.studies.study import expand
 from tests.command import shiq_bench
 
 STUDY = (

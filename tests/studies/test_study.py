@@ -19,9 +19,16 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.studies import study as studies
 from shiq_bench.studies.schema import Study, find, load, shipped
-from shiq_bench.studies.study import print_studies, run_studies, study_jobs
-from shiq_bench.studies.trials import PlannedTrial, expand, look_up, overridden
-from shiq_bench.sweep.resources import Resources
+from shiq_bench.studies.study import (
+    PlannedTrial,
+    expand,
+    look_up,
+    overridden,
+    print_studies,
+    run_studies,
+    study_jobs,
+)
+from shiq_bench.sweep.worker import Resources
 from tests.command import shiq_bench
 
 TINY: dict[str, Any] = {
@@ -135,7 +142,7 @@ def test_every_cell_of_a_shipped_study_resolves(name: str, tmp_path: Path) -> No
 def test_a_study_s_cells(name: str, tmp_path: Path) -> None:
     """A sweep of a study is its cells: none is lost, and each is the run that the study would do."""
     jobs, cells = study_jobs(name, {}, tmp_path), expand(load(shipped()[name]), tmp_path)
-    assert [j.name for j in jobs] == [c.shown.name for c in cells]
+    assert [j.name for j in jobs] == [c.name for c in cells]
     for job, cell in zip(jobs, cells, strict=True):
         assert bool(job.problem) == bool(cell.left_out)
         if not job.problem:
@@ -176,7 +183,7 @@ def test_an_installed_copy_has_them() -> None:
 
 
 def by_name(cells: list[PlannedTrial]) -> dict[str, PlannedTrial]:
-    return {c.shown.name: c for c in cells}
+    return {c.name: c for c in cells}
 
 
 def test_cells_are_the_product_and_the_nearer_setting_wins(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.sweep.executors import Executor, Inline, Local, Ray, Slurm, make_executor
 from shiq_bench.sweep.grid import Job, fitting, of_flags, write_plan
-from shiq_bench.sweep.resources import Resources, places
+from shiq_bench.sweep.worker import Resources, places
 
 SMALL = {"arms": "3", "contexts": "2", "draws": "6", "off_policy": "0"}
 
