@@ -284,7 +284,7 @@ def load(path: Path) -> Study:
     Raises:
         UserError: no YAML, an unknown key, or a value of the wrong kind; the line names the file and the key.
     """
-    data = _read(path)
+    data = read(path)
     if "name" in data:
         raise UserError(f"{path}: a study has no key 'name': it is called as its file is")
     try:
@@ -293,7 +293,12 @@ def load(path: Path) -> Study:
         raise UserError(f"{path}: {_line(error)}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A study's file as it stands, with every key as text: a label may be a number.
+
+    Raises:
+        UserError: it cannot be read, or is no mapping in YAML.
+    """
     import yaml
 
     try:
@@ -304,7 +309,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study: expected a mapping, and this is {data!r}"[:160])
-    return data
+    return _labelled(data)
+
+
+def _labelled(data: Any) -> Any:
+    if isinstance(data, list):
+        return [_labelled(item) for item in data]
+    return {str(k): _labelled(v) for k, v in data.items()} if isinstance(data, dict) else data
 
 
 #: Where other keys are known than those of a study.

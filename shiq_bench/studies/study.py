@@ -27,7 +27,7 @@ from shiq_bench.report.study_results import StudyResults, Trial
 from shiq_bench.runs.progress import say
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import merged, resolve
-from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, shipped
+from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, read, shipped
 from shiq_bench.sweep.executors import make_executor
 from shiq_bench.sweep.grid import Job, job_of
 from shiq_bench.sweep.sweep import Options, print_plan, sweep
@@ -325,6 +325,6 @@ def print_list(console: Console) -> None:
     """The shipped studies, one line each; no algorithm is imported for it."""
     width = 2 + max(map(len, shipped()))
     for name, path in shipped().items():
-        study = load(path)
-        apart = " (language models: not part of all)" if study.replicate else ""
-        say(console, f"{name:<{width}}{study.title}{apart}")
+        study = read(path)
+        apart = " (language models: not part of all)" if study.get("replicate") else ""
+        say(console, f"{name:<{width}}{study['title']}{apart}")

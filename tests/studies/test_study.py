@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,24 @@ def test_no_yaml_and_no_mapping(tmp_path: Path) -> None:
         load(tmp_path / "b.yaml")
     with pytest.raises(UserError, match=r"c.yaml: a study has no key 'name': it is called as its file is"):
         load(tmp_path / "c.yaml")
+
+
+def test_a_label_may_be_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text("title: t\ntask: bandit\nkind: curves\nmetric: regret\nmethods: {1: {algo: shiq}, 2: {algo: dpo}}")
+    assert [*load(path).methods] == ["1", "2"]
+    path.write_text(path.read_text() + "\n3: x")
+    with pytest.raises(UserError, match="a study has no key '3'"):
+        load(path)
+
+
+def test_the_list_of_studies_imports_no_method() -> None:
+    code = (
+        "import sys; from rich.console import Console; from shiq_bench.studies.study import print_list\n"
+        "print_list(Console()); print([m for m in sys.modules if m.startswith('shiq_bench.algorithms.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ablation" in done.stdout and done.stdout.endswith("[]\n")
 
 
 # --- running ---
