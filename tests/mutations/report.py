@@ -119,7 +119,7 @@ BUGS = [
     ),
     Mutation(
         "tables wider than their page",
-        "shiq_bench/report/render/latex.py",
+        "shiq_bench/report/render.py",
         r"""\ifdim\wd0>\linewidth""",
         r"""\ifdim\wd0<0pt""",
         f"{TABLES}::test_latex_compiles_as_it_stands_and_fits_its_pages[wide]",
@@ -133,14 +133,14 @@ BUGS = [
     ),
     Mutation(
         "underscores reach LaTeX",
-        "shiq_bench/report/render/latex.py",
+        "shiq_bench/report/render.py",
         r""""_": r"\_",""",
         r""""_": "_",""",
         f"{TABLES}::test_every_special_character_of_latex_is_escaped",
     ),
     Mutation(
         "labels are HTML",
-        "shiq_bench/report/render/html.py",
+        "shiq_bench/report/render.py",
         "return escape(",
         "return str(",
         f"{TABLES}::test_html_holds_no_markup_of_a_label",
