@@ -22,7 +22,7 @@ _ENGINE = Path(__file__).parent.parent
 DECIDES = (
     "api", "data", "tabular", "models", "training", "generation", "rewards", "evaluation",
     "runs/context.py", "runs/language.py", "runs/language_data.py", "runs/language_evaluation.py", "runs/resolved.py",
-    "runs/tabular.py", "records/hashing.py", "stats/clustered.py", "stats/intervals.py", "stats/length_control.py",
+    "runs/tabular.py", "records/hashing.py", "stats/clustered.py", "stats/intervals.py",
 )  # fmt: skip
 #: What lies among it and only shows data.
 _SHOWS = ("data/card.py", "data/show.py")

@@ -55,10 +55,9 @@ def _against_claim(study: StudyResults, panel: str) -> str:
     xs = sorted({x for line in lines.values() for x in line})
     if not xs:
         return f"{panel}: no finished run."
-    sign = 1 if study.better == "lower" else -1
     best: dict[tuple[str, ...], list[float]] = {}
     for x in xs:
-        here = {m: sign * (line[x].mean or 0.0) for m, line in lines.items() if x in line}
+        here = {m: study.sign * (line[x].mean or 0.0) for m, line in lines.items() if x in line}
         best.setdefault(tuple(m for m in here if here[m] == min(here.values())), []).append(x)
     word = "lowest" if study.better == "lower" else "highest"
     text = f"{panel}: {word}: " + "; ".join(f"{listed(m)} at {_at(x, xs)}" for m, x in best.items()) + "."

@@ -10,8 +10,8 @@ from shiq_bench.records.record import Status
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report.blocks import Block, last, plain
 from shiq_bench.stats.intervals import Estimate
-from shiq_bench.stats.power import detectable
 from shiq_bench.stats.ranking import Test
+from shiq_bench.stats.tests import detectable
 
 if TYPE_CHECKING:
     import pandas as pd

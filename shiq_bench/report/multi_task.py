@@ -169,8 +169,7 @@ def _claims(study: StudyResults, scores: Normalised) -> list[str]:
     if study.focus and (better := improvements(study)):
         ahead = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.low is not None and b.low > 0.5]
         behind = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.high is not None and b.high < 0.5]
-        said = {m.rpartition(" (")[0] for m in (*ahead, *behind)}
-        undecided = [m for m in better if m not in said]
+        undecided = [m for m, b in better.items() if b.low is None or b.high is None or b.low <= 0.5 <= b.high]
         out.append(
             f"{study.focus} is more often better than {listed(ahead)}; more often worse than {listed(behind)}"
             + (f"; undecided: {listed(undecided)}." if undecided else ".")

@@ -11,8 +11,6 @@ from shiq_bench.report.format import listed, span
 from shiq_bench.report.study_results import PairwiseTest, StudyResults, Trial, measured, shown
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS
 
-__all__ = ["lead_of", "listed", "notes_of", "problems_of", "source_of", "too_few", "wins_where"]
-
 
 def lead_of(study: StudyResults, marks: str) -> str:
     """How to read a picture or table: the metric, n, the unit, the intervals and the test."""

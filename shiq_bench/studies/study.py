@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.event_log import FOLDER
 from shiq_bench.report import figures
-from shiq_bench.report.prose import listed
+from shiq_bench.report.format import listed
 from shiq_bench.report.study_results import StudyResults, Trial
 from shiq_bench.runs.progress import say
 from shiq_bench.studies.schema import Exemption, Settings, Study, find, load, shipped

@@ -22,8 +22,8 @@ BUGS = [
     Mutation(
         "page dated by its packs",
         "shiq_bench/report/payload.py",
-        "gzip.compress(data, _LEVEL, mtime=0)",
-        "gzip.compress(data, _LEVEL)",
+        "gzip.compress(data, 6, mtime=0)",
+        "gzip.compress(data, 6)",
         f"{REPORT}::test_the_same_value_is_the_same_pack_at_any_time",
     ),
     Mutation(
@@ -50,8 +50,8 @@ BUGS = [
     Mutation(
         "episodes left out and not counted",
         "shiq_bench/report/payload.py",
-        "if prompt not in kept and len(kept) == self.limits.prompts:\n                left_out += 1",
-        "if prompt not in kept and len(kept) == self.limits.prompts:\n                left_out += 0",
+        "left_out = episodes - sum(",
+        "left_out = 0 * sum(",
         f"{REPORT}::test_what_is_too_much_is_left_out_and_counted",
     ),
     Mutation(
@@ -71,7 +71,7 @@ BUGS = [
     Mutation(
         "bold on survivors",
         "shiq_bench/report/comparison.py",
-        "(best if len(scores[first]) == asked[first] else unmarked)",
+        "(best if len(scores[first]) == asked else unmarked)",
         "best",
         f"{COMPARISON}::test_who_lost_runs_is_not_bold_and_a_lucky_survivor_is_not_the_best",
     ),
