@@ -192,11 +192,12 @@ def _significance(block: Block) -> Iterable[str]:
                     parts.append(f"{place[0]}, {place[1]}: {first}{each} ({span(units)} {unit})")
                     counts |= units
             if parts:
-                what = "difference to the reference (t test of its interval, sign-flip where all differences are alike"
-                what += "; Holm over methods)"
                 if best:
-                    what = f"the best method against each other one ({sign_flip_name(counts)} over paired {unit}"
-                    what += "; Holm over all pairs of methods)"
+                    how = f"{sign_flip_name(counts)} over paired {unit}; Holm over all pairs of methods"
+                    what = f"the best method against each other one ({how})"
+                else:
+                    how = "t test of its interval, sign-flip where all differences are alike; Holm over methods"
+                    what = f"difference to the reference ({how})"
                 yield f"p, {metric.title}, {what}: {'; '.join(parts)}."
 
 

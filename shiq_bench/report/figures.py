@@ -30,13 +30,9 @@ INDEX = "theory.md"
 
 def files_of(study: StudyResults) -> dict[str, bytes]:
     """Everything about one study by its suffix: ``png`` and ``pdf`` (where it is drawn), ``md`` and ``csv``."""
-    said = findings(study)
-    files: dict[str, bytes] = {}
-    if study.kind != "table":
-        files |= draw(study)
-    files["md"] = page(study, said).encode()
-    files["csv"] = render.to_csv(frame(study)).encode()
-    return files
+    drawn = {} if study.kind == "table" else draw(study)
+    text = {"md": page(study, findings(study)), "csv": render.to_csv(frame(study))}
+    return {**drawn, **{suffix: data.encode() for suffix, data in text.items()}}
 
 
 def write(study: StudyResults, out: Path) -> list[Path]:

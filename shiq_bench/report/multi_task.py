@@ -40,8 +40,9 @@ def normalised(study: StudyResults) -> dict[str, dict[str, list[float]]]:
     """
     out: dict[str, dict[str, list[float]]] = {method: {} for method in study.methods}
     for panel in study.panels:
-        found = {m: list(_ended(study, panel, m).values()) for m in study.methods}
-        every = [x for xs in found.values() for x in xs]
+        ended = {m: measured(study, panel, m).values() for m in study.methods}
+        found = {m: {unit: x for units in e for unit, x in units.items()} for m, e in ended.items()}
+        every = [x for xs in found.values() for x in xs.values()]
         if not every:
             continue
         if study.normalise == "optimum":
@@ -53,14 +54,7 @@ def normalised(study: StudyResults) -> dict[str, dict[str, list[float]]]:
             continue
         for method, xs in found.items():
             if xs:
-                out[method][panel] = [(worst - x) / (worst - best) for x in xs]
-    return out
-
-
-def _ended(study: StudyResults, panel: str, method: str) -> dict[str, float]:
-    out: dict[str, float] = {}
-    for units in measured(study, panel, method).values():
-        out |= units
+                out[method][panel] = [(worst - x) / (worst - best) for x in xs.values()]
     return out
 
 

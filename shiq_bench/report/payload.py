@@ -12,20 +12,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from math import isfinite
 from typing import Any
 
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.records.spec import RunSpec
-from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Place
-from shiq_bench.report.comparison import compare, reference_of
-from shiq_bench.report.curves import curves
+from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Key, Place
+from shiq_bench.report.comparison import cell_of, compare, reference_of
 from shiq_bench.report.format import digits, metric_label
 from shiq_bench.report.pivots import place_title
 from shiq_bench.report.pivots import texts as texts_of
 from shiq_bench.report.plot import COLOURS
+from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 #: Version of what the page's script reads.
 PAYLOAD_VERSION = 1
@@ -145,12 +144,10 @@ class _Maker:
         records = [r for c in block.columns for r in c.runs]
         # Who measured the reference of each place, for its episodes.
         measured = {p: reference_of(records, p)[0] for p in block.places}
-        texts = (texts_of(block), texts_of(block, differences=True))
+        texts, changes = texts_of(block), texts_of(block, differences=True)
         every = []  # all numbers of each row, for the pictures
         for column in block.columns:
-            numbers = partial(self._numbers, block, column.label, texts)
-            every.append(numbers([m.name for m in block.metrics])[0])
-            numbers_shown, differences = numbers(shown)
+            every.append(_numbers(block, column.label, [m.name for m in block.metrics], texts))
             kept = len(self.runs)
             episodes = [self._run(record, len(self.rows), block.places) for record in column.runs]
             if not column.runs:
@@ -165,8 +162,8 @@ class _Maker:
                     "counts": {s: column.count(s) for s in ("done", "failed", "diverged", "started")},
                     "seeds": len(column.done),
                     "consumed": column.consumed,
-                    "cells": numbers_shown,
-                    "differences": differences,
+                    "cells": _numbers(block, column.label, shown, texts),
+                    "differences": _numbers(block, column.label, shown, changes, differences=True),
                     "runs": list(range(kept, len(self.runs))),
                     "behind": list(range(kept, len(self.runs))),
                     "episodes": episodes,
@@ -203,23 +200,6 @@ class _Maker:
         return " ".join(
             f"{k.removeprefix('algo_options.')}={v}" for k, v in told.items() if k not in ("algo", "seed", "results")
         )
-
-    def _numbers(
-        self, block: Block, label: str, texts: tuple[Mapping[Any, str], Mapping[Any, str]], names: Sequence[str]
-    ) -> list[list[dict[str, Any]]]:
-        """A policy's cells and its differences to the reference: for each place, metric -> number."""
-        best: tuple[frozenset[Any], frozenset[Any]] = (block.best, frozenset())
-        return [
-            [
-                {
-                    name: _number(cell, said[key], key in winners)
-                    for name in names
-                    if (cell := values.get(key := (*place, label, name))) is not None
-                }
-                for place in block.places
-            ]
-            for values, said, winners in zip((block.cells, block.differences), texts, best, strict=True)
-        ]
 
     def _run(self, record: RunRecord, row: int, places: Sequence[Place]) -> list[int | None]:
         """Keep one run; returns the packs of its own episodes at the end of training, one a place."""
@@ -292,6 +272,51 @@ class _Maker:
         return _clean(value)
 
 
+def curves(column: Column, row: int, metrics: Sequence[Metric], points: int) -> Iterable[dict[str, Any]]:
+    """The finished runs of a column, with 95% t intervals; at most ``points`` of what was logged."""
+    found: dict[tuple[str, str], list[tuple[int, Estimate]]] = {}
+    by_step: dict[tuple[int, str, str], list[Evaluation]] = {}
+    for record in column.done:
+        for e in record.curve:
+            by_step.setdefault((e.step, e.split, e.mode), []).append(e)
+    for step, split, mode in sorted(by_step):
+        # Where some runs were not evaluated, a mean would be over others than beside it.
+        if len(evaluations := by_step[step, split, mode]) == len(column.done):
+            for metric in metrics:
+                if cell := cell_of(evaluations, metric.name):
+                    found.setdefault((f"{split}, {mode}", metric.name), []).append((step, cell.estimate))
+    for (place, name), values in found.items():
+        yield _curve(row, place, name, values)
+    logged = [{int(line["step"]): line for line in r.training if "step" in line} for r in column.done]
+    steps = evenly(sorted(set.intersection(*map(set, logged))) if logged else [], points)
+    for name in sorted({k for s in steps for lines in logged for k in lines[s]} - {"step", "epoch"}):
+        yield _curve(row, "training", name, [(s, mean_ci_t(_finite(x[s].get(name)) for x in logged)) for s in steps])
+
+
+def _curve(row: int, place: str, metric: str, values: Sequence[tuple[int, Estimate]]) -> dict[str, Any]:
+    known = [(step, e) for step, e in values if e.mean is not None]
+    return {
+        "row": row,
+        "place": place,
+        "metric": metric,
+        "step": [step for step, _ in known],
+        **{name: [digits(getattr(e, name)) for _, e in known] for name in ("mean", "low", "high")},
+        "units": max((e.units for _, e in known), default=0),
+        "fewest": min((e.units for _, e in known), default=0),
+    }
+
+
+def evenly(steps: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of them, evenly spaced, the first and the last among them."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def _finite(x: Any) -> float | None:
+    return float(x) if isinstance(x, (int, float)) and isfinite(x) else None
+
+
 def apart(blocks: Sequence[Block]) -> list[str]:
     """What tells each block from the others of its task, in the words of its title; nothing where there are none."""
     out: list[str] = []
@@ -316,6 +341,21 @@ def _flattened(of: RunSpec | RunRecord, names: Sequence[str]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _numbers(
+    block: Block, label: str, names: Iterable[str], texts: Mapping[Key, str], differences: bool = False
+) -> list[dict[str, Any]]:
+    """A policy's cells, or its differences to the reference: for each place, metric -> number."""
+    values, best = (block.differences, ()) if differences else (block.cells, block.best)
+    return [
+        {
+            name: _number(cell, texts[key], key in best)
+            for name in names
+            if (cell := values.get(key := (*place, label, name))) is not None
+        }
+        for place in block.places
+    ]
 
 
 def _number(cell: Cell, text: str, best: bool) -> dict[str, Any]:

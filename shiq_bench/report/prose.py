@@ -81,13 +81,10 @@ def source_of(study: StudyResults) -> list[str]:
 
 def notes_of(study: StudyResults) -> tuple[str, ...]:
     """What was left out and why, the study's own remarks, deviations, and where the records are from."""
-    return (*_left_out(study), *study.notes, *_deviations(study), *source_of(study))
-
-
-def _deviations(study: StudyResults) -> list[str]:
-    """Where runs of language models departed from what was asked of them."""
+    # Of language models alone: where they departed from what was asked of them.
     counts = Counter(d for r in study.done if study.split for d in r.deviations)
-    return [f"In {n} of {len(study.done)} runs: {text}." for text, n in counts.items()]
+    deviations = [f"In {n} of {len(study.done)} runs: {text}." for text, n in counts.items()]
+    return (*_left_out(study), *study.notes, *deviations, *source_of(study))
 
 
 def too_few(study: StudyResults, found: Sequence[PairwiseTest]) -> str:

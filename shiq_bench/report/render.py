@@ -93,12 +93,7 @@ def to_terminal(document: Document) -> RenderableType:
         parts.append(_line(section.title, "bold cyan"))
         for table in section.tables:
             parts += [_line(""), _terminal_table(table)]
-        parts += [
-            _line(""),
-            *map(_line, section.claims),
-            *(_line(line, "dim") for line in section.notes),
-            _line(""),
-        ]
+        parts += [_line(""), *map(_line, section.claims), *(_line(line, "dim") for line in section.notes), _line("")]
     return Group(*parts, *(_line(line, "bold yellow") for line in document.warnings))
 
 

@@ -42,7 +42,7 @@ BUGS = [
     ),
     Mutation(
         "a curve that hides how few runs it is of",
-        "shiq_bench/report/curves.py",
+        "shiq_bench/report/payload.py",
         '"fewest": min(',
         '"fewest": max(',
         f"{REPORT}::test_a_curve_tells_the_fewest_runs_behind_a_mean",
@@ -56,7 +56,7 @@ BUGS = [
     ),
     Mutation(
         "curve of the first seed alone",
-        "shiq_bench/report/curves.py",
+        "shiq_bench/report/payload.py",
         "mean_ci_t(_finite(x[s].get(name)) for x in logged)",
         "mean_ci_t(_finite(x[s].get(name)) for x in logged[:1])",
         f"{REPORT}::test_learning_curves_are_means_over_seeds",
@@ -64,8 +64,8 @@ BUGS = [
     Mutation(
         "a method's own number in the place of its difference",
         "shiq_bench/report/payload.py",
-        "zip((block.cells, block.differences), texts, best, strict=True)",
-        "zip((block.cells, block.cells), texts[:1] * 2, best, strict=True)",
+        "shown, changes, differences=True)",
+        "shown, texts)",
         f"{REPORT}::test_the_leaderboard_is_the_table",
     ),
     Mutation(
@@ -162,8 +162,8 @@ BUGS = [
     Mutation(
         "scores count from the optimum down",
         "shiq_bench/report/multi_task.py",
-        "out[method][panel] = [(worst - x) / (worst - best) for x in xs]",
-        "out[method][panel] = [(best - x) / (best - worst) for x in xs]",
+        "out[method][panel] = [(worst - x) / (worst - best) for x in xs.values()]",
+        "out[method][panel] = [(best - x) / (best - worst) for x in xs.values()]",
         "tests/report/test_multi_task.py::test_scores_lie_between_the_reference_and_the_optimum",
     ),
     Mutation(

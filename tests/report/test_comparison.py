@@ -17,7 +17,7 @@ from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.report.blocks import Block
 from shiq_bench.report.comparison import compare
-from shiq_bench.report.frame import frame as frame_of
+from shiq_bench.report.tables import frame as frame_of
 from shiq_bench.report.tables import print_table
 from shiq_bench.report.tables import text as in_format
 from shiq_bench.stats.clustered import paired_examples, summarise
