@@ -16,14 +16,10 @@ from shiq_bench.stats.ranking import Test
 #: Mode of evaluations on tasks of lm-eval, each a split of its own.
 LM_EVAL = "lm-eval"
 
-
 #: Marks a difference to the reference on an lm-eval task that lies below 0 with its whole interval.
 DROP = " ▼"
 
-
 Place = tuple[str, str]  # split, mode
-
-
 Key = tuple[str, str, str, str]  # split, mode, label of the policy, name of the metric
 
 
@@ -142,13 +138,6 @@ def flat(spec: RunSpec) -> dict[str, Any]:
     """What a column stands for: the algorithm's options and every other setting but the seed."""
     outcome = {k: v for k, v in spec.outcome().items() if k not in {*CONDITIONS, "algo", "seed", "algo_options"}}
     return {**named(spec), **outcome}
-
-
-def sortable(value: Any) -> tuple[int, float, str]:
-    """A key that orders numbers as numbers, before text."""
-    if isinstance(value, (int, float)):
-        return (0, float(value), "")
-    return (1, 0.0, plain(value))
 
 
 def plain(value: Any) -> str:

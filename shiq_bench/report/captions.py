@@ -9,9 +9,8 @@ from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import RunRecord
 from shiq_bench.report.blocks import DROP, LM_EVAL, Block, Column, differing, flat, named, plain, where
 from shiq_bench.report.format import listed, p_value, span
-from shiq_bench.stats.power import binomial_stderr, detectable, detectable_difference
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS
-from shiq_bench.stats.tests import sign_flip_name
+from shiq_bench.stats.tests import binomial_stderr, detectable, detectable_difference, sign_flip_name
 
 
 def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
@@ -23,7 +22,14 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     """
     trained = block.columns[1:]
     table = block.conditions["model"] == "table"
-    yield from _instances() if table else _intervals(block)
+    if table:
+        yield (
+            "±: 95% interval over instances, Student's t; every number of an instance is exact. "
+            "n: instances, each with data and training of its own. Minus reference: paired by instance. "
+            "Own fixed point: the loss's minimiser under exact expectations; sampled data give another."
+        )
+    else:
+        yield from _intervals(block)
     idle = sum(record.spec.steps == 0 for record in records)
     if idle and not table:
         yield f"Not trained (steps=0): {idle} of {len(records)} runs; of those the reference alone was evaluated."
@@ -55,15 +61,6 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     if disagree:
         yield f"{disagree} runs measured the reference differently under the same settings; the first is shown."
     yield from _runs(trained, records)
-
-
-def _instances() -> Iterable[str]:
-    """How to read the numbers of runs on tables."""
-    yield (
-        "±: 95% interval over instances, Student's t; every number of an instance is exact. "
-        "n: instances, each with data and training of its own. Minus reference: paired by instance. "
-        "Own fixed point: the loss's minimiser under exact expectations; sampled data give another."
-    )
 
 
 def _intervals(block: Block) -> Iterable[str]:
@@ -172,10 +169,10 @@ def _over_differences(block: Block) -> str:
     if "seeds" not in found:
         return crossed
     where = " where not every seed has every prompt's number" if crossed else ""
-    return f"{crossed}, interval over the seeds' differences alone{where}, which {_UNCOVERED}"
-
-
-_UNCOVERED = "covers neither other prompts nor the reference's own sampling"
+    return (
+        f"{crossed}, interval over the seeds' differences alone{where}, which covers neither other prompts nor the "
+        "reference's own sampling"
+    )
 
 
 def _significance(block: Block) -> Iterable[str]:
@@ -195,17 +192,13 @@ def _significance(block: Block) -> Iterable[str]:
                     parts.append(f"{place[0]}, {place[1]}: {first}{each} ({span(units)} {unit})")
                     counts |= units
             if parts:
-                how = f"{sign_flip_name(counts)} over paired {unit}; Holm over all pairs of methods"
-                what = (
-                    f"the best method against each other one ({how})"
-                    if best
-                    else f"difference to the reference ({_TESTED})"
-                )
+                if best:
+                    how = f"{sign_flip_name(counts)} over paired {unit}; Holm over all pairs of methods"
+                    what = f"the best method against each other one ({how})"
+                else:
+                    how = "t test of its interval, sign-flip where all differences are alike; Holm over methods"
+                    what = f"difference to the reference ({how})"
                 yield f"p, {metric.title}, {what}: {'; '.join(parts)}."
-
-
-#: How a difference to the reference is tested.
-_TESTED = "t test of its interval, sign-flip where all differences are alike; Holm over methods"
 
 
 def _detectable_pairs(block: Block) -> Iterable[str]:

@@ -18,20 +18,7 @@ from shiq_bench.records.metric import ENGINE_METRICS, Metric
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.records.spec import conditions
-from shiq_bench.report.blocks import (
-    LM_EVAL,
-    Block,
-    Cell,
-    Column,
-    Comparison,
-    Key,
-    Place,
-    differing,
-    flat,
-    last,
-    plain,
-    sortable,
-)
+from shiq_bench.report.blocks import LM_EVAL, Block, Cell, Column, Comparison, Key, Place, differing, flat, last, plain
 from shiq_bench.report.captions import captions_of
 from shiq_bench.stats.clustered import linearised, linearised_difference, paired_examples, prompts_with
 from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t, t_interval
@@ -108,7 +95,7 @@ def columns_of(records: Sequence[RunRecord]) -> list[Column]:
     for algo in sorted({r.spec.algo for r in records}):
         alike = [g for g in groups.values() if g[0].spec.algo == algo]
         names = sorted(differing([flat(g[0].spec) for g in alike]))
-        for group in sorted(alike, key=lambda g: [sortable(flat(g[0].spec).get(n)) for n in names]):
+        for group in sorted(alike, key=lambda g: [_sortable(flat(g[0].spec).get(n)) for n in names]):
             own = flat(group[0].spec)
             label = " ".join([algo, *(f"{n}={plain(own[n])}" for n in names if n in own)])
             # Numbers are kept by label.
@@ -117,6 +104,13 @@ def columns_of(records: Sequence[RunRecord]) -> list[Column]:
             done = tuple(r for r in group if r.status == "done")
             columns.append(Column(label, tuple(group), done))
     return columns
+
+
+def _sortable(value: Any) -> tuple[int, float, str]:
+    """A key that orders numbers as numbers, before text."""
+    if isinstance(value, (int, float)):
+        return (0, float(value), "")
+    return (1, 0.0, plain(value))
 
 
 def reference_of(
@@ -200,11 +194,7 @@ def _cell(found: Sequence[tuple[Estimate, Mapping[str, float]]], seeds: int) -> 
     return Cell(across, n, "seeds" if across.half else "none")
 
 
-def _block(
-    records: Sequence[RunRecord],
-    known: Sequence[Metric],
-    unequal: set[str],
-) -> Block:
+def _block(records: Sequence[RunRecord], known: Sequence[Metric], unequal: set[str]) -> Block:
     columns = columns_of(records)
     # In the order the runs evaluated them, splits kept together.
     seen = dict.fromkeys((e.split, e.mode) for r in records for e in r.evaluations)
@@ -242,7 +232,9 @@ def _block(
                     # One seed of a language model says nothing of others: it has an interval over prompts and no p.
                     p = paired_p(cell.estimate, units) if len(units) > 1 else None
                     tests[column.label] = (p, len(units))
-            to_reference |= {(*place, label, metric.name): test for label, test in _adjusted(tests).items()}
+            adjusted = holm([p for p, _ in tests.values()])
+            for (label, (p, n)), over_methods in zip(tests.items(), adjusted, strict=True):
+                to_reference[(*place, label, metric.name)] = Test(p, over_methods, n)
 
     best, unmarked, to_best = _compared(columns, places, metrics)
     spec = records[0].spec
@@ -321,19 +313,9 @@ def _compared(
                 continue
             scores = {c.label: {u: sign * v for u, v in _units(c, place, metric.name).items()} for c in columns}
             if (first := winner(scores)) is not None:
-                asked = {c.label: sum(_asked(r) for r in c.runs) for c in columns}
+                specs = [r.spec for c in columns if c.label == first for r in c.runs]
+                asked = sum(s.seeds if s.model == "table" else 1 for s in specs)
                 # Survivors are no sample of what was run.
-                (best if len(scores[first]) == asked[first] else unmarked).add((*place, first, metric.name))
+                (best if len(scores[first]) == asked else unmarked).add((*place, first, metric.name))
             tests |= {(*place, label, metric.name): test for label, test in against_best(scores).items()}
     return frozenset(best), frozenset(unmarked), tests
-
-
-def _asked(record: RunRecord) -> int:
-    """Units of a run that would have a number if nothing had gone wrong."""
-    return record.spec.seeds if record.spec.model == "table" else 1
-
-
-def _adjusted(raw: Mapping[str, tuple[float | None, int]]) -> dict[str, Test]:
-    """Method -> its p and units, with Holm over the methods."""
-    adjusted = holm([p for p, _ in raw.values()])
-    return {label: Test(p, a, units) for (label, (p, units)), a in zip(raw.items(), adjusted, strict=True)}

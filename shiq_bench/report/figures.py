@@ -16,7 +16,7 @@ from shiq_bench.report import render
 from shiq_bench.report.document import Document, Section
 from shiq_bench.report.findings import findings
 from shiq_bench.report.plot import draw
-from shiq_bench.report.render.markdown import bullets, tables
+from shiq_bench.report.render import bullets, pipe_tables
 from shiq_bench.report.study_results import Findings, StudyResults, series
 
 if TYPE_CHECKING:
@@ -30,13 +30,9 @@ INDEX = "theory.md"
 
 def files_of(study: StudyResults) -> dict[str, bytes]:
     """Everything about one study by its suffix: ``png`` and ``pdf`` (where it is drawn), ``md`` and ``csv``."""
-    said = findings(study)
-    files: dict[str, bytes] = {}
-    if study.kind != "table":
-        files |= draw(study)
-    files["md"] = page(study, said).encode()
-    files["csv"] = render.to_csv(frame(study)).encode()
-    return files
+    drawn = {} if study.kind == "table" else draw(study)
+    text = {"md": page(study, findings(study)), "csv": render.to_csv(frame(study))}
+    return {**drawn, **{suffix: data.encode() for suffix, data in text.items()}}
 
 
 def write(study: StudyResults, out: Path) -> list[Path]:
@@ -54,13 +50,13 @@ def write(study: StudyResults, out: Path) -> list[Path]:
 def page(study: StudyResults, said: Findings) -> str:
     """The study in Markdown: question, picture or tables, what it shows, notes, and the numbers behind it."""
     drawn = study.kind != "table"
-    first = [f"![{in_markdown(study.title)}]({study.name}.png)", ""] if drawn else tables(said.tables)
+    first = [f"![{in_markdown(study.title)}]({study.name}.png)", ""] if drawn else pipe_tables(said.tables)
     rest = [table for table in said.tables if drawn and table not in said.embedded]
     files = " and ".join(f"[{study.name}.{s}]({study.name}.{s})" for s in (["csv", "pdf"] if drawn else ["csv"]))
     lines = [
         f"# {in_markdown(study.title)}", "", in_markdown(study.asks), "", *first, in_markdown(said.lead), "",
-        *bullets((*said.claims, *said.problems)), "", *tables(said.embedded), *bullets(said.notes), "", NUMBERS, "",
-        *tables(rest), f"Every number with its run: {files}.",
+        *bullets((*said.claims, *said.problems)), "", *pipe_tables(said.embedded), *bullets(said.notes), "",
+        NUMBERS, "", *pipe_tables(rest), f"Every number with its run: {files}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

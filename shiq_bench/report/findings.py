@@ -23,12 +23,13 @@ def findings(study: StudyResults) -> Findings:
     """Everything that can be said about a study's records."""
     if study.kind == "across":
         return across_findings(study)
-    table = _summary if study.split else _table
-    make = {"curves": _curves, "against": _against, "table": table, "front": front_findings}
+    table = _ends if study.split else _table
+    make = {"curves": _ends, "against": _against, "table": table, "front": front_findings}
     return make[study.kind](study)
 
 
-def _curves(study: StudyResults) -> Findings:
+def _ends(study: StudyResults) -> Findings:
+    """Of curves, and of tables of language models: where methods end, panel by panel, and how fast they get there."""
     tables = [final_table(study, panel) for panel in study.panels]
     claims = [panel_claim(study, panel) for panel in study.panels]
     claims += [contrast_of(study, *pair) for pair in study.contrasts]
@@ -38,8 +39,8 @@ def _curves(study: StudyResults) -> Findings:
             claim, table = speed_of(study, panel, *study.reach)
             claims.append(claim)
             embedded.append(table)
-    lead, tables = lead_of(study, "lines and bands, "), [*embedded, *tables]
-    return Findings(lead, tuple(claims), tuple(tables), problems_of(study), notes_of(study), tuple(embedded))
+    lead = lead_of(study, "lines and bands, " if study.kind == "curves" else "")
+    return Findings(lead, tuple(claims), (*embedded, *tables), problems_of(study), notes_of(study), tuple(embedded))
 
 
 def _against(study: StudyResults) -> Findings:
@@ -55,10 +56,9 @@ def _against_claim(study: StudyResults, panel: str) -> str:
     xs = sorted({x for line in lines.values() for x in line})
     if not xs:
         return f"{panel}: no finished run."
-    sign = 1 if study.better == "lower" else -1
     best: dict[tuple[str, ...], list[float]] = {}
     for x in xs:
-        here = {m: sign * (line[x].mean or 0.0) for m, line in lines.items() if x in line}
+        here = {m: study.sign * (line[x].mean or 0.0) for m, line in lines.items() if x in line}
         best.setdefault(tuple(m for m in here if here[m] == min(here.values())), []).append(x)
     word = "lowest" if study.better == "lower" else "highest"
     text = f"{panel}: {word}: " + "; ".join(f"{listed(m)} at {_at(x, xs)}" for m, x in best.items()) + "."
@@ -98,14 +98,6 @@ def _against_table(study: StudyResults, panel: str) -> Table:
     ]
     title = panel + (f": (+) {study.focus} wins, (-) it loses" if study.focus else "")
     return simple_table(title, (f"{study.x_label} →", *(f"{x:g}" for x in xs)), rows)
-
-
-def _summary(study: StudyResults) -> Findings:
-    """Of language models: a table a panel, and what holds over seeds."""
-    claims = [panel_claim(study, panel) for panel in study.panels]
-    claims += [contrast_of(study, *pair) for pair in study.contrasts]
-    tables = tuple(final_table(study, panel) for panel in study.panels)
-    return Findings(lead_of(study, ""), tuple(claims), tables, problems_of(study), notes_of(study))
 
 
 def _table(study: StudyResults) -> Findings:

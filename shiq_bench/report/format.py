@@ -74,8 +74,8 @@ def metric_label(metric: Metric) -> str:
     return f"{metric.title}{' (%)' if metric.percent else ''}{_ARROW[metric.better]}"
 
 
-def listed(names: Sequence[str], none: str = "none") -> str:
-    """``A, B and C``."""
+def listed(names: Sequence[str]) -> str:
+    """``A, B and C``, or ``none``."""
     if len(names) < 2:
-        return names[0] if names else none
+        return names[0] if names else "none"
     return f"{', '.join(names[:-1])} and {names[-1]}"

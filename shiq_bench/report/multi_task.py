@@ -40,8 +40,9 @@ def normalised(study: StudyResults) -> dict[str, dict[str, list[float]]]:
     """
     out: dict[str, dict[str, list[float]]] = {method: {} for method in study.methods}
     for panel in study.panels:
-        found = {m: list(_ended(study, panel, m).values()) for m in study.methods}
-        every = [x for xs in found.values() for x in xs]
+        ended = {m: measured(study, panel, m).values() for m in study.methods}
+        found = {m: {unit: x for units in e for unit, x in units.items()} for m, e in ended.items()}
+        every = [x for xs in found.values() for x in xs.values()]
         if not every:
             continue
         if study.normalise == "optimum":
@@ -53,14 +54,7 @@ def normalised(study: StudyResults) -> dict[str, dict[str, list[float]]]:
             continue
         for method, xs in found.items():
             if xs:
-                out[method][panel] = [(worst - x) / (worst - best) for x in xs]
-    return out
-
-
-def _ended(study: StudyResults, panel: str, method: str) -> dict[str, float]:
-    out: dict[str, float] = {}
-    for units in measured(study, panel, method).values():
-        out |= units
+                out[method][panel] = [(worst - x) / (worst - best) for x in xs.values()]
     return out
 
 
@@ -169,8 +163,7 @@ def _claims(study: StudyResults, scores: Normalised) -> list[str]:
     if study.focus and (better := improvements(study)):
         ahead = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.low is not None and b.low > 0.5]
         behind = [f"{m} ({number(b.mean)})" for m, b in better.items() if b.high is not None and b.high < 0.5]
-        said = {m.rpartition(" (")[0] for m in (*ahead, *behind)}
-        undecided = [m for m in better if m not in said]
+        undecided = [m for m, b in better.items() if b.low is None or b.high is None or b.low <= 0.5 <= b.high]
         out.append(
             f"{study.focus} is more often better than {listed(ahead)}; more often worse than {listed(behind)}"
             + (f"; undecided: {listed(undecided)}." if undecided else ".")

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from shiq_bench.records.errors import UserError, suggest
-from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.records.spec import conditions
 from shiq_bench.report.blocks import Cell, Place, differing, flat, last, named, plain
 from shiq_bench.report.comparison import difference_of, known_metrics, unit_differences
+from shiq_bench.report.format import EMPTY
 from shiq_bench.stats.clustered import prompts_with, summarise
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 from shiq_bench.stats.tests import paired_p
@@ -276,14 +276,9 @@ def _unlike(pair: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, str]]:
     a, b = ({"algo": r.spec.algo, **flat(r.spec)} for r in pair)
     if pair[0].spec.seed != pair[1].spec.seed:
         a, b = {**a, "seed": pair[0].spec.seed}, {**b, "seed": pair[1].spec.seed}
-    absent = object()
-    names = [n for n in {**a, **b} if _text_of(a.get(n, absent)) != _text_of(b.get(n, absent))]
-    return [(n, *(plain(s[n]) if n in s else "–" for s in (a, b))) for n in names]  # type: ignore[misc]
-
-
-def _text_of(value: Any) -> str:
-    """A text that is equal for equal settings, and for those that are absent."""
-    return "absent" if type(value) is object else canonical_json(value)
+    unlike = differing([a, b])
+    one, other = ({n: plain(s[n]) if n in s else EMPTY for n in unlike} for s in (a, b))
+    return [(n, one[n], other[n]) for n in {**a, **b} if n in unlike]
 
 
 def _captions(

@@ -34,7 +34,6 @@ def print_versus(versus: Versus, *, format: str = "rich", console: Console | Non
     Raises:
         UserError: no such format.
     """
-    render.check_format(format)
     render.show(partial(document, versus), partial(frame, versus), format, console)
 
 

@@ -11,21 +11,20 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any
 
 from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.records.spec import RunSpec
-from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Place
-from shiq_bench.report.comparison import compare, reference_of
-from shiq_bench.report.curves import curves
+from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Key, Place
+from shiq_bench.report.comparison import cell_of, compare, reference_of
 from shiq_bench.report.format import digits, metric_label
 from shiq_bench.report.pivots import place_title
 from shiq_bench.report.pivots import texts as texts_of
 from shiq_bench.report.plot import COLOURS
+from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 #: Version of what the page's script reads.
 PAYLOAD_VERSION = 1
@@ -33,8 +32,11 @@ PAYLOAD_VERSION = 1
 #: What a policy's numbers are measured with, shown in the leaderboard beside the task's headline metrics.
 KL = ("kl", "kl_reference")
 
-#: Compression: nothing is gained above it but time.
-_LEVEL = 6
+#: Where a run was made: code, weights, judges, hardware and packages.
+ENVIRONMENT = (
+    "git_commit", "git_dirty", "source_hash", "code_hash", "weights_hash", "judges_hash", "schema_version",
+    "hardware", "packages",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class Payload:
 
 
 def pack(data: bytes) -> str:
-    """Gzip in base64."""
-    return base64.b64encode(gzip.compress(data, _LEVEL, mtime=0)).decode()
+    """Gzip in base64; above level 6 nothing is gained but time."""
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
 
 
 def unpack(text: str) -> Any:
@@ -115,7 +117,7 @@ def payload(
         "version": PAYLOAD_VERSION,
         "notes": list(comparison.captions),
         "sources": sorted({r.source_hash or "unknown" for r in records}),
-        "limits": {f.name: getattr(made.limits, f.name) for f in fields(Limits)},
+        "limits": asdict(made.limits),
         "colours": list(COLOURS),
         "blocks": made.blocks,
         "rows": made.rows,
@@ -133,7 +135,8 @@ class _Maker:
         self.blocks: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []
-        self._options = _Options(b.columns for b in comparison.blocks)
+        flat = [flattened(c.runs[0].spec) for b in comparison.blocks for c in b.columns if c.runs]
+        self._differ = {k for f in flat for k in f if any(f.get(k) != other.get(k) for other in flat)}
 
     def block(self, block: Block) -> None:
         first = len(self.rows)
@@ -141,12 +144,10 @@ class _Maker:
         records = [r for c in block.columns for r in c.runs]
         # Who measured the reference of each place, for its episodes.
         measured = {p: reference_of(records, p)[0] for p in block.places}
-        texts = (texts_of(block), texts_of(block, differences=True))
+        texts, changes = texts_of(block), texts_of(block, differences=True)
         every = []  # all numbers of each row, for the pictures
         for column in block.columns:
-            numbers = partial(self._numbers, block, column.label, texts)
-            every.append(numbers([m.name for m in block.metrics])[0])
-            numbers_shown, differences = numbers(shown)
+            every.append(_numbers(block, column.label, [m.name for m in block.metrics], texts))
             kept = len(self.runs)
             episodes = [self._run(record, len(self.rows), block.places) for record in column.runs]
             if not column.runs:
@@ -156,13 +157,13 @@ class _Maker:
                     "block": len(self.blocks),
                     "label": column.label,
                     "algo": column.runs[0].spec.algo if column.runs else "",
-                    "settings": self._options.text(column),
+                    "settings": self._settings(column),
                     "state": column.state,
                     "counts": {s: column.count(s) for s in ("done", "failed", "diverged", "started")},
                     "seeds": len(column.done),
                     "consumed": column.consumed,
-                    "cells": numbers_shown,
-                    "differences": differences,
+                    "cells": _numbers(block, column.label, shown, texts),
+                    "differences": _numbers(block, column.label, shown, changes, differences=True),
                     "runs": list(range(kept, len(self.runs))),
                     "behind": list(range(kept, len(self.runs))),
                     "episodes": episodes,
@@ -173,6 +174,8 @@ class _Maker:
         measuring = [r for r in records if any(e.policy == "reference" for e in r.evaluations)]
         measuring.sort(key=lambda r: (r.status != "done", r.run_id))
         self.rows[first]["behind"] = [number[r.run_id] for r in measuring]
+        rows = enumerate(block.columns, first)
+        lines = [line for row, c in rows for line in curves(c, row, block.metrics, self.limits.points)]
         self.blocks.append(
             {
                 "title": block.title,
@@ -186,32 +189,17 @@ class _Maker:
                 ],
                 "rows": [first, len(self.rows)],
                 "points": self.packs.add(every),
-                "curves": self.packs.add(
-                    [
-                        curve
-                        for row, column in enumerate(block.columns, first)
-                        for curve in curves(column, row, block.metrics, self.limits.points)
-                    ]
-                ),
+                "curves": self.packs.add(lines),
             }
         )  # fmt: skip
 
-    def _numbers(
-        self, block: Block, label: str, texts: tuple[Mapping[Any, str], Mapping[Any, str]], names: Sequence[str]
-    ) -> list[list[dict[str, Any]]]:
-        """A policy's cells and its differences to the reference: for each place, metric -> number."""
-        best: tuple[frozenset[Any], frozenset[Any]] = (block.best, frozenset())
-        return [
-            [
-                {
-                    name: _number(cell, said[key], key in winners)
-                    for name in names
-                    if (cell := values.get(key := (*place, label, name))) is not None
-                }
-                for place in block.places
-            ]
-            for values, said, winners in zip((block.cells, block.differences), texts, best, strict=True)
-        ]
+    def _settings(self, column: Column) -> str:
+        """A row's settings as text to search in: the algorithm's, and all that is not the same in every row."""
+        flat = flattened(column.runs[0].spec) if column.runs else {}
+        told = {k: v for k, v in flat.items() if k.startswith("algo_options.") or k in self._differ}
+        return " ".join(
+            f"{k.removeprefix('algo_options.')}={v}" for k, v in told.items() if k not in ("algo", "seed", "results")
+        )
 
     def _run(self, record: RunRecord, row: int, places: Sequence[Place]) -> list[int | None]:
         """Keep one run; returns the packs of its own episodes at the end of training, one a place."""
@@ -220,17 +208,11 @@ class _Maker:
             | self._episodes(e)
             for e in record.evaluations
         ]
+        plain = ("status", "error", "deviations", "timings", "consumed", "data", "gaps", "peak_memory_mb")
         about = {
             "spec": flattened(record.spec),
-            "environment": environment(record),
-            "status": record.status,
-            "error": record.error,
-            "deviations": list(record.deviations),
-            "timings": _clean(record.timings),
-            "consumed": _clean(record.consumed),
-            "data": _clean(record.data),
-            "gaps": _clean(record.gaps),
-            "peak_memory_mb": record.peak_memory_mb,
+            "environment": _flattened(record, ENVIRONMENT),
+            **{name: _clean(getattr(record, name)) for name in plain},
             "evaluations": evaluations,
         }
         last = {
@@ -258,27 +240,23 @@ class _Maker:
 
     def _episodes(self, evaluation: Evaluation) -> dict[str, Any]:
         """The first prompts' episodes, packed, and how many there were."""
-        kept: dict[str, list[dict[str, Any]]] = {}
-        left_out = 0
+        by_prompt: dict[str, list[Mapping[str, Any]]] = {}
         for example in evaluation.examples:
-            prompt = str(example["prompt_id"])
-            if prompt not in kept and len(kept) == self.limits.prompts:
-                left_out += 1
-                continue
-            episodes = kept.setdefault(prompt, [])
-            if len(episodes) == self.limits.samples:
-                left_out += 1
-                continue
-            episodes.append(
-                {
-                    "numbers": _clean({k: v for k, v in example.items() if k not in ("prompt_id", "details")}),
-                    "details": self._shortened(example.get("details") or {}),
-                }
-            )
-        prompts = len({str(e["prompt_id"]) for e in evaluation.examples})
-        found = [{"prompt": prompt, "episodes": episodes} for prompt, episodes in kept.items()]
-        about = {"prompts": prompts, "episodes": len(evaluation.examples), "left_out": left_out}
+            by_prompt.setdefault(str(example["prompt_id"]), []).append(example)
+        found = [
+            {"prompt": prompt, "episodes": [self._episode(e) for e in by_prompt[prompt][: self.limits.samples]]}
+            for prompt in list(by_prompt)[: self.limits.prompts]
+        ]
+        episodes = len(evaluation.examples)
+        left_out = episodes - sum(len(f["episodes"]) for f in found)
+        about = {"prompts": len(by_prompt), "episodes": episodes, "left_out": left_out}
         return {**about, "pack": self.packs.add({**about, "found": found})}
+
+    def _episode(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "numbers": _clean({k: v for k, v in example.items() if k not in ("prompt_id", "details")}),
+            "details": self._shortened(example.get("details") or {}),
+        }
 
     def _shortened(self, value: Any) -> Any:
         """JSON data without what is too long to read."""
@@ -294,63 +272,97 @@ class _Maker:
         return _clean(value)
 
 
+def curves(column: Column, row: int, metrics: Sequence[Metric], points: int) -> Iterable[dict[str, Any]]:
+    """The finished runs of a column, with 95% t intervals; at most ``points`` of what was logged."""
+    found: dict[tuple[str, str], list[tuple[int, Estimate]]] = {}
+    by_step: dict[tuple[int, str, str], list[Evaluation]] = {}
+    for record in column.done:
+        for e in record.curve:
+            by_step.setdefault((e.step, e.split, e.mode), []).append(e)
+    for step, split, mode in sorted(by_step):
+        # Where some runs were not evaluated, a mean would be over others than beside it.
+        if len(evaluations := by_step[step, split, mode]) == len(column.done):
+            for metric in metrics:
+                if cell := cell_of(evaluations, metric.name):
+                    found.setdefault((f"{split}, {mode}", metric.name), []).append((step, cell.estimate))
+    for (place, name), values in found.items():
+        yield _curve(row, place, name, values)
+    logged = [{int(line["step"]): line for line in r.training if "step" in line} for r in column.done]
+    steps = evenly(sorted(set.intersection(*map(set, logged))) if logged else [], points)
+    for name in sorted({k for s in steps for lines in logged for k in lines[s]} - {"step", "epoch"}):
+        yield _curve(row, "training", name, [(s, mean_ci_t(_finite(x[s].get(name)) for x in logged)) for s in steps])
+
+
+def _curve(row: int, place: str, metric: str, values: Sequence[tuple[int, Estimate]]) -> dict[str, Any]:
+    known = [(step, e) for step, e in values if e.mean is not None]
+    return {
+        "row": row,
+        "place": place,
+        "metric": metric,
+        "step": [step for step, _ in known],
+        **{name: [digits(getattr(e, name)) for _, e in known] for name in ("mean", "low", "high")},
+        "units": max((e.units for _, e in known), default=0),
+        "fewest": min((e.units for _, e in known), default=0),
+    }
+
+
+def evenly(steps: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of them, evenly spaced, the first and the last among them."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def _finite(x: Any) -> float | None:
+    return float(x) if isinstance(x, (int, float)) and isfinite(x) else None
+
+
 def apart(blocks: Sequence[Block]) -> list[str]:
     """What tells each block from the others of its task, in the words of its title; nothing where there are none."""
     out: list[str] = []
     for block in blocks:
         alike = [b.title for b in blocks if b.conditions["task"] == block.conditions["task"]]
         common = set.intersection(*(set(title.split(" · ")) for title in alike))
-        told = " · ".join(part for part in block.title.split(" · ") if part not in common)
-        out.append(told)
+        out.append(" · ".join(part for part in block.title.split(" · ") if part not in common))
     return out
-
-
-class _Options:
-    """A row's settings as text to search in: the algorithm's, and all that is not the same in every row."""
-
-    def __init__(self, columns: Iterable[Sequence[Column]]) -> None:
-        specs = [c.runs[0].spec for some in columns for c in some if c.runs]
-        flat = [flattened(s) for s in specs]
-        self._differ = {k for f in flat for k in f if any(f.get(k) != other.get(k) for other in flat)}
-
-    def text(self, column: Column) -> str:
-        if not column.runs:
-            return ""
-        flat = flattened(column.runs[0].spec)
-        told = {k: v for k, v in flat.items() if k.startswith("algo_options.") or k in self._differ}
-        return " ".join(
-            f"{k.removeprefix('algo_options.')}={v}" for k, v in told.items() if k not in ("algo", "seed", "results")
-        )
 
 
 def flattened(spec: RunSpec) -> dict[str, Any]:
     """Every setting by one name, an option of the algorithm or the task behind a dot."""
+    return _flattened(spec, [f.name for f in fields(spec)])
+
+
+def _flattened(of: RunSpec | RunRecord, names: Sequence[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for field in fields(spec):
-        value = getattr(spec, field.name)
+    for name in names:
+        value = getattr(of, name)
         if isinstance(value, Mapping):
-            flat |= {f"{field.name}.{k}": _clean(v) for k, v in sorted(value.items())}
+            flat |= {f"{name}.{k}": _clean(v) for k, v in sorted(value.items())}
         else:
-            flat[field.name] = value
+            flat[name] = value
     return flat
 
 
-def environment(record: RunRecord) -> dict[str, Any]:
-    """Where a run was made: code, weights, judges, hardware and packages, by one name each."""
-    names = ("git_commit", "git_dirty", "source_hash", "code_hash", "weights_hash", "judges_hash", "schema_version")
-    return {
-        **{name: getattr(record, name) for name in names},
-        **{f"hardware.{k}": _clean(v) for k, v in sorted(record.hardware.items())},
-        **{f"packages.{k}": v for k, v in sorted(record.packages.items())},
-    }
+def _numbers(
+    block: Block, label: str, names: Iterable[str], texts: Mapping[Key, str], differences: bool = False
+) -> list[dict[str, Any]]:
+    """A policy's cells, or its differences to the reference: for each place, metric -> number."""
+    values, best = (block.differences, ()) if differences else (block.cells, block.best)
+    return [
+        {
+            name: _number(cell, texts[key], key in best)
+            for name in names
+            if (cell := values.get(key := (*place, label, name))) is not None
+        }
+        for place in block.places
+    ]
 
 
 def _number(cell: Cell, text: str, best: bool) -> dict[str, Any]:
     """One number of the leaderboard, and what stands behind it."""
     e = cell.estimate
-    out = {"mean": e.mean, "low": e.low, "high": e.high, "stderr": e.stderr}
-    about = {"n": list(cell.n), "over": cell.over, "text": text, "best": best}
-    return {**{k: digits(v) for k, v in out.items()}, **about}
+    numbers = {name: digits(getattr(e, name)) for name in ("mean", "low", "high", "stderr")}
+    return {**numbers, "n": list(cell.n), "over": cell.over, "text": text, "best": best}
 
 
 def _clean(value: Any) -> Any:

@@ -124,4 +124,4 @@ def _row(
             row.append("" if difference and column.label == "reference" else text)
         row.append(usual)
     label = "minus reference" if difference else metric_label(metric)
-    return Row(label, tuple(row), frozenset(bold), bool(difference))
+    return Row(label, tuple(row), frozenset(bold), difference)

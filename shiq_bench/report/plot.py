@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Okabe and Ito (2008) without yellow, which is lost on white, and with a grey. Black is the focus.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 LINES = ("--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (1, 1)), "-")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 
 #: Inches of one pair of axes with its labels, and of the title; of a line of the legend, its handles and a character.
 AXES, TITLE = (5.2, 3.8), 0.4
@@ -56,8 +56,7 @@ def looks(study: StudyResults) -> dict[str, Look]:
     others = [m for m in study.methods if m != study.focus]
     out = {study.focus: Look("#000000", "-", "o", 2.8)} if study.focus else {}
     for i, method in enumerate(others):
-        markers = MARKERS[1:]
-        out[method] = Look(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], markers[i % len(markers)], 1.4)
+        out[method] = Look(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)], 1.4)
     return out
 
 
@@ -81,7 +80,9 @@ def draw(study: StudyResults) -> dict[str, bytes]:
         handles: dict[str, Any] = {}
         draw_view = {"front": _front_axes, "across": _across_axes}.get(study.kind, _axes)
         for i, view in enumerate(study.views, 1):
-            handles |= draw_view(study, view, figure.add_subplot(rows, columns, i))
+            axes = figure.add_subplot(rows, columns, i)
+            axes.set_title(_literal(view.title))
+            handles |= draw_view(study, view, axes)
         if order := [m for m in names if m in handles]:
             figure.legend(
                 [handles[m] for m in order], [_literal(m) for m in order], loc="outside lower center", ncols=across,
@@ -100,9 +101,7 @@ def _literal(text: str) -> str:
 
 def _axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw one view; returns what the legend shows."""
-    axes.set_title(_literal(view.title))
-    axes.set_xlabel("updates" if study.kind == "curves" else _literal(study.x_label))
-    axes.set_ylabel(_literal(study.label))
+    axes.set(xlabel="updates" if study.kind == "curves" else _literal(study.x_label), ylabel=_literal(study.label))
     lines = {(p, m): found for p in view.panels for m in view.methods if (found := series(study, p, m))}
     begun = {p: e for p in view.panels if (e := start(study, p)).mean is not None}
     bottom, top = _limits(study, [e for line in lines.values() for _, e in line], list(begun.values()))
@@ -144,9 +143,7 @@ def _line(
 
 def _front_axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw the fronts of one view, every point with its intervals and its value; returns what the legend shows."""
-    axes.set_title(_literal(view.title))
-    axes.set_xlabel(_literal(study.x_metric_label))
-    axes.set_ylabel(_literal(study.label))
+    axes.set(xlabel=_literal(study.x_metric_label), ylabel=_literal(study.label))
     handles: dict[str, Any] = {}
     styles = looks(study)
     for panel in view.panels:
@@ -175,21 +172,17 @@ def _front_axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
 
 def _across_axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     """Draw profiles with their bands, or the probabilities of improvement; returns what the legend shows."""
-    axes.set_title(_literal(view.title))
     styles, handles = looks(study), {}
     if view.title == PROFILES:
-        axes.set_xlabel("normalised score")
-        axes.set_ylabel("share of runs above it")
-        axes.set_ylim(-0.02, 1.02)
+        axes.set(xlabel="normalised score", ylabel="share of runs above it", ylim=(-0.02, 1.02))
         for method, profile in profiles(study).items():
             band = None if profile.low is None else (profile.low, profile.high)
             handles[method] = _line(axes, styles[method], profile.thresholds, profile.share, band)
         return handles
     found = improvements(study)
-    axes.set_xlabel(_literal(f"P({study.focus} is better)"))
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_yticks([])
-    axes.set_ylim(0.6 - len(found), 0.7)
+    axes.set(
+        xlabel=_literal(f"P({study.focus} is better)"), xlim=(-0.02, 1.02), yticks=[], ylim=(0.6 - len(found), 0.7)
+    )
     axes.axvline(0.5, color="#999999", linewidth=1.0, linestyle=":")
     for i, (method, e) in enumerate(found.items()):
         mean = e.mean or 0.0

@@ -11,8 +11,6 @@ from shiq_bench.report.format import listed, span
 from shiq_bench.report.study_results import PairwiseTest, StudyResults, Trial, measured, shown
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS
 
-__all__ = ["lead_of", "listed", "notes_of", "problems_of", "source_of", "too_few", "wins_where"]
-
 
 def lead_of(study: StudyResults, marks: str) -> str:
     """How to read a picture or table: the metric, n, the unit, the intervals and the test."""
@@ -85,13 +83,10 @@ def source_of(study: StudyResults) -> list[str]:
 
 def notes_of(study: StudyResults) -> tuple[str, ...]:
     """What was left out and why, the study's own remarks, deviations, and where the records are from."""
-    return (*_left_out(study), *study.notes, *_deviations(study), *source_of(study))
-
-
-def _deviations(study: StudyResults) -> list[str]:
-    """Where runs of language models departed from what was asked of them."""
+    # Of language models alone: where they departed from what was asked of them.
     counts = Counter(d for r in study.done if study.split for d in r.deviations)
-    return [f"In {n} of {len(study.done)} runs: {text}." for text, n in counts.items()]
+    deviations = [f"In {n} of {len(study.done)} runs: {text}." for text, n in counts.items()]
+    return (*_left_out(study), *study.notes, *deviations, *source_of(study))
 
 
 def too_few(study: StudyResults, found: Sequence[PairwiseTest]) -> str:

@@ -12,14 +12,7 @@ from shiq_bench.report.document import Table, simple_table
 from shiq_bench.report.final_performance import headers_beside, reference_row, values_beside
 from shiq_bench.report.format import EMPTY, interval, listed, number, p_value
 from shiq_bench.report.prose import lead_of, notes_of, problems_of, too_few, wins_where
-from shiq_bench.report.study_results import (
-    Findings,
-    PairwiseTest,
-    StudyResults,
-    measured,
-    paired_tests,
-    start,
-)
+from shiq_bench.report.study_results import Findings, PairwiseTest, StudyResults, measured, paired_tests, start
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 
 

@@ -178,11 +178,12 @@ def shown(study: StudyResults, record: RunRecord, policy: str = "trained") -> Ev
 def _units(study: StudyResults, cell: Trial, metric: str = "", policy: str = "trained") -> dict[str, float]:
     """Unit -> the metric of one run at its end: a value an instance of a table, one in all of a language model."""
     assert cell.record is not None
-    floor = study.floor if metric in ("", study.metric) else 0.0
+    metric = metric or study.metric
+    floor = study.floor if metric == study.metric else 0.0
     evaluation = shown(study, cell.record, policy)
     if not study.split:
-        return values(evaluation, metric or study.metric, floor)
-    mean = None if evaluation is None else evaluation.metrics.get(metric or study.metric, {}).get("mean")
+        return values(evaluation, metric, floor)
+    mean = None if evaluation is None else evaluation.metrics.get(metric, {}).get("mean")
     # The reference does not depend on the seed: it is one.
     name = f"seed {cell.seed}" if policy == "trained" else policy
     return {} if mean is None else {name: max(mean, floor) if floor else mean}

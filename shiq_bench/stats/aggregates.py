@@ -50,11 +50,7 @@ def interquartile_mean(
 
 
 def probability_of_improvement(
-    x: Scores,
-    y: Scores,
-    generator: np.random.Generator,
-    resamples: int = 2000,
-    level: float = 0.95,
+    x: Scores, y: Scores, generator: np.random.Generator, resamples: int = 2000, level: float = 0.95
 ) -> Estimate:
     r"""How likely a run of X beats a run of Y on a task drawn at random, with its stratified bootstrap interval.
 

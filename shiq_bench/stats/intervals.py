@@ -50,13 +50,20 @@ class Estimate:
         return self.units - 1 if self.freedom is None else self.freedom
 
 
-def t_interval(mean: float | None, stderr: float | None, n: float, units: int, level: float = 0.95) -> Estimate:
-    """Student's t interval with ``units - 1`` degrees of freedom around a mean of known error."""
-    check_level(level)
+def t_interval(
+    mean: float | None, stderr: float | None, n: float, units: int, level: float = 0.95, freedom: float | None = None
+) -> Estimate:
+    """Student's t interval around a mean of known error, with ``units - 1`` degrees of freedom or as many as given.
+
+    Raises:
+        ValueError: a level that is no share.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a share between 0 and 1")
     if mean is None or stderr is None or units < 2:
         return Estimate(mean, stderr if units >= 2 else None, None, None, n, units)
-    half = float(stdtrit(units - 1, 0.5 + level / 2)) * stderr
-    return Estimate(mean, stderr, mean - half, mean + half, n, units)
+    half = float(stdtrit(units - 1 if freedom is None else freedom, 0.5 + level / 2)) * stderr
+    return Estimate(mean, stderr, mean - half, mean + half, n, units, freedom)
 
 
 def mean_ci_t(values: Iterable[float | None], level: float = 0.95) -> Estimate:
@@ -74,22 +81,20 @@ def mean_ci_t(values: Iterable[float | None], level: float = 0.95) -> Estimate:
     return t_interval(_mean(x), stderr, x.size, x.size, level)
 
 
-def paired_difference(
-    a_by_prompt: Mapping[str, float], b_by_prompt: Mapping[str, float], level: float = 0.95
-) -> Estimate:
+def paired_difference(a_by_prompt: Mapping[str, float], b_by_prompt: Mapping[str, float]) -> Estimate:
     """Mean of a - b over the prompts both have, with the paired t interval; n counts prompts."""
     shared = sorted(a_by_prompt.keys() & b_by_prompt.keys())
-    return mean_ci_t((a_by_prompt[p] - b_by_prompt[p] for p in shared), level)
+    return mean_ci_t(a_by_prompt[p] - b_by_prompt[p] for p in shared)
 
 
-def crossed_rows(rows: Sequence[Mapping[str, float]], level: float = 0.95) -> Estimate | None:
+def crossed_rows(rows: Sequence[Mapping[str, float]]) -> Estimate | None:
     """:func:`crossed_t` of one mapping of prompts a seed; None unless there are two seeds, with the same prompts."""
     if len(rows) < 2 or len(rows[0]) < 2 or any(row.keys() != rows[0].keys() for row in rows):
         return None
-    return crossed_t([[row[prompt] for prompt in rows[0]] for row in rows], level)
+    return crossed_t([[row[prompt] for prompt in rows[0]] for row in rows])
 
 
-def crossed_t(matrix: ArrayLike, level: float = 0.95) -> Estimate:
+def crossed_t(matrix: ArrayLike) -> Estimate:
     r"""Mean of a seeds x prompts matrix, with a t interval from its variance components.
 
     With :math:`x_{sp} = \mu + a_s + b_p + e_{sp}`, mean squares :math:`A` between seeds, :math:`B` between prompts
@@ -116,7 +121,6 @@ def crossed_t(matrix: ArrayLike, level: float = 0.95) -> Estimate:
     Raises:
         ValueError: the matrix is not two-dimensional or not finite.
     """
-    check_level(level)
     x = np.asarray(matrix, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise ValueError(f"expected a complete seeds x prompts matrix; got shape {x.shape}")
@@ -131,14 +135,7 @@ def crossed_t(matrix: ArrayLike, level: float = 0.95) -> Estimate:
     variance = max(a + b - e, a, b) if np.ptp(x) else 0.0
     spread = a**2 / (seeds - 1) + b**2 / (prompts - 1) + e**2 / ((seeds - 1) * (prompts - 1))
     freedom = max((a + b - e) ** 2 / spread if spread else 0.0, min(seeds, prompts) - 1)
-    stderr = float(np.sqrt(variance / x.size))
-    half = float(stdtrit(freedom, 0.5 + level / 2)) * stderr
-    return Estimate(mean, stderr, mean - half, mean + half, x.size, seeds, freedom)
-
-
-def check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; expected a share between 0 and 1")
+    return t_interval(mean, float(np.sqrt(variance / x.size)), x.size, seeds, freedom=freedom)
 
 
 def number(value: Any) -> float:

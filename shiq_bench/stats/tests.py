@@ -1,16 +1,19 @@
-"""Tests of paired differences, and their adjustment for how many there are."""
+"""Tests of paired differences, their adjustment for how many there are, and what they could have found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.special import stdtr
+from scipy.special import ndtri, stdtr, stdtrit
 
 from shiq_bench.stats.intervals import Estimate, Floats
 
 #: Of so many differences :func:`sign_flip_p` still enumerates every pattern of signs.
 EXACT_UNITS = 20
+
+#: Of minimum detectable differences.
+POWER = 0.8
 
 
 def sign_flip_p(
@@ -104,3 +107,27 @@ def holm(pvalues: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(known) - rank) * p))
         adjusted[i] = highest
     return adjusted
+
+
+def binomial_stderr(rate: float, n: int) -> float | None:
+    """Standard error of a rate over n independent prompts; at 40%, 3.5 points over 200 and 7.7 over 40."""
+    return float(np.sqrt(rate * (1 - rate) / n)) if n else None
+
+
+def detectable_difference(stderr: float) -> float:
+    """Smallest true difference of two unpaired means, each with this error, found with 80% power.
+
+    (z_0.975 + z_0.8) * sqrt(2) * stderr, two-sided at 5%: 3.96 errors.
+    """
+    return float((ndtri(0.975) + ndtri(POWER)) * np.sqrt(2) * stderr)
+
+
+def detectable(e: Estimate) -> float | None:
+    """Smallest true value that an estimate like this one would have told from 0 with 80% power.
+
+    (t_0.975 + t_0.8) * stderr with the estimate's degrees of freedom (Bloom 1995): for a mean of
+    paired differences. None where there is no error, or an error of 0, which promises nothing.
+    """
+    if not e.stderr or e.units < 2:
+        return None
+    return float(stdtrit(e.degrees, 0.975) + stdtrit(e.degrees, POWER)) * e.stderr

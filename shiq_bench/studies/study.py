@@ -22,7 +22,7 @@ from shiq_bench.records.provenance import code_versions, same_code
 from shiq_bench.records.record import RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report import figures
-from shiq_bench.report.prose import listed
+from shiq_bench.report.format import listed
 from shiq_bench.report.study_results import StudyResults, Trial
 from shiq_bench.runs.progress import say
 from shiq_bench.runs.resolved import Resolved

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shiq_bench.stats.clustered import clustered_mean
+from shiq_bench.stats.clustered import clustered_mean, length_controlled
 from shiq_bench.stats.intervals import Estimate
-from shiq_bench.stats.length_control import length_controlled
 from shiq_bench.tasks.ultrafeedback.answering import beats
 
 

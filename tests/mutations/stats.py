@@ -7,7 +7,7 @@ from tests.mutations.base import ACROSS, COMPARISON, SIMULATIONS, Mutation
 BUGS = [
     Mutation(
         "length left uncontrolled",
-        "shiq_bench/stats/length_control.py",
+        "shiq_bench/stats/clustered.py",
         "np.tanh(g / spread) if spread else np.zeros_like(g)",
         "np.zeros_like(g)",
         "tests/stats/test_statistics.py::test_length_control_recovers_the_rate_at_equal_length",

@@ -17,9 +17,9 @@ from shiq_bench.records.escaping import in_csv, in_line, in_markdown, visible
 from shiq_bench.records.record import RunRecord
 from shiq_bench.report import figures, pairwise_text, tables
 from shiq_bench.report.comparison import compare
-from shiq_bench.report.frame import frame as frame_of
 from shiq_bench.report.pairwise import versus as versus_of
 from shiq_bench.report.render import FORMATS, to_csv
+from shiq_bench.report.tables import frame as frame_of
 from tests.report.studies import one_panel
 from tests.report.synthetic import METRICS, record
 from tests.report.test_pairwise import _with_text

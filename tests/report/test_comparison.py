@@ -17,13 +17,12 @@ from shiq_bench.records.metric import Metric
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.report.blocks import Block
 from shiq_bench.report.comparison import compare
-from shiq_bench.report.frame import frame as frame_of
+from shiq_bench.report.tables import frame as frame_of
 from shiq_bench.report.tables import print_table
 from shiq_bench.report.tables import text as in_format
 from shiq_bench.stats.clustered import paired_examples, summarise
 from shiq_bench.stats.intervals import crossed_t, mean_ci_t
-from shiq_bench.stats.power import detectable
-from shiq_bench.stats.tests import holm, sign_flip_p
+from shiq_bench.stats.tests import detectable, holm, sign_flip_p
 from tests.report.synthetic import METRICS, SMALL, record, several
 
 markdown, csv, terminal_text = (partial(in_format, format=name) for name in ("md", "csv", "rich"))

@@ -21,9 +21,8 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import RunRecord
 from shiq_bench.report import pivots
 from shiq_bench.report.comparison import compare
-from shiq_bench.report.curves import evenly
 from shiq_bench.report.page import SCRIPTS, embedded, page
-from shiq_bench.report.payload import Limits, Payload, pack, payload, unpack
+from shiq_bench.report.payload import Limits, Payload, evenly, pack, payload, unpack
 from shiq_bench.stats.intervals import mean_ci_t
 from tests import needs
 from tests.report.synthetic import METRICS, record

@@ -20,7 +20,7 @@ from shiq_bench.report.comparison import compare
 from shiq_bench.report.document import Document, Section, simple_table
 from shiq_bench.report.format import metric_label
 from shiq_bench.report.pivots import document, place_title, texts
-from shiq_bench.report.render.latex import PAGE, ROWS, latex_text, to_latex
+from shiq_bench.report.render import PAGE, ROWS, latex_text, to_latex
 from shiq_bench.report.tables import print_table, run_table
 from shiq_bench.report.tables import text as in_format
 from tests import needs

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shiq_bench.stats.clustered import clustered_mean, paired_examples, summarise
+from shiq_bench.stats.clustered import clustered_mean, length_controlled, paired_examples, summarise
 from shiq_bench.stats.intervals import mean_ci_t, paired_difference, t_interval
-from shiq_bench.stats.length_control import length_controlled
-from shiq_bench.stats.power import binomial_stderr, detectable, detectable_difference
-from shiq_bench.stats.tests import holm, paired_p, sign_flip_name, sign_flip_p
+from shiq_bench.stats.tests import (
+    binomial_stderr,
+    detectable,
+    detectable_difference,
+    holm,
+    paired_p,
+    sign_flip_name,
+    sign_flip_p,
+)
 
 
 def test_t_interval_against_scipy() -> None:
