@@ -114,12 +114,9 @@ def _table(judgement: Judgement) -> Table:
     def share(estimate: Estimate) -> str:
         if estimate.mean is None:
             return "-"
-        # All alike bounds nothing.
-        between = (
-            ""
-            if estimate.low is None or not estimate.half
-            else f" [{100 * estimate.low:.1f}, {100 * (estimate.high or 0):.1f}]"
-        )
+        between = ""
+        if estimate.low is not None and estimate.high is not None and estimate.half:  # all alike bounds nothing
+            between = f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
         return f"{100 * estimate.mean:.1f}%{between}"
 
     def number(value: float | None) -> str:
@@ -155,8 +152,7 @@ def score(
     from rich.console import Console
 
     from shiq_bench.models.source import quiet
-    from shiq_bench.records.answer_file import check_out, read_lines
-    from shiq_bench.records.files import write_atomic
+    from shiq_bench.records.files import check_out, read_lines, write_atomic
     from shiq_bench.rewards.answers import read_answers
     from shiq_bench.rewards.model import open_reward_model
 

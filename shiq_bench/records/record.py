@@ -12,7 +12,6 @@ from shiq_bench.records.spec import RunSpec
 #: Version of every file written by this package. Readers refuse a newer one by name.
 SCHEMA_VERSION = 1
 
-
 Status = Literal["started", "done", "failed", "diverged"]
 
 

@@ -75,7 +75,7 @@ def paper(
         UserError: there are no records, what would be one table comes from different code and that is not allowed, or
             the folder cannot be written.
     """
-    records, problems = run_store.load_several(folders)
+    records, problems = run_store.load_all(*folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: start with shiq-bench sweep")
     made = _tables(records, allow_mixed, report)
