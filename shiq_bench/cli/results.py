@@ -13,8 +13,7 @@ from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, live, loa
 from shiq_bench.records.errors import UserError
 
 if TYPE_CHECKING:
-    from shiq_bench.records.metric import Metric
-    from shiq_bench.records.record import RunRecord
+    from shiq_bench.records.record import Metric, RunRecord
 
 
 def table(

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from shiq_bench.stats.intervals import Estimate
 
 reward = typer.Typer(
-    name="reward",
-    help="Reward models: fit one to preference pairs, and score answers with one.",
-    no_args_is_help=True,
+    name="reward", help="Reward models: fit one to preference pairs, and score answers with one.", no_args_is_help=True
 )
 
 
@@ -87,14 +85,11 @@ def train(
             judgement = judge_pairs(model, heldout, report)
     finally:
         made.close()
-    write_json(
-        out / REPORT,
-        {
-            "task": task, "task_options": dict(spec.task_options), "base": base, "settings": options,
-            "fit": asdict(fit), "heldout": asdict(judgement), "fingerprint": model.fingerprint,
-            "source_hash": source_hash(),
-        },
-    )  # fmt: skip
+    found = {
+        "task": task, "task_options": dict(spec.task_options), "base": base, "settings": options, "fit": asdict(fit),
+        "heldout": asdict(judgement), "fingerprint": model.fingerprint, "source_hash": source_hash(),
+    }  # fmt: skip
+    write_json(out / REPORT, found)
     console = Console(highlight=False)
     console.print(_table(judgement))
     console.print(

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Any
 
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation
+from shiq_bench.records.record import Evaluation, Metric
 from shiq_bench.report.blocks import Column
 from shiq_bench.report.comparison import cell_of
 from shiq_bench.report.format import digits

@@ -16,8 +16,7 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Place
 from shiq_bench.report.comparison import compare, reference_of

@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import RunRecord
+from shiq_bench.records.record import Metric, RunRecord
 from shiq_bench.report import render
 from shiq_bench.report.blocks import Comparison
 from shiq_bench.report.comparison import compare

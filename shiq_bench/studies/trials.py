@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError, suggest
-from shiq_bench.records.metric import ENGINE_METRICS, Metric
 from shiq_bench.records.provenance import code_versions, same_code
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import ENGINE_METRICS, Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report.study_results import Trial
 from shiq_bench.runs.resolved import Resolved
