@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from shiq_bench.api.trajectory import Transcript as Transcript
     from shiq_bench.records.errors import UserError as UserError
     from shiq_bench.records.errors import suggest as suggest
-    from shiq_bench.records.metric import Metric as Metric
+    from shiq_bench.records.record import Metric as Metric
     from shiq_bench.records.spec import RunSpec as RunSpec
     from shiq_bench.tabular.exact import Exact as Exact
     from shiq_bench.tabular.task import TabularTask as TabularTask
@@ -75,7 +75,7 @@ _PUBLIC = {
     "api.task": ("Episode", "Scores", "Task", "TinyModel"),
     "api.trajectory": ("Completion", "Preference", "Score", "ToolCall", "Trajectory", "Transcript"),
     "records.errors": ("UserError", "suggest"),
-    "records.metric": ("Metric",),
+    "records.record": ("Metric",),
     "records.spec": ("RunSpec",),
     "tabular.exact": ("Exact",),
     "tabular.task": ("TabularTask",),

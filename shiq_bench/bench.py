@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shiq_bench.api.needs import OnPolicy
+from shiq_bench.api.registry import tasks
 from shiq_bench.api.token_stats import stats_from_logits, token_stats
+from shiq_bench.api.trajectory import Transcript
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.progress import LiveReport
 from shiq_bench.training.policy import load_policy
 
 
-def peak_rss() -> float:
-    """Peak resident memory of this process, in MiB.
+def _peak(device: str) -> float:
+    """Peak memory of this process, in MiB: allocated on a GPU, or resident.
 
     Linux counts ``ru_maxrss`` from before exec, the parent's included; ``VmHWM`` is this program's own.
     """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
@@ -43,12 +50,7 @@ def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk
     small = torch.randn(8, width, device=device)  # loads the matrix library before memory is read
     (small @ weight[:8].detach().T).sum().item()
 
-    def peak() -> float:
-        if device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        return peak_rss()
-
-    before = peak()
+    before = _peak(device)
     start = time.perf_counter()
     if form == "chunked":
         logp, lse = token_stats(hidden, weight, targets, chunk=chunk)
@@ -57,17 +59,13 @@ def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk
     (logp.sum() + 0.1 * lse.square().sum()).backward()
     if device == "cuda":
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - start, "mib": peak() - before}
+    return {"seconds": time.perf_counter() - start, "mib": _peak(device) - before}
 
 
 def print_tokens(positions: int, width: int, chunk: int, vocabularies: list[int]) -> None:
     """Each form in a process of its own, since a process's peak memory never comes down."""
-    for name, value in {
-        "positions": positions,
-        "width": width,
-        "chunk": chunk,
-        "vocabulary": min(vocabularies),
-    }.items():
+    counts = {"positions": positions, "width": width, "chunk": chunk, "vocabulary": min(vocabularies)}
+    for name, value in counts.items():
         if value < 1:
             raise UserError(f"--{name} is {value}; expected 1 or more")
     out = Table(
@@ -104,12 +102,8 @@ def print_generation(task_name: str, count: int, max_tokens: int, model: str) ->
     """The same prompts, sampled once by each engine with the same seeds."""
     from transformers.utils import logging as transformers_logging
 
-    from shiq_bench.api.registry import tasks
-    from shiq_bench.api.trajectory import Transcript
     from shiq_bench.evaluation.evaluate import score_paths
     from shiq_bench.generation.opening import make_generator
-    from shiq_bench.records.spec import RunSpec
-    from shiq_bench.runs.progress import LiveReport
     from shiq_bench.training.starting_policy import resolve_model
 
     transformers_logging.disable_progress_bar()
@@ -167,7 +161,6 @@ def print_seeds(algo: str, task_name: str, count: int, steps: int) -> None:
     Raises:
         UserError: the task is no table, or the method learns from samples that this does not draw.
     """
-    from shiq_bench.api.needs import OnPolicy
     from shiq_bench.data.groups import in_unit_range
     from shiq_bench.runs.settings import resolve
     from shiq_bench.tabular.task import TabularTask
@@ -194,11 +187,8 @@ def print_seeds(algo: str, task_name: str, count: int, steps: int) -> None:
     apart = [train([n]) for n in range(count)]
     gap = float((policies - torch.cat([found for _, found in apart])).abs().max())
     out = Table("seeds", "seconds", "times one seed", title=f"{algo} on {task_name}, {steps} updates")
-    for label, seconds in (
-        ("1", one),
-        (f"{count} at once", together),
-        (f"{count} one by one", sum(s for s, _ in apart)),
-    ):
+    rows = {"1": one, f"{count} at once": together, f"{count} one by one": sum(s for s, _ in apart)}
+    for label, seconds in rows.items():
         out.add_row(label, f"{seconds:.2f}", f"{seconds / one:.2f}")
     Console().print(out)
     Console().print(f"largest difference of a log-probability, at once and one by one: {gap:.1e}", style="dim")
@@ -231,10 +221,7 @@ def print_rollout(task_name: str, sets: list[str], split: str) -> None:
     Raises:
         UserError: the task has no demonstrations, or no tokenizer of its own.
     """
-    from shiq_bench.api.registry import tasks
     from shiq_bench.generation.rollout import replay
-    from shiq_bench.records.spec import RunSpec
-    from shiq_bench.runs.progress import LiveReport
     from shiq_bench.runs.settings import parse_sets, resolve_data
     from shiq_bench.training.starting_policy import resolve_model
 
@@ -258,7 +245,8 @@ def print_rollout(task_name: str, sets: list[str], split: str) -> None:
     finally:
         plain.close()
         task.close()
-    answers = sum(_answers(t.action_mask) for t, _ in scored)
+    # An answer is a run of action tokens.
+    answers = sum(is_action for t, _ in scored for is_action, _ in groupby(t.action_mask))
     if not answers:
         raise UserError(f"task {task_name} has no demonstrations to play")
     out = Table(title=f"{len(scored)} episodes of {task_name}, {split}; {answers} answers, all live episodes together")
@@ -275,8 +263,3 @@ def print_rollout(task_name: str, sets: list[str], split: str) -> None:
     for stage, seconds in rows.items():
         out.add_row(stage, f"{seconds:.2f}", f"{1e3 * seconds / answers:.2f}")
     Console().print(out)
-
-
-def _answers(mask: Sequence[bool]) -> int:
-    """Runs of action tokens."""
-    return sum(a and not before for a, before in zip(mask, (False, *mask), strict=False))

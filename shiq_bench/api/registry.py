@@ -56,7 +56,8 @@ class Registry(Generic[T]):
         module = f"{self.package}.{stem}"
         return module if stem.isidentifier() and importlib.util.find_spec(module) else None
 
-    def _load_all(self) -> None:
+    def names(self) -> list[str]:
+        """Every registered name, sorted; imports every module."""
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             if not module.name.startswith("_"):
@@ -68,10 +69,6 @@ class Registry(Generic[T]):
                 raise
             except Exception as error:
                 raise UserError(f"plugin {point.value} cannot be imported: {type(error).__name__}: {error}") from error
-
-    def names(self) -> list[str]:
-        """Every registered name, sorted; imports every module."""
-        self._load_all()
         return sorted(self._classes)
 
     def get(self, name: str) -> type[T]:
@@ -80,25 +77,17 @@ class Registry(Generic[T]):
         Raises:
             UserError: no such name; the nearest is suggested.
         """
-        if name not in self._classes:
-            if module := self._module(name):
-                importlib.import_module(module)
-            if name not in self._classes:
-                names = self.names()
-                if name not in self._classes:
-                    raise UserError(f"no {self.kind} is called {name!r}{suggest(name, names)}")
+        if name not in self._classes and (module := self._module(name)):
+            importlib.import_module(module)
+        if name not in self._classes and name not in (names := self.names()):
+            raise UserError(f"no {self.kind} is called {name!r}{suggest(name, names)}")
         return self._classes[name]
 
 
 algorithms: Registry[Algorithm] = Registry("algorithm", "shiq_bench.algorithms")
-
-
 tasks: Registry[Task] = Registry("task", "shiq_bench.tasks")
 
-
 algorithm = algorithms.add
-
-
 task = tasks.add
 
 

@@ -11,7 +11,7 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.codec import Codec
 from shiq_bench.api.trajectory import Completion, Preference, Score, Trajectory, Transcript
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.metric import Metric
+from shiq_bench.records.record import Metric
 from shiq_bench.records.spec import RunSpec
 
 if TYPE_CHECKING:

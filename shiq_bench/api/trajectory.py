@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Finish = Literal["stop", "length"]
-
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -21,7 +19,7 @@ class Completion:
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
-    finish: Finish
+    finish: Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,12 @@ import typer
 
 from shiq_bench.cli.bench import bench
 from shiq_bench.cli.data import data
-from shiq_bench.cli.list import list_
 from shiq_bench.cli.options import SETTINGS_AS_FLAGS
 from shiq_bench.cli.results import compare, report, table
 from shiq_bench.cli.reward import reward
-from shiq_bench.cli.run import run
+from shiq_bench.cli.run import list_, run
 from shiq_bench.cli.score import score
-from shiq_bench.cli.study import study
-from shiq_bench.cli.sweep import status, sweep
+from shiq_bench.cli.sweep import status, study, sweep
 from shiq_bench.records.errors import UserError
 
 app = typer.Typer(
@@ -30,10 +28,7 @@ for group in (bench, data, reward):
 app.command(context_settings=SETTINGS_AS_FLAGS)(run)
 for command in (table, compare, report, study, sweep, status, score):
     app.command()(command)
-
-
 app.command(name="list")(list_)
-
 
 INTERRUPTED = 130
 

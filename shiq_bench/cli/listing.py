@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
@@ -51,17 +53,12 @@ def print_one(console: Console, kind: str, name: str, verbose: bool) -> None:
     console.print(settings)
     if not verbose:
         return
-    made = cls()
-    try:
-        sections = _of_task(made) if isinstance(made, Task) else _of_algorithm(made)
-        for title, lines in sections.items():
+    for title, lines in _sections(cls()).items():
+        if lines:
             console.print()
             console.print(Text(title, style="bold"))
-            for line in lines:
-                console.print(Padding(Text(line), (0, 0, 0, 2)))
-    finally:
-        if isinstance(made, Task):
-            made.close()
+        for line in lines:
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -76,13 +73,10 @@ def _paragraphs(text: str) -> list[str]:
     return out
 
 
-def _of_algorithm(made: Algorithm) -> dict[str, list[str]]:
-    sections = {"needs": [str(need) for need in made.needs], "departs from its paper": list(made.deviations)}
-    return {title: lines for title, lines in sections.items() if lines}
-
-
-def _of_task(made: Task) -> dict[str, list[str]]:
+def _sections(made: Algorithm | Task) -> dict[str, Sequence[str]]:
+    if isinstance(made, Algorithm):
+        return {"needs": [str(need) for need in made.needs], "departs from its paper": made.deviations}
     arrow = {"higher": "higher is better", "lower": "lower is better", "neither": ""}
     metrics = [f"{m.name}: {m.title}{' (%)' if m.percent else ''}  {arrow[m.better]}".rstrip() for m in made.metrics]
-    sections = {"metrics": metrics, **{title: list(lines) for title, lines in made.details().items()}}
-    return {title: lines for title, lines in sections.items() if lines}
+    with closing(made):
+        return {"metrics": metrics, **made.details()}

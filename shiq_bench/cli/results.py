@@ -13,8 +13,7 @@ from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, live, loa
 from shiq_bench.records.errors import UserError
 
 if TYPE_CHECKING:
-    from shiq_bench.records.metric import Metric
-    from shiq_bench.records.record import RunRecord
+    from shiq_bench.records.record import Metric, RunRecord
 
 
 def table(
@@ -127,9 +126,9 @@ def _records(folders: list[Path], run_ids: list[str] | None = None) -> tuple[lis
     Raises:
         UserError: there are none.
     """
-    from shiq_bench.records.run_store import load_several
+    from shiq_bench.records.run_store import load_all
 
-    records, problems = load_several(folders, run_ids=run_ids or None)
+    records, problems = load_all(*folders, run_ids=run_ids or None)
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
     if not records and problems:

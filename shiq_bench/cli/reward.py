@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from shiq_bench.stats.intervals import Estimate
 
 reward = typer.Typer(
-    name="reward",
-    help="Reward models: fit one to preference pairs, and score answers with one.",
-    no_args_is_help=True,
+    name="reward", help="Reward models: fit one to preference pairs, and score answers with one.", no_args_is_help=True
 )
 
 
@@ -87,14 +85,11 @@ def train(
             judgement = judge_pairs(model, heldout, report)
     finally:
         made.close()
-    write_json(
-        out / REPORT,
-        {
-            "task": task, "task_options": dict(spec.task_options), "base": base, "settings": options,
-            "fit": asdict(fit), "heldout": asdict(judgement), "fingerprint": model.fingerprint,
-            "source_hash": source_hash(),
-        },
-    )  # fmt: skip
+    found = {
+        "task": task, "task_options": dict(spec.task_options), "base": base, "settings": options, "fit": asdict(fit),
+        "heldout": asdict(judgement), "fingerprint": model.fingerprint, "source_hash": source_hash(),
+    }  # fmt: skip
+    write_json(out / REPORT, found)
     console = Console(highlight=False)
     console.print(_table(judgement))
     console.print(
@@ -114,12 +109,9 @@ def _table(judgement: Judgement) -> Table:
     def share(estimate: Estimate) -> str:
         if estimate.mean is None:
             return "-"
-        # All alike bounds nothing.
-        between = (
-            ""
-            if estimate.low is None or not estimate.half
-            else f" [{100 * estimate.low:.1f}, {100 * (estimate.high or 0):.1f}]"
-        )
+        between = ""
+        if estimate.low is not None and estimate.high is not None and estimate.half:  # all alike bounds nothing
+            between = f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
         return f"{100 * estimate.mean:.1f}%{between}"
 
     def number(value: float | None) -> str:
@@ -155,8 +147,7 @@ def score(
     from rich.console import Console
 
     from shiq_bench.models.source import quiet
-    from shiq_bench.records.answer_file import check_out, read_lines
-    from shiq_bench.records.files import write_atomic
+    from shiq_bench.records.files import check_out, read_lines, write_atomic
     from shiq_bench.rewards.answers import read_answers
     from shiq_bench.rewards.model import open_reward_model
 

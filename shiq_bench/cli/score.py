@@ -23,8 +23,7 @@ def score(
     from rich.table import Table
 
     from shiq_bench.api.registry import tasks
-    from shiq_bench.records.answer_file import check_out, read_lines
-    from shiq_bench.records.files import write_atomic
+    from shiq_bench.records.files import check_out, read_lines, write_atomic
 
     load_plugins(plugin)
     lines = read_lines(answers)

@@ -22,16 +22,12 @@ def home() -> Path:
     return Path(os.environ.get("SHIQ_BENCH_HOME") or Path.home() / ".cache" / "shiq-bench")
 
 
-#: Called with what is waited for, and with who makes it.
-Telling = Callable[[str, str], None]
-
-
-_TELLING: ContextVar[Telling | None] = ContextVar("telling", default=None)
+_TELLING: ContextVar[Callable[[str, str], None]] = ContextVar("telling", default=lambda what, who: None)
 
 
 @contextlib.contextmanager
-def telling(tell: Telling) -> Iterator[None]:
-    """Have it said when :func:`cached_folder` waits for another process."""
+def telling(tell: Callable[[str, str], None]) -> Iterator[None]:
+    """Have ``tell(what is waited for, who makes it)`` called when :func:`cached_folder` waits for another process."""
     token = _TELLING.set(tell)
     try:
         yield
@@ -51,11 +47,8 @@ def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], Non
         return (folder / "key.json").is_file()
 
     def on_wait(who: str) -> None:
-        if tell := _TELLING.get():
-            tell(kind.replace("-", " "), who)
+        _TELLING.get()(kind.replace("-", " "), who)
 
-    if done():
-        return folder
     try:
         lease = wait(folder.with_name(f".{folder.name}.lease"), done, on_wait)
     except UserError as error:

@@ -12,10 +12,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import canonical_json
@@ -58,19 +58,13 @@ def log(results: Path | str, run_id: str, event: Event, note: str = "") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent), path.open("ab+") as file:
             # A process that was killed while it wrote may have left half a line.
-            torn = _last_byte(file) not in (b"", b"\n")
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")
             file.write(b"\n" * torn + canonical_json({**line, "note": note}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _last_byte(file: BinaryIO) -> bytes:
-    if not file.seek(0, os.SEEK_END):
-        return b""
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
 
 
 def logged(results: Path | str) -> int:
@@ -99,7 +93,7 @@ def events(results: Path | str, since: int = 0) -> dict[str, list[dict[str, Any]
     return out
 
 
-def crashes(found: list[Mapping[str, Any]] | list[dict[str, Any]]) -> int:
+def crashes(found: Sequence[Mapping[str, Any]]) -> int:
     """How often in a row a run has taken its process down with it, by its lines of the log.
 
     The last of them may have left a start and no end: it counts where nobody is at the run.
@@ -169,7 +163,11 @@ class Watch:
         elif now - self._noted < EVERY and done != total:
             return
         self._noted = now
-        self._write(Progress(what, done, total, self._first, self._began, now, self._numbers))
+        found = Progress(what, done, total, self._first, self._began, now, self._numbers)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # nor a sync: nothing depends on it
+            temporary.write_text(json.dumps(asdict(found)))
+            temporary.replace(self._path)
 
     def numbers(self, logs: Mapping[str, float]) -> None:
         """Metrics of an update."""
@@ -177,10 +175,3 @@ class Watch:
         self._numbers = {k: v for k, v in logs.items() if k in ("loss", "return", "regret")}
         if (seconds := time.time() - self._began) > 0 and self._tokens:
             self._numbers["tokens/s"] = self._tokens / seconds
-
-    def _write(self, found: Progress) -> None:
-        """Without a sync and without an error: nothing depends on it."""
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(asdict(found)))
-            temporary.replace(self._path)

@@ -1,12 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files of one answer a line."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.replace(temporary, path)
             _fsync_folder(path.parent)
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -70,3 +69,34 @@ def check_writable(folder: Path, need_mb: float = 1.0) -> None:
         raise UserError(
             f"only {free:.0f} MB free at {folder}; this run needs about {need_mb:.0f}: free some, or pass --results"
         )
+
+
+def read_lines(answers: Path) -> list[str]:
+    """The lines of a file; bytes that are no UTF-8 spoil their own line only.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return answers.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {answers}: {error.strerror or error}") from error
+
+
+def check_out(out: Path, answers: Path) -> None:
+    """Find out before an hour of scoring whether its result can be written to ``out``.
+
+    Raises:
+        UserError: it is a folder or the file of answers, or cannot be written.
+    """
+    try:
+        if out.is_dir() or out.resolve() == answers.resolve():
+            taken = "a folder" if out.is_dir() else "the file of answers"
+            raise UserError(f"--out {out} is {taken}: name another file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
+            pass
+    except (OSError, RuntimeError) as error:  # the latter: links that lead in a circle
+        folder = isinstance(error, FileExistsError)
+        reason = "its folder is a file" if folder else getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write --out {out}: {reason}; name another file") from error

@@ -1,4 +1,4 @@
-"""What a run did: written once, read by everything that prints."""
+"""What a run did, and the metrics that say how well: written once, read by everything that prints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,35 @@ from shiq_bench.records.spec import RunSpec
 #: Version of every file written by this package. Readers refuse a newer one by name.
 SCHEMA_VERSION = 1
 
-
 Status = Literal["started", "done", "failed", "diverged"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number a task reports, and which way is better."""
+
+    name: str
+    better: Literal["higher", "lower", "neither"]
+    title: str
+    percent: bool = False
+    headline: bool = False  # shown with its difference to the reference
+    exact: bool = False  # computed from a whole table, so no single episode has it
+    optional: bool = False  # of some kinds of episodes only, or pooled from other metrics
+    own: bool = False  # measured against a target of the method's own: no number of another's is comparable
+
+
+#: Metrics every task's evaluation may hold; a task's own Metric of the same name comes first.
+ENGINE_METRICS = (
+    Metric("reward", "higher", "mean reward", headline=True),
+    Metric("kl", "neither", "KL to reference (nats)"),
+    Metric("kl_k1", "neither", "KL, k1 estimate (nats)"),
+    Metric("kl_token", "neither", "KL a token (nats)"),
+    Metric("length", "neither", "length (tokens)"),
+    Metric("truncated", "lower", "truncated", percent=True),
+    Metric("preference_accuracy", "higher", "preferences ordered right", percent=True),
+    Metric("preference_margin", "higher", "margin, better minus worse (nats)"),
+    Metric("logratio_data", "neither", "log-ratio to reference (nats)"),
+)
 
 
 @dataclass(frozen=True)

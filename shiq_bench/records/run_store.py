@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+from pydantic import TypeAdapter, ValidationError
 
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.escaping import in_line
 from shiq_bench.records.files import write_json
 from shiq_bench.records.record import SCHEMA_VERSION, RunRecord
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 RECORD = "record.json"
+
+_ADAPTER = TypeAdapter(RunRecord)
 
 
 def run_folder(results: Path | str, run_id: str) -> Path:
@@ -91,19 +91,10 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"it holds {text}")
 
 
-@cache
-def _validator() -> TypeAdapter[RunRecord]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(RunRecord)
-
-
 def _check_types(text: str, data: Mapping[str, Any]) -> None:
     """Nothing later has to ask what a field of a record is: by its annotations, here, or not at all."""
-    from pydantic import ValidationError
-
     try:
-        _validator().validate_json(text, strict=True)
+        _ADAPTER.validate_json(text, strict=True)
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False, include_context=False)
         raise UserError(f"not a run record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -116,9 +107,7 @@ def _check_types(text: str, data: Mapping[str, Any]) -> None:
                 raise UserError(f"not a run record: {min(bad)} of an example is no number")
 
 
-def load_several(
-    folders: Sequence[Path | str], *, run_ids: Sequence[str] | None = None
-) -> tuple[list[RunRecord], list[str]]:
+def load_all(*folders: Path | str, run_ids: Sequence[str] | None = None) -> tuple[list[RunRecord], list[str]]:
     """Every record of some results folders (or those asked for), by run id, and what could not be read.
 
     A record that cannot be read is skipped and gets one line in the second list; it is up to the
@@ -157,8 +146,3 @@ def _found(results: Path) -> list[Path]:
         what = "is a file; expected a folder" if results.exists() else "does not exist: no results"
         raise UserError(f"{results} {what}; pass another with --results")
     return sorted(results.glob(f"*/{RECORD}"))
-
-
-def load_all(results: Path | str, *, run_ids: Sequence[str] | None = None) -> tuple[list[RunRecord], list[str]]:
-    """:func:`load_several` of one folder."""
-    return load_several([results], run_ids=run_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
 from shiq_bench.records.errors import UserError
@@ -12,13 +13,16 @@ from shiq_bench.records.hashing import stable_hash
 #: Version of the run identity: raise it when the meaning of a hashed field changes.
 RUN_ID_VERSION = 2
 
-
 #: Splits in the order they are evaluated; what else a task may have follows by name.
 _SPLITS = ("rl", "heldout", "start", "all")
 
 
 def _setting(default: Any, help: str, *, outcome: bool = True, tables: bool = True) -> Any:
     return field(default=default, metadata={"help": help, "outcome": outcome, "tables": tables})
+
+
+#: Of language models alone: a table has no use for it.
+_language = partial(_setting, tables=False)
 
 
 @dataclass(frozen=True)
@@ -36,25 +40,23 @@ class RunSpec:
     task_options: Mapping[str, Any] = field(default_factory=dict)
 
     model: str = _setting("tiny", "'tiny' (trained on the spot), a folder, a hub id, or 'table' where the task is one")
-    revision: str = _setting("main", "revision of a hub model", tables=False)
-    trust_remote_code: bool = _setting(False, "run code that comes with a hub model", tables=False)
+    revision: str = _language("main", "revision of a hub model")
+    trust_remote_code: bool = _language(False, "run code that comes with a hub model")
     seed: int = _setting(0, "training seed: order of the data, dropout, heads")
     seeds: int = _setting(1, "tables only: instances trained at once, the first of them number `seed`")
 
     samples: int = _setting(4, "completions drawn from the reference for every training prompt")
-    gold: bool = _setting(True, "add the task's own demonstrations to the training data", tables=False)
+    gold: bool = _language(True, "add the task's own demonstrations to the training data")
     data_seed: int = _setting(0, "seed of the offline data, shared by every method")
-    data: str = _setting(
-        "", "folder of a dataset made by `shiq-bench data build`, to train from", outcome=False, tables=False
-    )
-    data_hash: str = _setting("", "which dataset: start of its hash, filled in from `data`", tables=False)
+    data: str = _language("", "folder of a dataset made by `shiq-bench data build`, to train from", outcome=False)
+    data_hash: str = _language("", "which dataset: start of its hash, filled in from `data`")
     center_rewards: bool = _setting(False, "subtract each prompt's mean return (moves v*, not pi*)")
     labels: Literal["hard", "bradley_terry", "sampled"] = _setting(
         "hard",
         "preferences from returns: the higher wins; both ways, weighted by sigma(R - R'); or one way, drawn with it",
     )
-    pairs: Literal["all", "best_worst", "random"] = _setting(
-        "all", "preference pairs of a prompt: every two of its answers, its best and worst, or one drawn", tables=False
+    pairs: Literal["all", "best_worst", "random"] = _language(
+        "all", "preference pairs of a prompt: every two of its answers, its best and worst, or one drawn"
     )
     collect: Literal["auto", "offline", "fresh"] = _setting(
         "auto", "train on stored trajectories, on fresh samples of the current policy, or on what the method is for"
@@ -62,42 +64,34 @@ class RunSpec:
     allow_off_policy: bool = _setting(False, "let an on-policy method learn from stored data: biased, and marked")
 
     steps: int = _setting(200, "optimiser updates; 0 evaluates the starting policy alone")
-    groups_per_step: int = _setting(4, "prompts in a global batch, each with all its trajectories", tables=False)
+    groups_per_step: int = _language(4, "prompts in a global batch, each with all its trajectories")
     learning_rate: float = _setting(1e-4, "peak learning rate of AdamW")
     schedule: Literal["constant", "cosine", "linear"] = _setting("cosine", "learning-rate schedule after warm-up")
     warmup: float = _setting(0.1, "share of the steps spent warming up")
     weight_decay: float = _setting(0.0, "AdamW weight decay")
     max_grad_norm: float = _setting(1.0, "gradient clipping; 0 is none")
-    precision: Literal["auto", "fp32", "bf16"] = _setting(
-        "auto",
-        "autocast of the network body (auto: bf16 where the hardware has it); the head is always float32",
-        tables=False,
+    precision: Literal["auto", "fp32", "bf16"] = _language(
+        "auto", "autocast of the network body (auto: bf16 where the hardware has it); the head is always float32"
     )
-    lora: str = _setting(
-        "", "train low-rank adapters alone: r=16, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj", tables=False
+    lora: str = _language(
+        "", "train low-rank adapters alone: r=16, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj"
     )
-    layout: Literal["padded", "packed"] = _setting("padded", "how trajectories share a forward pass", tables=False)
+    layout: Literal["padded", "packed"] = _language("padded", "how trajectories share a forward pass")
 
-    engine: Literal["auto", "vllm", "hf"] = _setting(
-        "auto", "sampler: vllm where installed, else transformers", tables=False
-    )
-    max_tokens: int = _setting(128, "longest single answer, in tokens", tables=False)
-    max_length: int = _setting(1024, "longest dialogue, in tokens", tables=False)
-    eval_samples: int = _setting(4, "sampled completions a prompt at evaluation (temperature 1)", tables=False)
-    eval_splits: str = _setting(
-        "rl,heldout", "splits evaluated, joined by commas; all: every prompt there is", tables=False
-    )
-    eval_seed: int = _setting(0, "seed of evaluation sampling", tables=False)
-    lm_eval: str = _setting("", "tasks of lm-eval to run before and after training, joined by commas", tables=False)
-    lm_eval_limit: int = _setting(0, "documents of each lm-eval task; 0 is all", tables=False)
-    eval_limit: int = _setting(0, "evaluate on the first N prompts of each split only; 0 is all", tables=False)
+    engine: Literal["auto", "vllm", "hf"] = _language("auto", "sampler: vllm where installed, else transformers")
+    max_tokens: int = _language(128, "longest single answer, in tokens")
+    max_length: int = _language(1024, "longest dialogue, in tokens")
+    eval_samples: int = _language(4, "sampled completions a prompt at evaluation (temperature 1)")
+    eval_splits: str = _language("rl,heldout", "splits evaluated, joined by commas; all: every prompt there is")
+    eval_seed: int = _language(0, "seed of evaluation sampling")
+    lm_eval: str = _language("", "tasks of lm-eval to run before and after training, joined by commas")
+    lm_eval_limit: int = _language(0, "documents of each lm-eval task; 0 is all")
+    eval_limit: int = _language(0, "evaluate on the first N prompts of each split only; 0 is all")
 
-    micro_groups: int = _setting(0, "prompts in one forward pass; 0 is groups_per_step", outcome=False, tables=False)
-    save_every: int = _setting(50, "updates between checkpoints", outcome=False, tables=False)
-    track: str = _setting(
-        "", "trackers told of every update, joined by commas, such as tensorboard", outcome=False, tables=False
-    )
-    gpu_memory: float = _setting(0.4, "share of GPU memory given to vLLM", outcome=False, tables=False)
+    micro_groups: int = _language(0, "prompts in one forward pass; 0 is groups_per_step", outcome=False)
+    save_every: int = _language(50, "updates between checkpoints", outcome=False)
+    track: str = _language("", "trackers told of every update, joined by commas, such as tensorboard", outcome=False)
+    gpu_memory: float = _language(0.4, "share of GPU memory given to vLLM", outcome=False)
     results: str = _setting("results", "folder of run records", outcome=False)
 
     def __post_init__(self) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shiq_bench.records.hashing import canonical_json
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import CONDITIONS, RunSpec
 from shiq_bench.stats.intervals import Estimate
 from shiq_bench.stats.ranking import Test

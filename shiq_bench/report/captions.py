@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import RunRecord
+from shiq_bench.records.record import Metric, RunRecord
 from shiq_bench.report.blocks import DROP, LM_EVAL, Block, Column, differing, flat, named, plain, where
 from shiq_bench.report.format import listed, p_value, span
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS

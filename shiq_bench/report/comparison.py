@@ -14,9 +14,8 @@ import numpy as np
 
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import canonical_json, stable_hash
-from shiq_bench.records.metric import ENGINE_METRICS, Metric
 from shiq_bench.records.provenance import code_versions
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import ENGINE_METRICS, Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import conditions
 from shiq_bench.report.blocks import LM_EVAL, Block, Cell, Column, Comparison, Key, Place, differing, flat, last, plain
 from shiq_bench.report.captions import captions_of

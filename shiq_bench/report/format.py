@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import floor, isfinite, log10
 
-from shiq_bench.records.metric import Metric
+from shiq_bench.records.record import Metric
 from shiq_bench.stats.intervals import Estimate
 
 #: Where there is no number.

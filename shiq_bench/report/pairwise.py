@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from shiq_bench.records.errors import UserError, suggest
-from shiq_bench.records.metric import Metric
 from shiq_bench.records.provenance import code_versions
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import conditions
 from shiq_bench.report.blocks import Cell, Place, differing, flat, last, named, plain
 from shiq_bench.report.comparison import difference_of, known_metrics, unit_differences

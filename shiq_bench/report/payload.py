@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any
 
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report.blocks import Block, Cell, Column, Comparison, Key, Place
 from shiq_bench.report.comparison import cell_of, compare, reference_of

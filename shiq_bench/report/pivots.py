@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from shiq_bench.records.metric import Metric
+from shiq_bench.records.record import Metric
 from shiq_bench.report.blocks import DROP, Block, Cell, Column, Comparison, Key, Place
 from shiq_bench.report.document import Document, Header, Row, Section, Table
 from shiq_bench.report.format import EMPTY, count, decimals, metric_label, plus_minus

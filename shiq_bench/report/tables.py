@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import RunRecord, Status
+from shiq_bench.records.record import Metric, RunRecord, Status
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report import render
 from shiq_bench.report.blocks import Block, Comparison, last, plain

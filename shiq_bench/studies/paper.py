@@ -18,9 +18,8 @@ from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.files import write_atomic, write_json
 from shiq_bench.records.hashing import canonical_json
-from shiq_bench.records.metric import Metric
 from shiq_bench.records.provenance import code_versions
-from shiq_bench.records.record import SCHEMA_VERSION, RunRecord
+from shiq_bench.records.record import SCHEMA_VERSION, Metric, RunRecord
 from shiq_bench.report import figures, tables
 from shiq_bench.report.comparison import compare
 from shiq_bench.studies.schema import find, load, shipped
@@ -74,7 +73,7 @@ def paper(
         UserError: there are no records, what would be one table comes from different code and that is not allowed, or
             the folder cannot be written.
     """
-    records, problems = run_store.load_several(folders)
+    records, problems = run_store.load_all(*folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: start with shiq-bench sweep")
     made = _tables(records, allow_mixed, report)

@@ -17,9 +17,8 @@ from rich.console import Console
 from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.event_log import FOLDER
-from shiq_bench.records.metric import ENGINE_METRICS, Metric
 from shiq_bench.records.provenance import code_versions, same_code
-from shiq_bench.records.record import RunRecord
+from shiq_bench.records.record import ENGINE_METRICS, Metric, RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.report import figures
 from shiq_bench.report.format import listed

@@ -21,8 +21,7 @@ from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.files import write_json
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import RunRecord
+from shiq_bench.records.record import Metric, RunRecord
 from shiq_bench.runs.progress import say
 from shiq_bench.runs.settings import merged, resolve
 from shiq_bench.sweep.grid import Job, check_known, knows, of_flags

@@ -18,7 +18,7 @@ from shiq_bench.api.codec import Codec
 from shiq_bench.api.task import Episode, Task, TinyModel
 from shiq_bench.api.trajectory import Completion, Score, Trajectory, Transcript
 from shiq_bench.records.errors import UserError, suggest
-from shiq_bench.records.metric import Metric
+from shiq_bench.records.record import Metric
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.tabular.world import World, log_softmax
 

@@ -33,8 +33,7 @@ from shiq_bench.generation.generator import Generator
 from shiq_bench.generation.opening import make_generator
 from shiq_bench.models.source import ModelSource
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation
+from shiq_bench.records.record import Evaluation, Metric
 from shiq_bench.report.comparison import compare
 from shiq_bench.report.tables import text as in_format
 from shiq_bench.runs.execute import execute

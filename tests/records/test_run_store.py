@@ -138,11 +138,11 @@ def test_several_folders_are_one(tmp_path: Path) -> None:
     run_store.save(two, tmp_path / "b")
     run_store.save(one, tmp_path / "b")
     folders = [tmp_path / "a", tmp_path / "b"]
-    found, problems = run_store.load_several(folders)
+    found, problems = run_store.load_all(*folders)
     assert sorted(r.run_id for r in found) == sorted([one.run_id, two.run_id]) and not problems
-    assert [r.run_id for r in run_store.load_several(folders, run_ids=[two.run_id])[0]] == [two.run_id]
+    assert [r.run_id for r in run_store.load_all(*folders, run_ids=[two.run_id])[0]] == [two.run_id]
     with pytest.raises(UserError, match="no folder has run 'nothing'"):
-        run_store.load_several(folders, run_ids=["nothing"])
+        run_store.load_all(*folders, run_ids=["nothing"])
 
 
 def test_one_run_with_two_contents_is_refused(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_one_run_with_two_contents_is_refused(tmp_path: Path) -> None:
     run_store.save(made, tmp_path / "a")
     run_store.save(dataclasses.replace(made, status="failed", error="boom"), tmp_path / "b")
     with pytest.raises(UserError) as caught:
-        run_store.load_several([tmp_path / "a", tmp_path / "b"])
+        run_store.load_all(tmp_path / "a", tmp_path / "b")
     line = str(caught.value)
     assert "\n" not in line and made.run_id in line
     assert str(tmp_path / "a" / made.run_id) in line and str(tmp_path / "b" / made.run_id) in line

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation, RunRecord, Status
+from shiq_bench.records.record import Evaluation, Metric, RunRecord, Status
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.stats.clustered import summarise
 

@@ -13,8 +13,7 @@ from scipy import stats
 
 from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import Evaluation, Metric, RunRecord
 from shiq_bench.report.blocks import Block
 from shiq_bench.report.comparison import compare
 from shiq_bench.report.tables import frame as frame_of

@@ -10,8 +10,7 @@ import pytest
 
 from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.metric import Metric
-from shiq_bench.records.record import Evaluation, RunRecord
+from shiq_bench.records.record import Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.sweep.grid import Job
 from shiq_bench.sweep.tuning import VALIDATION, Tuning, chosen, headline, trials, validation
