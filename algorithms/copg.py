@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 import shiq_bench as sb
 
@@ -36,10 +35,6 @@ class CoPG(sb.Algorithm):
         total = (error.square() * batch.pair_weight).sum()
         mean = (error.detach().abs() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
         return sb.LossOutput(total, {"error": mean})
-
-    def count(self, batch: sb.Batch) -> Tensor:
-        """Weight of the pairs."""
-        return batch.pair_weight.sum()
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi*."""

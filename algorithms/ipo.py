@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 import shiq_bench as sb
 
@@ -35,10 +34,6 @@ class IPO(sb.Algorithm):
         total = ((margin - 0.5 / self.beta).square() * batch.pair_weight).sum()
         mean = (margin.detach() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
         return sb.LossOutput(total, {"margin": mean})
-
-    def count(self, batch: sb.Batch) -> Tensor:
-        """Weight of the pairs."""
-        return batch.pair_weight.sum()
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The reference, tilted by how often an answer beats one of the data."""

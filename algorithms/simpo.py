@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 import shiq_bench as sb
@@ -43,10 +42,6 @@ class SimPO(sb.Algorithm):
             "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
         }
         return sb.LossOutput(total, metrics)
-
-    def count(self, batch: sb.Batch) -> Tensor:
-        """Weight of the pairs."""
-        return batch.pair_weight.sum()
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The minimiser of this very loss, where there is one."""
