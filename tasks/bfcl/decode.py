@@ -15,12 +15,10 @@ import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shiq_bench.tasks.bfcl.data import Entry
 from shiq_bench.tasks.bfcl.parse import call_nodes, is_empty
-
-if TYPE_CHECKING:
-    from shiq_bench.tasks.bfcl.data import Entry
 
 #: Characters that a parser is given at most: thousands of calls. It runs in a worker, so a text that brings it down
 #: costs its own entry only.

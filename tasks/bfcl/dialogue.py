@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shiq_bench import Codec, Completion, Episode, ToolCall, Transcript, UserError
 from shiq_bench.tasks.bfcl.data import Entry
@@ -16,6 +16,8 @@ from shiq_bench.tasks.bfcl.executor import Outcome, Session
 from shiq_bench.tasks.bfcl.official import IN_VAIN
 from shiq_bench.tasks.bfcl.parse import ERROR, Call, Refusal, is_empty, parse_answer
 from shiq_bench.tasks.bfcl.prompts import TEXT, Message, next_turn, opening, tool_messages
+
+Credit = Literal["prefix", "independent"]
 
 #: Tokens that must be left for an answer, or the dialogue ends here.
 ROOM = 1
@@ -143,8 +145,7 @@ class Dialogue(Episode):
         if self._steps > max_steps:
             self._force()
         else:
-            messages = tool_messages(names, results, self._format, tool_chars)
-            self._say(messages)
+            self._say(tool_messages(names, results, self._format, tool_chars))
 
     def gold(self) -> list[int] | None:
         """Ids of what the ground truth would answer now: the calls of this turn in one answer, then nothing.
@@ -165,6 +166,23 @@ class Dialogue(Episode):
             except UserError:
                 return None
         return self._codec.answer(text)
+
+    def errors(self, outcome: Outcome) -> list[str | None]:
+        """Error type of every turn that was to be played: "" where it passes, None where there is no ground truth.
+
+        An entry with more answers than turns counts the turns that exist.
+        """
+        gold = self.entry.gold[: len(self.entry.turns)]
+        reached: list[str | None] = [] if outcome.failure else outcome.value["turns"]
+        missing = "unscored" if outcome.failure else "not reached"
+        return [
+            None if not calls else reached[turn] if turn < len(reached) else missing for turn, calls in enumerate(gold)
+        ]
+
+    @property
+    def called_in_vain(self) -> bool:
+        """Whether calls were made in a turn whose ground truth is to make none, which the official checker forgives."""
+        return any(calls and not gold for calls, gold in zip(self.turns, self.entry.gold, strict=False))
 
     def _read(self, text: str, completion: Completion) -> list[Call | Refusal] | None:
         if self._format in TEXT:
@@ -198,6 +216,15 @@ class Dialogue(Episode):
 
     def _force(self) -> None:
         self.forced = self.done = self.transcript.truncated = True
+
+
+def credited(errors: Sequence[str | None], credit: Credit) -> list[float]:
+    """Reward of each turn; a turn without ground truth earns nothing and breaks no prefix."""
+    rewards, intact = [], True
+    for error in errors:
+        intact = intact and not error
+        rewards.append(float(error == "" and (intact or credit == "independent")))
+    return rewards
 
 
 def _is_name(key: str) -> bool:

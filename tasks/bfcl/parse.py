@@ -86,15 +86,11 @@ def parse_answer(text: str, offered: Container[str]) -> list[Call | Refusal] | N
         return None
 
 
-def parse_call(text: str, offered: Container[str]) -> Call | Refusal:
+def parse_call(text: str, offered: Container[str], longest: int = MAX_TEXT) -> Call | Refusal:
     """Read one call string that comes decoded and that the official executor would evaluate as it stands.
 
     Unlike a model's text it keeps its positional arguments and the exact value of each literal; never raises.
     """
-    return _parse_call(text, offered, MAX_TEXT)
-
-
-def _parse_call(text: str, offered: Container[str], longest: int) -> Call | Refusal:
     try:
         node = _expression(text.lstrip(" \t"), longest)
         if not isinstance(node, ast.Call):
@@ -128,7 +124,7 @@ def parse_gold(text: str, parameters: Mapping[str, Sequence[str]]) -> Call:
 
 def is_canonical(text: str, offered: Container[str]) -> bool:
     """Whether ``text`` is exactly what :attr:`Call.text` writes for one call of an offered function."""
-    call = _parse_call(text, offered, MAX_TEXT * _LONGER)
+    call = parse_call(text, offered, MAX_TEXT * _LONGER)
     return isinstance(call, Call) and call.text == text
 
 
@@ -155,7 +151,7 @@ def call_nodes(text: str, longest: int = MAX_TEXT) -> list[ast.Call]:
     return calls
 
 
-def _expression(text: str, longest: int = MAX_TEXT) -> ast.expr:
+def _expression(text: str, longest: int) -> ast.expr:
     if len(text) > longest:
         raise Undecodable("too long")
     try:

@@ -16,17 +16,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shiq_bench import Scores, suggest
 from shiq_bench.tasks.bfcl import data
 from shiq_bench.tasks.bfcl.aggregate import PARTS, aggregate
-from shiq_bench.tasks.bfcl.executor import Executor, Outcome
+from shiq_bench.tasks.bfcl.executor import UNSCORED, Executor
 from shiq_bench.tasks.bfcl.official import IN_VAIN
 from shiq_bench.tasks.bfcl.parse import Call, parse_answer, parse_call
-
-if TYPE_CHECKING:
-    from shiq_bench.tasks.bfcl import Bfcl
 
 FORMS = ("calls", "turns", "text")
 FIELDS = ("category", "id", *FORMS)
@@ -39,11 +36,7 @@ QUIET = 2.0
 #: different depths far beyond, and no answer needs as many.
 DEPTH = 64
 
-#: How the error type of an answer without a verdict begins.
-UNSCORED = "unscored: "
-
 Report = Callable[[str, int, int], None]
-
 
 _DEEP = f"is nested too deeply; expected at most {DEPTH} levels of lists and objects"
 
@@ -98,9 +91,9 @@ def score(
     return results, problems
 
 
-def score_lines(task: Bfcl, lines: Iterable[str], report: Report | None = None) -> Scores:
+def score_lines(root: Path, lines: Iterable[str], executor: Executor, report: Report | None = None) -> Scores:
     """:func:`score` with the official table, in which what was not run says so."""
-    results, problems = score(task.root, lines, task.executor, report)
+    results, problems = score(root, lines, executor, report)
     counts: dict[str, tuple[float, int]] = {}
     refused: dict[str, int] = {}
     for category in dict.fromkeys(result["category"] for result in results):
@@ -144,21 +137,17 @@ def judge(rows: Sequence[tuple[data.Entry, Mapping[str, Any]]], executor: Execut
     for entry, _ in rows:
         if entry.multi_turn:
             outcome, count = next(many)
-            error = _error(outcome, "entry")
+            error = outcome.error("entry")
             reached = [] if outcome.failure else outcome.value["turns"]
             passed = [at < len(reached) and reached[at] == "" for at in range(len(entry.gold))]
             by_turn = {"turns": [one if gold else None for one, gold in zip(passed, entry.gold, strict=True)]}
         else:
             outcome, by_turn = next(single), {}
-            error = _error(outcome, "error_type")
+            error = outcome.error("error_type")
             count = 0 if outcome.failure else int(outcome.value["refused"])
         result = {"category": entry.category, "id": entry.id, "valid": not error, "error_type": error or None}
         out.append(result | by_turn | {"refused": count})
     return out
-
-
-def _error(outcome: Outcome, key: str) -> str:
-    return f"{UNSCORED}{outcome.failure}" if outcome.failure else str(outcome.value[key])
 
 
 def _unscored(result: Mapping[str, Any]) -> bool:

@@ -35,7 +35,7 @@ BUGS = [
     ),
     Mutation(
         "calls in an empty turn not counted",
-        "tasks/bfcl/credit.py",
+        "tasks/bfcl/dialogue.py",
         "any(calls and not gold for",
         "any(calls and gold is None for",
         f"{CATEGORIES}::test_a_call_in_an_empty_turn_passes_and_is_counted",
