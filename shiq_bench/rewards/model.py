@@ -162,8 +162,7 @@ def scores_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         score = out.logits
         if score.shape[-1] != 1:
             raise UserError(f"the model gives {score.shape[-1]} labels and no score: expected one of them")
-    flat: Tensor = score.float().reshape(-1)
-    return flat
+    return score.float().reshape(-1)
 
 
 class RewardModel:

@@ -84,7 +84,7 @@ BUGS = [
     ),
     Mutation(
         "wins against the reference by length",
-        "tasks/ultrafeedback/wins.py",
+        "tasks/ultrafeedback/judges.py",
         'wins = [beats(e["reward"], other["reward"]) for e, other in met]',
         'wins = [beats(e["details"]["characters"], other["details"]["characters"]) for e, other in met]',
         f"{FEEDBACK}::test_win_rates_by_hand",
