@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -91,8 +90,6 @@ def step(what: str, work: Callable[[], object]) -> None:
 
 def detect_kind() -> str:
     """`gpu` where the NVIDIA driver answers and lists a device, `cpu` everywhere else."""
-    if shutil.which("nvidia-smi") is None:
-        return "cpu"
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -197,10 +194,7 @@ def main() -> int:
         else:
             install_gpu(pip)
         (venv / STAMP).write_text(kind)
-    except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a file where the folder should be
+    except (SetupError, OSError) as error:  # the latter: a full disk, a file where the folder should be
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -38,6 +38,11 @@ DEPTH = 64
 
 Report = Callable[[str, int, int], None]
 
+_KINDS = {
+    "NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "str": "a string",
+    "list": "a list", "dict": "an object",
+}  # fmt: skip
+
 _DEEP = f"is nested too deeply; expected at most {DEPTH} levels of lists and objects"
 
 
@@ -199,8 +204,7 @@ def _read(line: str) -> dict[str, Any]:
     for name in ("category", "id"):
         if name not in row:
             raise _Bad(f"has no {name}")
-        if not isinstance(row[name], str):
-            raise _Bad(f"{name} is {_kind(row[name])}; expected a string")
+        _typed(row[name], str, name)
     given = [name for name in FORMS if name in row]
     if len(given) != 1:
         raise _Bad(f"has {' and '.join(given) or 'no answer'}; expected one of {', '.join(FORMS)}")
@@ -237,42 +241,33 @@ def _check_form(row: Mapping[str, Any], entry: data.Entry) -> None:
         if entry.multi_turn:
             raise _Bad(f"has calls; {entry.category} takes turns or text")
         if row["calls"] is not None:
-            for at, call in enumerate(_list(row["calls"], "calls")):
+            for at, call in enumerate(_typed(row["calls"], list, "calls")):
                 if not isinstance(call, dict) or len(call) != 1 or not isinstance(next(iter(call.values())), dict):
                     raise _Bad(f"calls[{at}] is {_kind(call)}; expected {{function: {{argument: value, ...}}}}")
     elif "turns" in row or entry.multi_turn:
         form = "turns" if "turns" in row else "text"
         if not entry.multi_turn:
             raise _Bad(f"has turns; {entry.category} takes calls or text")
-        for i, turn in enumerate(_list(row[form], form)):
-            for j, step in enumerate(_list(turn, f"{form}[{i}]")):
+        for i, turn in enumerate(_typed(row[form], list, form)):
+            for j, step in enumerate(_typed(turn, list, f"{form}[{i}]")):
                 where = f"{form}[{i}][{j}]"
                 if form == "text":
-                    _string(step, where)
+                    _typed(step, str, where)
                 else:
-                    for k, call in enumerate(_list(step, where)):
-                        _string(call, f"{where}[{k}]")
+                    for k, call in enumerate(_typed(step, list, where)):
+                        _typed(call, str, f"{where}[{k}]")
     else:
-        _string(row["text"], "text")
+        _typed(row["text"], str, "text")
 
 
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Bad(f"{where} is {_kind(value)}; expected a list")
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise _Bad(f"{where} is {_kind(value)}; expected {_KINDS[kind.__name__]}")
     return value
 
 
-def _string(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise _Bad(f"{where} is {_kind(value)}; expected a string")
-
-
 def _kind(value: Any) -> str:
-    names = {
-        "NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "str": "a string",
-        "list": "a list", "dict": "an object",
-    }  # fmt: skip
-    return names[type(value).__name__]
+    return _KINDS[type(value).__name__]
 
 
 def _short(text: str) -> str:
