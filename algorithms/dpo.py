@@ -32,10 +32,9 @@ class DPO(sb.Algorithm):
         w = sb.log_ratio(stats).sum(-1)
         margin = self.beta * (w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]])
         total = -(logsigmoid(margin) * batch.pair_weight).sum()
-        weight = batch.pair_weight.sum().clamp(min=1e-12)
         metrics = {
-            "margin": (margin.detach() * batch.pair_weight).sum() / weight,
-            "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
+            "margin": sb.masked_mean(margin, batch.pair_weight),
+            "accuracy": sb.masked_mean(margin > 0, batch.pair_weight),
         }
         return sb.LossOutput(total, metrics)
 

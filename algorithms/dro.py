@@ -33,10 +33,9 @@ class DRO(sb.Algorithm):
         value = stats.value[:, 0]
         returns = (batch.rewards * batch.mask).sum(-1)
         error = returns - value - self.beta * sb.log_ratio(stats).sum(-1)
-        weight = batch.weight.sum().clamp(min=1e-12)
         metrics = {
-            "value": (value.detach() * batch.weight).sum() / weight,
-            "error": (error.detach().abs() * batch.weight).sum() / weight,
+            "value": sb.masked_mean(value, batch.weight),
+            "error": sb.masked_mean(error.abs(), batch.weight),
         }
         return sb.LossOutput((error.square() * batch.weight).sum() / 2, metrics)
 

@@ -32,8 +32,7 @@ class IPO(sb.Algorithm):
         w = sb.log_ratio(stats).sum(-1)
         margin = w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]]
         total = ((margin - 0.5 / self.beta).square() * batch.pair_weight).sum()
-        mean = (margin.detach() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
-        return sb.LossOutput(total, {"margin": mean})
+        return sb.LossOutput(total, {"margin": sb.masked_mean(margin, batch.pair_weight)})
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The reference, tilted by how often an answer beats one of the data."""

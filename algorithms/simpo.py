@@ -36,10 +36,9 @@ class SimPO(sb.Algorithm):
         mean = (stats.policy.logp * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)
         margin = self.beta * (mean[batch.pairs[:, 0]] - mean[batch.pairs[:, 1]])
         total = -(logsigmoid(margin - self.gamma) * batch.pair_weight).sum()
-        weight = batch.pair_weight.sum().clamp(min=1e-12)
         metrics = {
-            "margin": (margin.detach() * batch.pair_weight).sum() / weight,
-            "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
+            "margin": sb.masked_mean(margin, batch.pair_weight),
+            "accuracy": sb.masked_mean(margin > 0, batch.pair_weight),
         }
         return sb.LossOutput(total, metrics)
 

@@ -157,14 +157,6 @@ def install_cpu(pip: Pip) -> None:
     check(pip)
 
 
-def install_gpu(pip: Pip) -> None:
-    constraints = str(CONSTRAINTS / "gpu.txt")
-    step(
-        "torch, vLLM and the rest, built for CUDA: several gigabytes",
-        lambda: pip.install("-c", constraints, "-e", f"{ROOT}[gpu,dev]"),
-    )
-
-
 def check(pip: Pip) -> None:
     """Nothing was resolved, so ask pip whether the list is complete for this machine and this Python."""
     on_purpose = re.compile(rf"requires ({'|'.join(LEFT_OUT)}), which is not installed")
@@ -192,7 +184,8 @@ def main() -> int:
         if kind == "cpu":
             install_cpu(pip)
         else:
-            install_gpu(pip)
+            resolved = ("-c", str(CONSTRAINTS / "gpu.txt"), "-e", f"{ROOT}[gpu,dev]")
+            step("torch, vLLM and the rest, built for CUDA: several gigabytes", lambda: pip.install(*resolved))
         (venv / STAMP).write_text(kind)
     except (SetupError, OSError) as error:  # the latter: a full disk, a file where the folder should be
         print(f"setup: {error}", file=sys.stderr)

@@ -99,17 +99,22 @@ class Dialogue(Episode):
         self._ended = completion.finish == "stop"
         self.answers += 1
         self.cut += not self._ended
+        spoken = text.rpartition(THOUGHT)[2]
+        made = None if self._format in TEXT else self._codec.calls(completion.token_ids, self._format)
         if not self.entry.multi_turn:
             # Decoded where it is judged: three languages have decoders, and a worker can be killed.
             if self._format in TEXT:
-                self.said = {"text": _thoughtless(text)}
+                self.said = {"text": spoken}
             else:
-                found = self._codec.calls(completion.token_ids, self._format)
-                self.said = {"calls": None if found is None else [{call.name: dict(call.arguments)} for call in found]}
+                self.said = {"calls": None if made is None else [{call.name: dict(call.arguments)} for call in made]}
             self.done = True
             return []
-        calls = self._read(text, completion)
-        self.unparsable += calls is None and not is_empty(_thoughtless(text))
+        self._made = made or []
+        if self._format in TEXT:
+            calls = parse_answer(spoken, self._names)
+        else:
+            calls = None if made is None else [self._typed(call) for call in made]
+        self.unparsable += calls is None and not is_empty(spoken)
         self._pending = calls or []
         if not self._pending:
             self._next_turn()
@@ -184,13 +189,6 @@ class Dialogue(Episode):
         """Whether calls were made in a turn whose ground truth is to make none, which the official checker forgives."""
         return any(calls and not gold for calls, gold in zip(self.turns, self.entry.gold, strict=False))
 
-    def _read(self, text: str, completion: Completion) -> list[Call | Refusal] | None:
-        if self._format in TEXT:
-            return parse_answer(_thoughtless(text), self._names)
-        found = self._codec.calls(completion.token_ids, self._format)
-        self._made = found or []
-        return None if found is None else [self._typed(call) for call in found]
-
     def _typed(self, call: ToolCall) -> Call | Refusal:
         """A template's tool call as one that can be executed: its arguments are JSON, hence literals."""
         if call.name not in self._names:
@@ -230,7 +228,3 @@ def credited(errors: Sequence[str | None], credit: Credit) -> list[float]:
 def _is_name(key: str) -> bool:
     """Whether Python reads a name as it is written: it folds some characters into others."""
     return key.isidentifier() and not keyword.iskeyword(key) and unicodedata.normalize("NFKC", key) == key
-
-
-def _thoughtless(text: str) -> str:
-    return text.rpartition(THOUGHT)[2]

@@ -50,8 +50,8 @@ BUGS = [
     Mutation(
         "calls in a model's reasoning judged",
         "tasks/bfcl/dialogue.py",
-        "return text.rpartition(THOUGHT)[2]",
-        "return text",
+        "spoken = text.rpartition(THOUGHT)[2]",
+        "spoken = text",
         f"{CATEGORIES}::test_reasoning_is_not_judged",
     ),
     Mutation(
