@@ -156,8 +156,7 @@ def score(
     from shiq_bench.models.source import quiet
     from shiq_bench.records.answer_file import check_out, read_lines
     from shiq_bench.records.files import write_atomic
-    from shiq_bench.rewards.answers import read_answers
-    from shiq_bench.rewards.model import open_reward_model
+    from shiq_bench.rewards.model import open_reward_model, read_answers
 
     lines = read_lines(answers)
     check_out(out, answers)

@@ -178,11 +178,8 @@ class Bfcl(sb.Task):
         """Official verdicts, rewards and metrics; an entry that cannot be scored fails alone."""
         dialogues = [cast(Dialogue, episode) for episode in episodes]
         played = [(d.session, d.turns) for d in dialogues if d.session is not None]
-        answered = [
-            (d.entry.request | {"partial": self.partial}, d.said)
-            for d in dialogues
-            if d.session is None and not d.unfit
-        ]
+        asked = [d for d in dialogues if d.session is None and not d.unfit]
+        answered = [(d.entry.request | {"partial": self.partial}, d.said) for d in asked]
         many, single = iter(self.executor.judge(played)), iter(self.executor.judge_single(answered))
         return [
             self._played(d, next(many), source)

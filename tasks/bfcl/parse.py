@@ -195,10 +195,12 @@ def _keywords(node: ast.Call, rewrite: Callable[[object], object]) -> dict[str, 
 def _value(node: ast.expr) -> object:
     """The literal a node stands for; the tree is at most 200 brackets deep, which Python's tokenizer sees to."""
     match node:
-        case ast.Constant(value=value):
-            return _constant(value)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-            if isinstance(value, int | float) and not isinstance(value, bool):
+        case ast.Constant(value=bool() | str() | None as value):
+            return value
+        case ast.Constant(value=int() | float() as value):
+            return _number(value)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            if not isinstance(value, bool):
                 return -_number(value)
         case ast.List(elts=items):
             return [_value(item) for item in items]
@@ -207,14 +209,6 @@ def _value(node: ast.expr) -> object:
         case ast.Dict(keys=keys, values=values):
             return {_key(key): _value(value) for key, value in zip(keys, values, strict=True)}
     raise Refused(f"an argument must be a literal value, not {_kind(node)}")
-
-
-def _constant(value: object) -> object:
-    if isinstance(value, bool | str | None):
-        return value
-    if isinstance(value, int | float):
-        return _number(value)
-    raise Refused(f"an argument must be a literal value, not {type(value).__name__}")
 
 
 def _number(value: float) -> float:
@@ -251,4 +245,5 @@ def _as_official(value: object) -> object:
 
 def _kind(node: ast.AST) -> str:
     names = {"BinOp": "arithmetic", "Call": "another call", "Name": "a bare name", "JoinedStr": "an f-string"}
-    return names.get(type(node).__name__, type(node).__name__.lower())
+    kind = type(node.value if isinstance(node, ast.Constant) else node).__name__
+    return names.get(kind, kind.lower())
