@@ -207,8 +207,7 @@ class Exact:
         if mu is None:
             return None
         every = self.completions
-        taken = np.where(every.mask, self.log_reference[every.states, every.actions], 0.0)
-        log_p = taken.sum(-1)
+        log_p = np.where(every.mask, self.log_reference[every.states, every.actions], 0.0).sum(-1)
         for c in range(len(self.world.start)):
             rows = np.flatnonzero(every.context == c)
             r = every.returns[rows]
