@@ -31,11 +31,9 @@ class DPO(sb.Algorithm):
         """Weighted logistic loss summed over pairs."""
         w = sb.log_ratio(stats).sum(-1)
         margin = self.beta * (w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]])
-        total = -(logsigmoid(margin) * batch.pair_weight).sum()
-        metrics = {
-            "margin": sb.masked_mean(margin, batch.pair_weight),
-            "accuracy": sb.masked_mean(margin > 0, batch.pair_weight),
-        }
+        weight = batch.pair_weight
+        total = -(logsigmoid(margin) * weight).sum()
+        metrics = {"margin": sb.masked_mean(margin, weight), "accuracy": sb.masked_mean(margin > 0, weight)}
         return sb.LossOutput(total, metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:

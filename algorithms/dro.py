@@ -33,10 +33,7 @@ class DRO(sb.Algorithm):
         value = stats.value[:, 0]
         returns = (batch.rewards * batch.mask).sum(-1)
         error = returns - value - self.beta * sb.log_ratio(stats).sum(-1)
-        metrics = {
-            "value": sb.masked_mean(value, batch.weight),
-            "error": sb.masked_mean(error.abs(), batch.weight),
-        }
+        metrics = {"value": sb.masked_mean(value, batch.weight), "error": sb.masked_mean(error.abs(), batch.weight)}
         return sb.LossOutput((error.square() * batch.weight).sum() / 2, metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:

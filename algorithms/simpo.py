@@ -35,11 +35,9 @@ class SimPO(sb.Algorithm):
         """Weighted logistic loss summed over pairs."""
         mean = (stats.policy.logp * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)
         margin = self.beta * (mean[batch.pairs[:, 0]] - mean[batch.pairs[:, 1]])
-        total = -(logsigmoid(margin - self.gamma) * batch.pair_weight).sum()
-        metrics = {
-            "margin": sb.masked_mean(margin, batch.pair_weight),
-            "accuracy": sb.masked_mean(margin > 0, batch.pair_weight),
-        }
+        weight = batch.pair_weight
+        total = -(logsigmoid(margin - self.gamma) * weight).sum()
+        metrics = {"margin": sb.masked_mean(margin, weight), "accuracy": sb.masked_mean(margin > 0, weight)}
         return sb.LossOutput(total, metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:

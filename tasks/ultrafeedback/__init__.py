@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Source = Literal["auto", "dataset", "model"]
 
-
 #: Passes of the embedded policy over its answers, and the longest dialogue it learns from, in tokens.
 EPOCHS, LONGEST = 6, 384
 
