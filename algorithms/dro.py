@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 import shiq_bench as sb
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @sb.algorithm("dro")
@@ -35,11 +33,7 @@ class DRO(sb.Algorithm):
         value = stats.value[:, 0]
         returns = (batch.rewards * batch.mask).sum(-1)
         error = returns - value - self.beta * sb.log_ratio(stats).sum(-1)
-        weight = batch.weight.sum().clamp(min=1e-12)
-        metrics = {
-            "value": (value.detach() * batch.weight).sum() / weight,
-            "error": (error.detach().abs() * batch.weight).sum() / weight,
-        }
+        metrics = {"value": sb.masked_mean(value, batch.weight), "error": sb.masked_mean(error.abs(), batch.weight)}
         return sb.LossOutput((error.square() * batch.weight).sum() / 2, metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:

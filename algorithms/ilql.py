@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import shiq_bench as sb
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @sb.algorithm("ilql")

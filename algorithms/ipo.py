@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 import shiq_bench as sb
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @sb.algorithm("ipo")
@@ -36,12 +32,7 @@ class IPO(sb.Algorithm):
         w = sb.log_ratio(stats).sum(-1)
         margin = w[batch.pairs[:, 0]] - w[batch.pairs[:, 1]]
         total = ((margin - 0.5 / self.beta).square() * batch.pair_weight).sum()
-        mean = (margin.detach() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
-        return sb.LossOutput(total, {"margin": mean})
-
-    def count(self, batch: sb.Batch) -> Tensor:
-        """Weight of the pairs."""
-        return batch.pair_weight.sum()
+        return sb.LossOutput(total, {"margin": sb.masked_mean(margin, batch.pair_weight)})
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The reference, tilted by how often an answer beats one of the data."""

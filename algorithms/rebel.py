@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 import shiq_bench as sb
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @sb.algorithm("rebel")
@@ -47,12 +43,7 @@ class REBEL(sb.Algorithm):
         w = sb.log_ratio(stats).sum(-1)
         error = self.beta * (w[first] - w[second]) - (returns[first] - returns[second])
         total = (error.square() * batch.pair_weight).sum()
-        mean = (error.detach().abs() * batch.pair_weight).sum() / batch.pair_weight.sum().clamp(min=1e-12)
-        return sb.LossOutput(total, {"error": mean})
-
-    def count(self, batch: sb.Batch) -> Tensor:
-        """Weight of the pairs."""
-        return batch.pair_weight.sum()
+        return sb.LossOutput(total, {"error": sb.masked_mean(error.abs(), batch.pair_weight)})
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """pi* of the one iteration; None where there are more, which only ever approach the greedy policy."""

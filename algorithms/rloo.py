@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 import shiq_bench as sb
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @sb.algorithm("rloo")
@@ -46,8 +43,7 @@ class RLOO(sb.Algorithm):
         alone = sb.group_mean(batch.weight / weight.clamp(min=1e-30), batch)
         # A lone sample has g equal to the mean: the bound makes its advantage 0 and not 0 / 0.
         advantage = (gain - sb.group_mean(gain, batch)) / (1 - alone).clamp(min=1e-6)
-        mean = (advantage.abs() * batch.weight).sum() / batch.weight.sum().clamp(min=1e-12)
-        metrics = {"w": sb.masked_mean(w, batch.mask), "advantage": mean}
+        metrics = {"w": sb.masked_mean(w, batch.mask), "advantage": sb.masked_mean(advantage.abs(), batch.weight)}
         return sb.LossOutput(-(stats.policy.logp.sum(-1) * advantage * batch.weight).sum(), metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 from torch.nn.functional import logsigmoid
 
 import shiq_bench as sb
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @sb.algorithm("simpo")
@@ -39,17 +35,10 @@ class SimPO(sb.Algorithm):
         """Weighted logistic loss summed over pairs."""
         mean = (stats.policy.logp * batch.mask).sum(-1) / batch.mask.sum(-1).clamp(min=1)
         margin = self.beta * (mean[batch.pairs[:, 0]] - mean[batch.pairs[:, 1]])
-        total = -(logsigmoid(margin - self.gamma) * batch.pair_weight).sum()
-        weight = batch.pair_weight.sum().clamp(min=1e-12)
-        metrics = {
-            "margin": (margin.detach() * batch.pair_weight).sum() / weight,
-            "accuracy": ((margin.detach() > 0) * batch.pair_weight).sum() / weight,
-        }
+        weight = batch.pair_weight
+        total = -(logsigmoid(margin - self.gamma) * weight).sum()
+        metrics = {"margin": sb.masked_mean(margin, weight), "accuracy": sb.masked_mean(margin > 0, weight)}
         return sb.LossOutput(total, metrics)
-
-    def count(self, batch: sb.Batch) -> Tensor:
-        """Weight of the pairs."""
-        return batch.pair_weight.sum()
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
         """The minimiser of this very loss, where there is one."""

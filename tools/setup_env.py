@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -91,8 +90,6 @@ def step(what: str, work: Callable[[], object]) -> None:
 
 def detect_kind() -> str:
     """`gpu` where the NVIDIA driver answers and lists a device, `cpu` everywhere else."""
-    if shutil.which("nvidia-smi") is None:
-        return "cpu"
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -160,14 +157,6 @@ def install_cpu(pip: Pip) -> None:
     check(pip)
 
 
-def install_gpu(pip: Pip) -> None:
-    constraints = str(CONSTRAINTS / "gpu.txt")
-    step(
-        "torch, vLLM and the rest, built for CUDA: several gigabytes",
-        lambda: pip.install("-c", constraints, "-e", f"{ROOT}[gpu,dev]"),
-    )
-
-
 def check(pip: Pip) -> None:
     """Nothing was resolved, so ask pip whether the list is complete for this machine and this Python."""
     on_purpose = re.compile(rf"requires ({'|'.join(LEFT_OUT)}), which is not installed")
@@ -195,12 +184,10 @@ def main() -> int:
         if kind == "cpu":
             install_cpu(pip)
         else:
-            install_gpu(pip)
+            resolved = ("-c", str(CONSTRAINTS / "gpu.txt"), "-e", f"{ROOT}[gpu,dev]")
+            step("torch, vLLM and the rest, built for CUDA: several gigabytes", lambda: pip.install(*resolved))
         (venv / STAMP).write_text(kind)
-    except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a file where the folder should be
+    except (SetupError, OSError) as error:  # the latter: a full disk, a file where the folder should be
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from shiq_bench.api.needs import N, Need
+from shiq_bench.api.needs import N, Need, Pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,8 @@ class Algorithm(ABC):
         """Tensors in, tensors out: no optimiser, no logger, no I/O, no data-dependent shapes."""
 
     def count(self, batch: Batch) -> Tensor:
-        """What ``loss(...).total`` is a sum over, as a 0-dim tensor; by default trajectory weights."""
-        return batch.weight.sum()
+        """What ``loss(...).total`` is a sum over, as a 0-dim tensor; by default weights, of pairs if it needs any."""
+        return (batch.pair_weight if self.need(Pairs) else batch.weight).sum()
 
     def act(self, dense: Dense) -> Tensor:
         """Logits of the policy that is sampled and judged, from those that were trained. ``[..., V]``"""

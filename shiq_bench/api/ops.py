@@ -52,5 +52,5 @@ def group_mean(x: Tensor, batch: Batch) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` over real action tokens, detached, 0-dim; for metrics."""
-    return (x.detach() * mask).sum() / mask.sum().clamp(min=1)
+    """Mean of ``x`` over real action tokens, or over what has weight, detached, 0-dim; for metrics."""
+    return (x.detach() * mask).sum() / mask.sum().clamp(min=1e-12)

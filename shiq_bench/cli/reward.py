@@ -59,9 +59,8 @@ def train(
     from shiq_bench.models.source import REPORT, locate, quiet
     from shiq_bench.records.files import write_json
     from shiq_bench.records.provenance import source_hash
-    from shiq_bench.rewards.fit import DEFAULTS, fit_reward_model, judge_pairs
+    from shiq_bench.rewards.fit import DEFAULTS, RECIPE, fit_reward_model, judge_pairs
     from shiq_bench.rewards.model import open_reward_model
-    from shiq_bench.rewards.tiny import RECIPE
     from shiq_bench.training.starting_policy import build_tiny
 
     quiet()
@@ -148,8 +147,7 @@ def score(
 
     from shiq_bench.models.source import quiet
     from shiq_bench.records.files import check_out, read_lines, write_atomic
-    from shiq_bench.rewards.answers import read_answers
-    from shiq_bench.rewards.model import open_reward_model
+    from shiq_bench.rewards.model import open_reward_model, read_answers
 
     lines = read_lines(answers)
     check_out(out, answers)

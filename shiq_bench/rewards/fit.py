@@ -1,11 +1,11 @@
-"""Fitting a reward model to preference pairs, and judging one on pairs it has not seen."""
+"""Fitting a reward model to preference pairs, the embedded one too, and judging one on pairs it has not seen."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from shiq_bench.api.task import Task
 from shiq_bench.api.trajectory import Preference
 from shiq_bench.data.dataset import check_free
+from shiq_bench.models.hardware import fast_precision
 from shiq_bench.models.source import Progress, fingerprint
+from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.hashing import stable_hash
 from shiq_bench.rewards.model import (
     Dialogues,
     RewardModel,
@@ -34,15 +38,14 @@ from shiq_bench.rewards.model import (
 )
 from shiq_bench.stats.clustered import clustered_mean
 from shiq_bench.stats.intervals import Estimate
-
-#: Share of the updates in which the learning rate rises.
-WARMUP = 0.05
+from shiq_bench.training.starting_policy import build_tiny
 
 #: What a reward model is fitted with, unless told otherwise.
 DEFAULTS: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-5, "batch": 16, "max_length": 2048}
 
-#: Bins of the calibration error.
-BINS = 10
+#: What the embedded reward model is; raise its version when it changes, so that cached ones are not used.
+TINY_VERSION = 1
+RECIPE: dict[str, Any] = {"epochs": 2, "learning_rate": 3e-4, "batch": 16, "max_length": 512}
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def fit_reward_model(
             per_device_train_batch_size=batch,
             learning_rate=learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=round(WARMUP * steps),
+            warmup_steps=round(0.05 * steps),
             bf16=precision == "bf16",
             seed=seed,
             use_cpu=not torch.cuda.is_available(),
@@ -205,6 +208,37 @@ def _encoded(dialogues: Dialogues, pairs: Sequence[Preference]) -> tuple[list[tu
         cut += chosen_cut + rejected_cut
         kept.append((chosen, rejected))
     return kept, equal, cut
+
+
+def tiny_identity() -> str:
+    """What decides the tiny reward model of a task, beside the task's data and its embedded policy."""
+    return stable_hash([TINY_VERSION, RECIPE, fast_precision()])
+
+
+def tiny_reward_model(task: Task, name: str, report: Progress = lambda what, done, total: None) -> Path:
+    """The folder of a tiny Bradley-Terry reward model of the split ``start``, built once and cached.
+
+    Args:
+        task: has preferences and an embedded policy.
+        name: of the task.
+
+    Raises:
+        UserError: the task has no embedded policy, or no preferences.
+    """
+    base = build_tiny(name, task, report)
+    pairs = task.preferences("start")
+    key = {
+        "version": TINY_VERSION,
+        "base": base.name,
+        "pairs": stable_hash([asdict(pair) for pair in pairs]),
+        "recipe": RECIPE,
+        "precision": fast_precision(),
+    }
+
+    def build(folder: Path) -> None:
+        fit_reward_model(base, pairs, folder, precision=fast_precision(), seed=0, report=report, **RECIPE)
+
+    return cached_folder("reward-model", key, build)
 
 
 # --- how good it is ------------------------------------------------------------------------------
@@ -261,11 +295,11 @@ def _wins(differences: np.ndarray) -> list[float]:
     return ((np.sign(differences) + 1) / 2).tolist()
 
 
-def calibration_error(margins: np.ndarray, bins: int = BINS) -> float | None:
+def calibration_error(margins: np.ndarray) -> float | None:
     r"""Expected calibration error of a preference model (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
     A pair's confidence is :math:`\sigma(|m|)`, and it is right where the margin :math:`m = r_c - r_r`
-    is positive (ties half). Over bins of equally many pairs, sorted by confidence:
+    is positive (ties half). Over ten bins of equally many pairs, sorted by confidence:
 
     .. math:: \sum_b \frac{n_b}{n} |\mathrm{right}_b - \mathrm{confidence}_b|
 
@@ -278,5 +312,5 @@ def calibration_error(margins: np.ndarray, bins: int = BINS) -> float | None:
     if not len(margins):
         return None
     ordered = margins[np.argsort(np.abs(margins), kind="stable")]
-    gaps = [abs((np.array(_wins(b)) - expit(np.abs(b))).sum()) for b in np.array_split(ordered, bins)]
+    gaps = [abs((np.array(_wins(b)) - expit(np.abs(b))).sum()) for b in np.array_split(ordered, 10)]
     return float(sum(gaps) / len(margins))

@@ -13,13 +13,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 
-from shiq_bench.tabular.solvers import (
-    conservative_q,
-    expectile_of,
-    normalised_by_shift,
-    preference_margins,
-    shrunk_policy,
-)
+from shiq_bench.tabular import solvers
 from shiq_bench.tabular.world import ENUMERABLE, Paths, World, log_softmax
 
 
@@ -29,8 +23,7 @@ def occupancy(world: World, log_pi: np.ndarray) -> np.ndarray:
     np.add.at(reach, world.start, 1 / len(world.start))
     for rows in world.layers:
         np.add.at(reach, world.next_state[rows], reach[rows, None] * np.exp(log_pi[rows]))
-    out: np.ndarray = reach[:-1]
-    return out
+    return reach[:-1]
 
 
 def expected_return(world: World, log_pi: np.ndarray) -> float:
@@ -158,8 +151,7 @@ class Exact:
         weights = np.broadcast_to(log_weight[:, None], paths.mask.shape)
         np.logaddexp.at(passed, (paths.states[paths.mask], paths.actions[paths.mask]), weights[paths.mask])
         total = logsumexp(passed, axis=-1, keepdims=True)
-        out: np.ndarray = np.subtract(passed, total, where=total > -np.inf, out=self.log_reference.copy())
-        return out
+        return np.subtract(passed, total, where=total > -np.inf, out=self.log_reference.copy())
 
     # --- distributions over completions ---
 
@@ -194,8 +186,7 @@ class Exact:
     def _last(self, paths: Paths) -> np.ndarray:
         """The last state and action as one number, which in a tree is another one for every completion. ``[N]``"""
         row, t = np.arange(len(paths.mask)), paths.mask.sum(-1) - 1
-        out: np.ndarray = paths.states[row, t] * self.world.actions + paths.actions[row, t]
-        return out
+        return paths.states[row, t] * self.world.actions + paths.actions[row, t]
 
     def win_rate(self, beta: float) -> np.ndarray | None:
         """IPO's fixed point (Azar et al. 2023, arXiv 2310.12036), given expected Bradley-Terry labels.
@@ -216,8 +207,7 @@ class Exact:
         if mu is None:
             return None
         every = self.completions
-        taken = np.where(every.mask, self.log_reference[every.states, every.actions], 0.0)
-        log_p = taken.sum(-1)
+        log_p = np.where(every.mask, self.log_reference[every.states, every.actions], 0.0).sum(-1)
         for c in range(len(self.world.start)):
             rows = np.flatnonzero(every.context == c)
             r = every.returns[rows]
@@ -247,8 +237,8 @@ class Exact:
         log_p = np.empty(len(mu))
         for c in range(len(self.world.start)):
             rows = np.flatnonzero(every.context == c)
-            u = preference_margins(every.returns[rows], mu[rows], gamma) / beta
-            log_p[rows] = normalised_by_shift(u, every.mask[rows].sum(-1))
+            u = solvers.preference_margins(every.returns[rows], mu[rows], gamma) / beta
+            log_p[rows] = solvers.normalised_by_shift(u, every.mask[rows].sum(-1))
         return self.from_completions(log_p)
 
     # --- on policy ---
@@ -319,7 +309,7 @@ class Exact:
             following = self.world.next_state[rows]
             q = self.world.rewards[rows] + mean[following]
             if np.isfinite(kappa):
-                out[rows] = shrunk_policy(out[rows], q, kappa)
+                out[rows] = solvers.shrunk_policy(out[rows], q, kappa)
             pi = np.exp(out[rows])
             mean[rows] = (pi * q).sum(-1)
             variance[rows] = (pi * (variance[following] + (q - mean[rows, None]) ** 2)).sum(-1)
@@ -377,6 +367,6 @@ class Exact:
                 taken = mu[s] > 0
                 y = world.rewards[s, taken] + gamma * value[world.next_state[s, taken]]
                 q[s, ~taken] = -np.inf if cql > 0 else 0.0
-                q[s, taken] = conservative_q(y, mu[s, taken], cql)
-                value[s] = expectile_of(q[s, taken], mu[s, taken], expectile)
+                q[s, taken] = solvers.conservative_q(y, mu[s, taken], cql)
+                value[s] = solvers.expectile_of(q[s, taken], mu[s, taken], expectile)
         return q

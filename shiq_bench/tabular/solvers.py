@@ -43,8 +43,7 @@ def normalised_by_shift(u: np.ndarray, length: np.ndarray) -> np.ndarray:
     """length (u + x), with x such that its exponentials sum to one. ``[M]``"""
     low, high = (-np.log(len(u)) / length - u).min(), (-u).min()  # all at most 1/M; one at least 1
     x = brentq(lambda x: logsumexp(length * (u + x)), low, high, xtol=1e-14, rtol=1e-14)
-    out: np.ndarray = length * (u + x)
-    return out
+    return length * (u + x)
 
 
 def shrunk_policy(log_rho: np.ndarray, q: np.ndarray, kappa: float) -> np.ndarray:
@@ -85,8 +84,7 @@ def conservative_q(y: np.ndarray, mu: np.ndarray, cql: float) -> np.ndarray:
     while excess(above - width) <= 0:
         width *= 2
     lse = brentq(excess, above - width, above, xtol=1e-14, rtol=1e-14)
-    out: np.ndarray = high - wrightomega(scale - lse)
-    return out
+    return high - wrightomega(scale - lse)
 
 
 def expectile_of(values: np.ndarray, mu: np.ndarray, expectile: float) -> float:

@@ -25,10 +25,8 @@ from shiq_bench.tabular.world import World, log_softmax
 #: Standard deviation of the largest tilt of a behaviour's logits: all but deterministic.
 FARTHEST = 100.0
 
-
 #: Largest tables, in entries (states times actions).
 LARGEST = 1_000_000
-
 
 #: Splits of a task that is a world; all hold the same prompts.
 SPLITS = ("rl", "heldout", "start", "all")
@@ -136,8 +134,7 @@ class TabularTask(Task):
 
         def tilted(scale: float) -> np.ndarray:
             taken = np.exp(log_softmax(np.where(kept, world.reference + scale * tilt, -np.inf)))
-            out: np.ndarray = (1 - self.explore) * taken + self.explore * kept / keep
-            return out
+            return (1 - self.explore) * taken + self.explore * kept / keep
 
         def away(scale: float) -> float:
             with np.errstate(divide="ignore"):
@@ -162,13 +159,11 @@ class TabularTask(Task):
         world = self.world(seed)
         rng = np.random.default_rng([self.instance + seed, 3, data_seed])
         if not self.enumerated:
-            paths = world.draw(world.behaviour, self.draws, rng)
+            paths, source = world.draw(world.behaviour, self.draws, rng), "behaviour"
             weight = np.full(len(paths.context), 1 / self.draws)
-            source = "behaviour"
         elif world.is_tree:
             paths, source = world.completions(), "enumerated"
-            taken = np.where(paths.mask, world.behaviour[paths.states, paths.actions], 1.0)
-            weight = taken.prod(-1)
+            weight = np.where(paths.mask, world.behaviour[paths.states, paths.actions], 1.0).prod(-1)
         else:
             paths, source = world.covering(rng), "covering"
             weight = 1 / np.bincount(paths.context, minlength=len(world.start))[paths.context]

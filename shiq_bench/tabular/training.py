@@ -147,11 +147,10 @@ def table_stats(algorithm: Algorithm, trained: Tensors, fixed: Tensors, target: 
     states, actions, mask = data["states"], data["actions"], data["mask"]
 
     def of(found: Tensors) -> dict[str, Any]:
-        heads = found.get("q")
         return {
             "policy": _tokens(found["logits"], states, actions, mask),
             "value": _at(found["value"], states) * mask if "value" in found else None,
-            "q": () if heads is None else tuple(_tokens(h, states, actions, mask) for h in heads.unbind(0)),
+            "q": tuple(_tokens(head, states, actions, mask) for head in found.get("q", ())),
         }
 
     out: dict[str, Any] = {"actions": trained["logits"].shape[-1], **of(trained)}
@@ -177,8 +176,7 @@ def table_stats(algorithm: Algorithm, trained: Tensors, fixed: Tensors, target: 
 
 def acting(algorithm: Algorithm, trained: Tensors, fixed: Tensors) -> Tensor:
     """Log-probabilities of the policy as it acts. ``[K, S, A]``"""
-    q = trained.get("q")
-    heads = () if q is None else tuple(q.unbind(-3))
+    heads = tuple(trained["q"].unbind(-3)) if "q" in trained else ()
     return algorithm.act(Dense(trained["logits"], heads, fixed.get("behaviour"))).log_softmax(-1)
 
 

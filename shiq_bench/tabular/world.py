@@ -28,8 +28,7 @@ class Paths:
     @property
     def returns(self) -> np.ndarray:
         """Sum of rewards. ``[N]``"""
-        out: np.ndarray = self.rewards.sum(-1)
-        return out
+        return self.rewards.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -180,5 +179,4 @@ class World:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis, in the input's precision."""
     shifted = logits - logits.max(-1, keepdims=True)
-    out: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return out
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -15,9 +15,8 @@ from typing import Any, ClassVar, Literal, cast, get_args
 
 import shiq_bench as sb
 from shiq_bench.tasks.bfcl import data, fetch, oddities, score
-from shiq_bench.tasks.bfcl.aggregate import SIZES, weights
-from shiq_bench.tasks.bfcl.credit import Credit, called_in_vain, credited, pooled_score, turn_errors
-from shiq_bench.tasks.bfcl.dialogue import Dialogue
+from shiq_bench.tasks.bfcl.aggregate import SIZES, pooled_score, weights
+from shiq_bench.tasks.bfcl.dialogue import Credit, Dialogue, credited
 from shiq_bench.tasks.bfcl.executor import Executor, Outcome
 from shiq_bench.tasks.bfcl.prompts import TEXT
 
@@ -79,11 +78,9 @@ class Bfcl(sb.Task):
     )
 
     def __post_init__(self) -> None:
-        choices = {"credit": Credit, "reward": Payment, "tool_format": ToolFormat}
-        for name, known in {name: get_args(kind) for name, kind in choices.items()}.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise sb.UserError(f"bfcl has no {name} {value!r}{sb.suggest(str(value), known)}")
+        for name, kind in {"credit": Credit, "reward": Payment, "tool_format": ToolFormat}.items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise sb.UserError(f"bfcl has no {name} {value!r}{sb.suggest(str(value), get_args(kind))}")
         data.expand(self.categories)
         for name, low in {"max_steps": 1, "tool_chars": 1, "workers": 0}.items():
             if getattr(self, name) < low:
@@ -124,7 +121,7 @@ class Bfcl(sb.Task):
 
     def score_lines(self, lines: Iterable[str], report: score.Report | None = None) -> sb.Scores:
         """Official verdicts on the answers of a file; see :func:`shiq_bench.tasks.bfcl.score.score`."""
-        return score.score_lines(self, lines, report)
+        return score.score_lines(self.root, lines, self.executor, report)
 
     def resolved_options(self, codec: sb.Codec, spec: sb.RunSpec) -> Mapping[str, Any]:
         """The tool format that ``auto`` stands for."""
@@ -167,12 +164,11 @@ class Bfcl(sb.Task):
         """Feed one answer to each dialogue; the calls of all are executed side by side."""
         dialogues = [cast(Dialogue, episode) for episode in episodes]
         calls = [dialogue.answer(answer) for dialogue, answer in zip(dialogues, completions, strict=True)]
-        steps = [(i, d.session, some) for i, (d, some) in enumerate(zip(dialogues, calls, strict=True)) if some]
-        ran = self.executor.run([(session, some) for _, session, some in steps if session is not None])
-        outcomes = dict(zip((i for i, _, _ in steps), ran, strict=True))
-        for i, dialogue in enumerate(dialogues):
+        steps = [(d.session, some) for d, some in zip(dialogues, calls, strict=True) if d.session is not None and some]
+        outcomes = iter(self.executor.run(steps))
+        for dialogue, some in zip(dialogues, calls, strict=True):
             if dialogue.waiting:
-                dialogue.observe(outcomes.get(i, Outcome()), self.max_steps, self.tool_chars)
+                dialogue.observe(next(outcomes) if some else Outcome(), self.max_steps, self.tool_chars)
 
     def demonstration(self, episode: sb.Episode) -> Sequence[int] | None:
         """The calls of this turn's ground truth in one answer; nothing, once they were made or where there are none."""
@@ -182,11 +178,8 @@ class Bfcl(sb.Task):
         """Official verdicts, rewards and metrics; an entry that cannot be scored fails alone."""
         dialogues = [cast(Dialogue, episode) for episode in episodes]
         played = [(d.session, d.turns) for d in dialogues if d.session is not None]
-        answered = [
-            (d.entry.request | {"partial": self.partial}, d.said)
-            for d in dialogues
-            if d.session is None and not d.unfit
-        ]
+        asked = [d for d in dialogues if d.session is None and not d.unfit]
+        answered = [(d.entry.request | {"partial": self.partial}, d.said) for d in asked]
         many, single = iter(self.executor.judge(played)), iter(self.executor.judge_single(answered))
         return [
             self._played(d, next(many), source)
@@ -197,9 +190,9 @@ class Bfcl(sb.Task):
 
     def _played(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[sb.Trajectory, sb.Score]:
         """A dialogue of several turns, judged turn by turn."""
-        errors = turn_errors(dialogue, outcome)
+        errors = dialogue.errors(outcome)
         rewards = credited(errors, self.credit)
-        error = f"unscored: {outcome.failure}" if outcome.failure else outcome.value["entry"]
+        error = outcome.error("entry")
         metrics = {
             "turn_success": errors.count(""),
             "turn_success/n": sum(error is not None for error in errors),
@@ -207,7 +200,7 @@ class Bfcl(sb.Task):
             "unparsable/n": dialogue.answers,
             "refused": dialogue.refused,
             "refused/n": dialogue.calls,
-            "gamed": error == "" and called_in_vain(dialogue),
+            "gamed": error == "" and dialogue.called_in_vain,
         }
         details = {
             "results": dialogue.results,
@@ -220,14 +213,10 @@ class Bfcl(sb.Task):
 
     def _answered(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[sb.Trajectory, sb.Score]:
         """A single answer. Where no call is right, an answer without one is no fault."""
-        value = outcome.value or {}
-        error = f"unscored: {outcome.failure}" if outcome.failure else value["error_type"]
+        value, error = outcome.value or {}, outcome.error("error_type")
         # Who said nothing at all, not even that the turn is over, has no token to be paid at.
-        reward = (
-            0.0
-            if outcome.failure or not dialogue.turn_end
-            else float(value["partial"] if self.partial else value["valid"])
-        )
+        lost = outcome.failure or not dialogue.turn_end
+        reward = 0.0 if lost else float(value["partial" if self.partial else "valid"])
         asks = "irrelevance" not in dialogue.entry.category
         metrics = {
             "unparsable": bool(value.get("unparsable")) and asks,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from typing import Any
 
 from shiq_bench.tasks.bfcl import data
 
@@ -87,3 +89,31 @@ def aggregate(results: Mapping[str, tuple[float, int]]) -> list[Row]:
         scored = sum(counts.get(category, 0) for category in categories)
         rows.append(Row(name, accuracy, scored, sum(SIZES[category] for category in categories)))
     return rows
+
+
+def pooled_score(
+    weights: Mapping[str, float],
+    metrics: Mapping[str, Mapping[str, float | None]],
+    examples: Sequence[Mapping[str, Any]],
+) -> dict[str, float | None] | None:
+    """A weighted mean of categories' accuracies; None where one of them was not run.
+
+    The four multi-turn categories retell the same scenarios, so the scenario is the unit of the error, which is
+    otherwise as in :func:`shiq_bench.stats.clustered.clustered_mean`.
+    """
+    found = {category: metrics.get(category, {}) for category in weights}
+    if any(about.get("mean") is None for about in found.values()):
+        return None
+    means = {category: about["mean"] or 0.0 for category, about in found.items()}
+    counts = {category: about["n"] or 0.0 for category, about in found.items()}
+    influence: dict[str, float] = {}
+    for example in examples:
+        for category in weights.keys() & example.keys():
+            kind, _, number = str(example["prompt_id"]).rpartition("_")
+            unit = f"multi_turn {number}" if category in data.MULTI_TURN else f"{kind} {number}"
+            share = weights[category] * (example[category] - means[category]) / counts[category]
+            influence[unit] = influence.get(unit, 0.0) + share
+    units = len(influence)
+    stderr = sqrt(units / (units - 1) * sum(e * e for e in influence.values())) if units > 1 else None
+    mean = sum(weight * means[category] for category, weight in weights.items())
+    return {"mean": mean, "n": sum(counts.values()), "stderr": stderr}

@@ -13,14 +13,12 @@ import ast
 import builtins
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shiq_bench.tasks.bfcl.data import Entry
 from shiq_bench.tasks.bfcl.parse import call_nodes, is_empty
-
-if TYPE_CHECKING:
-    from shiq_bench.tasks.bfcl.data import Entry
 
 #: Characters that a parser is given at most: thousands of calls. It runs in a worker, so a text that brings it down
 #: costs its own entry only.
@@ -77,9 +75,7 @@ def decode(text: str, category: str) -> Decoded:
     try:
         if language(category) in _PARSERS:
             module, function = _PARSERS[language(category)]
-            parser: Callable[[str], Any] = getattr(
-                importlib.import_module(f"bfcl_eval.model_handler.parser.{module}"), function
-            )
+            parser = getattr(importlib.import_module(f"bfcl_eval.model_handler.parser.{module}"), function)
             return Decoded(parser(text.strip("`\n ").removeprefix("[").removesuffix("]")), failed=False, empty=empty)
         nodes, evaluated = call_nodes(text, LONGEST), list[ast.BinOp]()
         calls = [_call(node, evaluated) for node in nodes]

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shiq_bench import Codec, Completion, Episode, ToolCall, Transcript, UserError
 from shiq_bench.tasks.bfcl.data import Entry
@@ -16,6 +16,8 @@ from shiq_bench.tasks.bfcl.executor import Outcome, Session
 from shiq_bench.tasks.bfcl.official import IN_VAIN
 from shiq_bench.tasks.bfcl.parse import ERROR, Call, Refusal, is_empty, parse_answer
 from shiq_bench.tasks.bfcl.prompts import TEXT, Message, next_turn, opening, tool_messages
+
+Credit = Literal["prefix", "independent"]
 
 #: Tokens that must be left for an answer, or the dialogue ends here.
 ROOM = 1
@@ -97,17 +99,22 @@ class Dialogue(Episode):
         self._ended = completion.finish == "stop"
         self.answers += 1
         self.cut += not self._ended
+        spoken = text.rpartition(THOUGHT)[2]
+        made = None if self._format in TEXT else self._codec.calls(completion.token_ids, self._format)
         if not self.entry.multi_turn:
             # Decoded where it is judged: three languages have decoders, and a worker can be killed.
             if self._format in TEXT:
-                self.said = {"text": _thoughtless(text)}
+                self.said = {"text": spoken}
             else:
-                found = self._codec.calls(completion.token_ids, self._format)
-                self.said = {"calls": None if found is None else [{call.name: dict(call.arguments)} for call in found]}
+                self.said = {"calls": None if made is None else [{call.name: dict(call.arguments)} for call in made]}
             self.done = True
             return []
-        calls = self._read(text, completion)
-        self.unparsable += calls is None and not is_empty(_thoughtless(text))
+        self._made = made or []
+        if self._format in TEXT:
+            calls = parse_answer(spoken, self._names)
+        else:
+            calls = None if made is None else [self._typed(call) for call in made]
+        self.unparsable += calls is None and not is_empty(spoken)
         self._pending = calls or []
         if not self._pending:
             self._next_turn()
@@ -143,8 +150,7 @@ class Dialogue(Episode):
         if self._steps > max_steps:
             self._force()
         else:
-            messages = tool_messages(names, results, self._format, tool_chars)
-            self._say(messages)
+            self._say(tool_messages(names, results, self._format, tool_chars))
 
     def gold(self) -> list[int] | None:
         """Ids of what the ground truth would answer now: the calls of this turn in one answer, then nothing.
@@ -166,12 +172,22 @@ class Dialogue(Episode):
                 return None
         return self._codec.answer(text)
 
-    def _read(self, text: str, completion: Completion) -> list[Call | Refusal] | None:
-        if self._format in TEXT:
-            return parse_answer(_thoughtless(text), self._names)
-        found = self._codec.calls(completion.token_ids, self._format)
-        self._made = found or []
-        return None if found is None else [self._typed(call) for call in found]
+    def errors(self, outcome: Outcome) -> list[str | None]:
+        """Error type of every turn that was to be played: "" where it passes, None where there is no ground truth.
+
+        An entry with more answers than turns counts the turns that exist.
+        """
+        gold = self.entry.gold[: len(self.entry.turns)]
+        reached: list[str | None] = [] if outcome.failure else outcome.value["turns"]
+        missing = "unscored" if outcome.failure else "not reached"
+        return [
+            None if not calls else reached[turn] if turn < len(reached) else missing for turn, calls in enumerate(gold)
+        ]
+
+    @property
+    def called_in_vain(self) -> bool:
+        """Whether calls were made in a turn whose ground truth is to make none, which the official checker forgives."""
+        return any(calls and not gold for calls, gold in zip(self.turns, self.entry.gold, strict=False))
 
     def _typed(self, call: ToolCall) -> Call | Refusal:
         """A template's tool call as one that can be executed: its arguments are JSON, hence literals."""
@@ -200,10 +216,15 @@ class Dialogue(Episode):
         self.forced = self.done = self.transcript.truncated = True
 
 
+def credited(errors: Sequence[str | None], credit: Credit) -> list[float]:
+    """Reward of each turn; a turn without ground truth earns nothing and breaks no prefix."""
+    rewards, intact = [], True
+    for error in errors:
+        intact = intact and not error
+        rewards.append(float(error == "" and (intact or credit == "independent")))
+    return rewards
+
+
 def _is_name(key: str) -> bool:
     """Whether Python reads a name as it is written: it folds some characters into others."""
     return key.isidentifier() and not keyword.iskeyword(key) and unicodedata.normalize("NFKC", key) == key
-
-
-def _thoughtless(text: str) -> str:
-    return text.rpartition(THOUGHT)[2]

@@ -34,6 +34,9 @@ STARTUP = 60.0
 #: Single-turn answers judged by one message.
 BATCH = 64
 
+#: How the error type of an answer without a verdict begins.
+UNSCORED = "unscored: "
+
 _PROJECT = Path(__file__).parents[3]
 
 
@@ -54,6 +57,10 @@ class Outcome:
 
     value: Any = None
     failure: str = ""
+
+    def error(self, key: str) -> str:
+        """The error type that a verdict holds under ``key``, "" where it is right; or why there is no verdict."""
+        return f"{UNSCORED}{self.failure}" if self.failure else str(self.value[key])
 
 
 @dataclass(frozen=True)
@@ -106,15 +113,11 @@ class Executor:
 
         The worker holds every step to ``timeout``: it ends where one takes longer, and that dialogue has no verdict.
         """
-
-        def limit(session: Session, turns: Turns) -> float:
+        jobs = []
+        for session, turns in dialogues:
             # Model and ground truth are executed twice; the worker, which times each step, stops long before that.
-            return self.timeout * 2 * (2 + sum(map(len, turns)) + len(session.entry["ground_truth"]))
-
-        jobs = [
-            _Job(session, {"op": "judge", "turns": turns, "timeout": self.timeout}, limit(session, turns))
-            for session, turns in dialogues
-        ]
+            limit = self.timeout * 2 * (2 + sum(map(len, turns)) + len(session.entry["ground_truth"]))
+            jobs.append(_Job(session, {"op": "judge", "turns": turns, "timeout": self.timeout}, limit))
         return self._dispatch(jobs)
 
     def judge_single(self, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Outcome]:
@@ -125,16 +128,13 @@ class Executor:
         Args:
             rows: ``Entry.request`` and answer, ``{"text": ...}`` or ``{"calls": ...}``.
         """
-
-        def send(batches: Sequence[Sequence[int]]) -> list[Outcome]:
-            requests = [{"op": "single", "rows": [rows[i] for i in batch]} for batch in batches]
-            return self._dispatch([_Job(self.open({}), request, self.timeout) for request in requests])
-
         outcomes: dict[int, Outcome] = {}
         batches: list[Sequence[int]] = [range(len(rows))[at : at + BATCH] for at in range(0, len(rows), BATCH)]
         while batches:
+            requests = [{"op": "single", "rows": [rows[i] for i in batch]} for batch in batches]
+            ran = self._dispatch([_Job(self.open({}), request, self.timeout) for request in requests])
             alone: list[Sequence[int]] = []
-            for batch, outcome in zip(batches, send(batches), strict=True):
+            for batch, outcome in zip(batches, ran, strict=True):
                 if not outcome.failure:
                     outcomes |= zip(batch, map(Outcome, outcome.value), strict=True)
                 elif len(batch) == 1:

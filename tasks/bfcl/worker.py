@@ -18,7 +18,6 @@ import resource
 import signal
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,10 +54,15 @@ class Worker:
             self._entries.pop(session, None)
             for turn in request["turns"]:
                 self._check(call for step in turn for call in step)
-            # The signal ends the process, even inside a long computation in C; the parent sees which one it was.
-            allow = partial(_allow, request.get("timeout", 0.0))
+            each = request.get("timeout", 0.0)
             try:
-                return self._official.judge(session, request["entry"], request["turns"], allow)
+                # The signal ends the process, even inside a long computation in C; the parent sees which one it was.
+                return self._official.judge(
+                    session,
+                    request["entry"],
+                    request["turns"],
+                    allow=lambda steps: signal.setitimer(signal.ITIMER_REAL, each * steps),
+                )
             finally:
                 self._official.purge(session)
         if "entry" in request:
@@ -78,10 +82,6 @@ class Worker:
         for call in calls:
             if call != IN_VAIN and not is_canonical(call, self._official.names):
                 raise ValueError("refused to execute what is not a canonical call")
-
-
-def _allow(timeout: float, steps: int) -> None:
-    signal.setitimer(signal.ITIMER_REAL, timeout * steps)
 
 
 def _private_streams() -> tuple[BinaryIO, BinaryIO]:

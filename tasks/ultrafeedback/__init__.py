@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from shiq_bench.rewards.model import RewardModel
 
 Source = Literal["auto", "dataset", "model"]
-
 
 #: Passes of the embedded policy over its answers, and the longest dialogue it learns from, in tokens.
 EPOCHS, LONGEST = 6, 384
@@ -136,7 +135,7 @@ class UltraFeedback(sb.Task):
     def prepare(self, report: Callable[[str, int, int], None]) -> None:
         """Fit the embedded reward model where it is used, and open the judge."""
         if TINY in (self.reward_model, self.judge):
-            from shiq_bench.rewards.tiny import tiny_reward_model
+            from shiq_bench.rewards.fit import tiny_reward_model
 
             tiny_reward_model(self, "ultrafeedback", report)
         report("opening the reward model", 0, 0)
@@ -144,10 +143,10 @@ class UltraFeedback(sb.Task):
 
     def fingerprint(self) -> str:
         """Hash of the reward models, for a folder may hold others tomorrow, and of what the hub gave under a name."""
-        from shiq_bench.rewards.tiny import identity
+        from shiq_bench.rewards.fit import tiny_identity
 
         names = (self.reward_model, self.judge or self.reward_model)
-        found = [identity() if n == TINY else judges.named(n, self.reward_precision).fingerprint for n in names]
+        found = [tiny_identity() if n == TINY else judges.named(n, self.reward_precision).fingerprint for n in names]
         moving = files.is_hub(self.dataset) and (self.dataset_revision or files.pinned(self.dataset))
         return stable_hash([*found, self.corpus.digest if moving else ""])
 
@@ -237,10 +236,10 @@ class UltraFeedback(sb.Task):
         else:
             paid = self._payer.score([dialogue(e.question, e.text) for e, _ in stored])
         # Beside samples, which only a reward model has judged, its word orders all.
-        ranked = not spec.samples
+        ranks = [None if spec.samples else answer.rank for _, answer in stored]
         return [
-            paid_trajectory(episode, reward, "dataset", rank=answer.rank if ranked else None, sampled=False)
-            for (episode, answer), reward in zip(stored, paid, strict=True)
+            replace(paid_trajectory(episode, reward, "dataset"), rank=rank, sampler_logp=None)  # nobody sampled it
+            for (episode, _), reward, rank in zip(stored, paid, ranks, strict=True)
         ]
 
     def _stored(self, split: str, codec: sb.Codec, spec: sb.RunSpec) -> list[list[tuple[Answering, data.Answer]]]:
@@ -337,9 +336,7 @@ class UltraFeedback(sb.Task):
 
         An answer meets every one that the reference gave to the same prompt.
         """
-        from shiq_bench.tasks.ultrafeedback.wins import win_rates  # scipy, which a list of tasks needs not
-
-        return win_rates(examples, reference)
+        return judges.win_rates(examples, reference)
 
     def tiny(self) -> sb.TinyModel:
         """The embedded default: fitted to the best answers of the split ``start``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from shiq_bench import Codec, Completion, Episode, Trajectory, Transcript
 from shiq_bench.tasks.ultrafeedback import data
@@ -43,15 +42,12 @@ def cut(ids: Sequence[int], limit: int) -> Completion:
     return Completion(kept, (0.0,) * len(kept), "stop" if len(kept) == len(ids) else "length")
 
 
-def paid_trajectory(
-    episode: Answering, reward: float, source: str, rank: float | None = None, sampled: bool = True
-) -> Trajectory:
-    """An answered question, its reward at the last token; one that nobody sampled has no log-probabilities."""
+def paid_trajectory(episode: Answering, reward: float, source: str) -> Trajectory:
+    """An answered question, its reward at the last token."""
     transcript = episode.transcript
     # Who said nothing at all has no token to be paid at.
     paid = {transcript.last_action: reward} if transcript.last_action >= 0 else {}
-    made = transcript.trajectory(episode.prompt_id, paid, source)
-    return made if sampled else replace(made, rank=rank, sampler_logp=None)
+    return transcript.trajectory(episode.prompt_id, paid, source)
 
 
 def beats(mine: float, theirs: float) -> float:

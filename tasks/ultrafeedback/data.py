@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +85,6 @@ class Corpus:
         names = list(SPLITS)
         low = sum(SPLITS[n] for n in names[: names.index(name)])
         return [i for i in self.questions if low <= int(i, 16) % 100 < low + SPLITS[name]]
-
-
-# --- where it is ---------------------------------------------------------------------------------
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -178,8 +175,8 @@ def _judged(row: Mapping[str, Any], schema: str) -> tuple[tuple[Message, ...], t
         judged = (_completion(c) for c in row.get("completions") or [] if isinstance(c, dict))
         return said, tuple(answer for answer in judged if answer.score is not None)  # others cannot be ranked
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    before = [_messages(row.get("prompt")), _dialogue(chosen), _dialogue(rejected)]
-    told = [m for m in before if m]
+    before = [said[:-1] for said in (chosen, rejected) if isinstance(said, list)]  # a list ends with the answer
+    told = [m for m in map(_messages, (row.get("prompt"), *before)) if m]
     if any(m != told[0] for m in told[1:]):
         return (), ()
     texts = [_text(chosen), _text(rejected)]
@@ -202,16 +199,8 @@ def _messages(said: Any) -> tuple[Message, ...]:
     """A prompt, as text or as messages."""
     if isinstance(said, str):
         return ({"role": "user", "content": said},)
-    return _plain(said) if isinstance(said, list) else ()
-
-
-def _dialogue(said: Any) -> tuple[Message, ...]:
-    """What comes before the answer in a dialogue that ends with it; nothing where it is the answer alone."""
-    return _plain(said[:-1]) if isinstance(said, list) else ()
-
-
-def _plain(messages: Sequence[Any]) -> tuple[Message, ...]:
-    return tuple({"role": m.get("role", ""), "content": m.get("content", "")} for m in messages if isinstance(m, dict))
+    messages = [m for m in said if isinstance(m, dict)] if isinstance(said, list) else []
+    return tuple({"role": m.get("role", ""), "content": m.get("content", "")} for m in messages)
 
 
 def _text(said: Any) -> str:

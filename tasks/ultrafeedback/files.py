@@ -19,9 +19,11 @@ HUB: Mapping[str, tuple[str, str]] = {
     "trl-lib/ultrafeedback_binarized": ("train", "main"),
 }
 
-
 #: Splits of pairs to train on, the first there is.
 _SPLITS = ("train_prefs", "train")
+
+#: Files of a dataset folder that describe it, and are none of its data.
+_ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")
 
 
 def is_hub(name: str) -> bool:
@@ -64,7 +66,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"no dataset at {path}: expected a .jsonl or .parquet file, a dataset folder, or a hub name")
     found = [p for kind in ("jsonl", "json", "parquet", "arrow") for p in path.rglob(f"*.{kind}")]
-    found = sorted(p for p in found if p.suffix != ".json" or not _about(p))
+    found = sorted(p for p in found if p.name not in _ABOUT)
     if not found:
         raise UserError(f"{path} holds no .jsonl, .parquet or .arrow file: expected a dataset folder")
     for split in _SPLITS:  # a folder of the hub, of which one split is read by name as well
@@ -80,20 +82,12 @@ def _path(name: str) -> Path:
         raise UserError(f"no dataset at {name}: {error}") from error
 
 
-def _about(path: Path) -> bool:
-    """Whether a file of a dataset folder describes it, and is none of its data."""
-    return path.name in ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")
-
-
 def _local(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.is_dir() and any((path / n).is_file() for n in ("dataset_info.json", "dataset_dict.json")):
         yield from _saved(path)
         return
     for file in _files(path):
-        if file.suffix == ".parquet":
-            yield from _parquet(file)
-        else:
-            yield from _lines(file)
+        yield from _parquet(file) if file.suffix == ".parquet" else _lines(file)
 
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:

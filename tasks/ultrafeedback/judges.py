@@ -1,11 +1,13 @@
-"""The reward models of a task: the embedded one, a folder, or a name on the hub."""
+"""Who judges: the embedded reward model, a folder, or a name on the hub; and win rates by the word of one judge."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shiq_bench import Task, UserError
+from shiq_bench.tasks.ultrafeedback.answering import beats
 
 if TYPE_CHECKING:
     from shiq_bench.rewards.model import RewardModel
@@ -22,12 +24,11 @@ def opened(task: Task, name: str, precision: Precision) -> RewardModel:
     Raises:
         UserError: there is none.
     """
-    from shiq_bench.rewards.model import open_reward_model
-    from shiq_bench.rewards.tiny import tiny_reward_model
-
     if name != TINY:
         return named(name, precision)
-    return open_reward_model(str(tiny_reward_model(task, "ultrafeedback")), precision=precision)
+    from shiq_bench.rewards.fit import tiny_reward_model
+
+    return named(str(tiny_reward_model(task, "ultrafeedback")), precision)
 
 
 def named(name: str, precision: Precision) -> RewardModel:
@@ -49,3 +50,33 @@ def named(name: str, precision: Precision) -> RewardModel:
 def short(name: str) -> str:
     """A folder by its name: where it lies is no business of a record."""
     return Path(name).name if Path(name).is_dir() else name
+
+
+def win_rates(
+    examples: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float | None]]:
+    """See :meth:`UltraFeedback.aggregate`: metric -> {mean, n, stderr}, shares; empty where nothing was judged."""
+    # numpy and scipy, which a list of tasks needs not
+    from shiq_bench.stats.clustered import clustered_mean, length_controlled
+
+    judged = [e for e in examples if e.get("reward") is not None]
+    if not judged:
+        return {}
+    prompts = [e["prompt_id"] for e in judged]
+    gaps = [e["details"]["characters"] - e["details"]["chosen_characters"] for e in judged]
+    found = {"win_chosen_lc": length_controlled([e["win_chosen"] for e in judged], gaps, prompts)}
+    theirs: dict[str, list[Mapping[str, Any]]] = {}
+    for example in reference:
+        if example.get("reward") is not None:
+            theirs.setdefault(example["prompt_id"], []).append(example)
+    met = [(e, other) for e in judged for other in theirs.get(e["prompt_id"], ())]
+    if met:
+        prompts = [e["prompt_id"] for e, _ in met]
+        wins = [beats(e["reward"], other["reward"]) for e, other in met]
+        gaps = [e["details"]["characters"] - other["details"]["characters"] for e, other in met]
+        found |= {
+            "win_reference": clustered_mean(wins, prompts),
+            "win_reference_lc": length_controlled(wins, gaps, prompts),
+            "longer_reference": clustered_mean([beats(gap, 0) for gap in gaps], prompts),
+        }
+    return {name: {"mean": e.mean, "n": e.n, "stderr": e.stderr} for name, e in found.items()}

@@ -35,7 +35,7 @@ BUGS = [
     ),
     Mutation(
         "calls in an empty turn not counted",
-        "tasks/bfcl/credit.py",
+        "tasks/bfcl/dialogue.py",
         "any(calls and not gold for",
         "any(calls and gold is None for",
         f"{CATEGORIES}::test_a_call_in_an_empty_turn_passes_and_is_counted",
@@ -50,8 +50,8 @@ BUGS = [
     Mutation(
         "calls in a model's reasoning judged",
         "tasks/bfcl/dialogue.py",
-        "return text.rpartition(THOUGHT)[2]",
-        "return text",
+        "spoken = text.rpartition(THOUGHT)[2]",
+        "spoken = text",
         f"{CATEGORIES}::test_reasoning_is_not_judged",
     ),
     Mutation(
@@ -84,7 +84,7 @@ BUGS = [
     ),
     Mutation(
         "wins against the reference by length",
-        "tasks/ultrafeedback/wins.py",
+        "tasks/ultrafeedback/judges.py",
         'wins = [beats(e["reward"], other["reward"]) for e, other in met]',
         'wins = [beats(e["details"]["characters"], other["details"]["characters"]) for e, other in met]',
         f"{FEEDBACK}::test_win_rates_by_hand",

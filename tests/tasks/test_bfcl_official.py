@@ -20,9 +20,8 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.tasks.bfcl import Bfcl, fetch
-from shiq_bench.tasks.bfcl.credit import credited
 from shiq_bench.tasks.bfcl.data import Entry
-from shiq_bench.tasks.bfcl.dialogue import Dialogue
+from shiq_bench.tasks.bfcl.dialogue import Dialogue, credited
 from shiq_bench.tasks.bfcl.parse import Call
 from shiq_bench.tasks.bfcl.prompts import opening, tool_messages
 from tests.tasks.conftest import END, LONG, CharCodec, gold_script, play, run_official
