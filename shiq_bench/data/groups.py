@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def centred(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 def action_rewards(row: Row) -> list[float]:
     """Rewards at the action tokens, the shift taken off the last one. ``[T]``"""
     t = row.trajectory
-    rewards = [r for r, a in zip(t.rewards, t.action_mask, strict=True) if a]
+    rewards = list(compress(t.rewards, t.action_mask))
     if rewards:
         rewards[-1] -= row.reward_shift
     return rewards

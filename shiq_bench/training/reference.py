@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.layout import Layout, lay_out
+from shiq_bench.data.collation import Layout, lay_out
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.training.policy import Policy

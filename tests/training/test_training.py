@@ -17,9 +17,8 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import BehaviourModel, Mismatched, OnPolicy, Pairs, Rewards
 from shiq_bench.api.registry import algorithms
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.collation import Collator, to_batch
+from shiq_bench.data.collation import Collator, lay_out, to_batch
 from shiq_bench.data.groups import Row, centred, group_rows, in_unit_range, prepare, with_mismatches
-from shiq_bench.data.layout import lay_out
 from shiq_bench.data.pairs import make_labels, make_pairs
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
