@@ -36,14 +36,11 @@ from shiq_bench.training.reference import over_actions
 #: Longest answer where a task sets none, as lm-eval has it.
 MAX_TOKENS = 256
 
-
 #: Positions whose logits are held at once.
 CHUNK = 512
 
-
 # Settings that change nothing where the likeliest token is taken.
 _OF_SAMPLING = ("top_p", "top_k")
-
 
 Encoded = tuple[Any, list[int], list[int]]  # what was asked, context, continuation
 
@@ -111,24 +108,21 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             continue_final_message=not add_generation_prompt,
         )
         try:
-            text: str = render(chat_history)
+            return render(chat_history)
         except jinja2.exceptions.TemplateError:
-            text = render([m for m in chat_history if m["role"] != "system"])
-        return text
+            return render([m for m in chat_history if m["role"] != "system"])
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text, with what the tokenizer adds unless the text begins with the prefix already."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
-        return ids
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
 
     # --- scoring
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """ln pi(continuation | context), and whether it is the greedy one, for each request."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return found
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """ln pi of each whole text, in windows that overlap as little as the model's length allows."""

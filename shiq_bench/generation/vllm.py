@@ -79,7 +79,6 @@ class VLLMGenerator(Generator):
             raise UserError(
                 "vllm cannot open beside another vllm engine or a distributed run: close that, or use engine hf"
             )
-        self.vocabulary = vocabulary
         self.max_length = max_length
         self._settings: dict[str, Any] = {
             "vocabulary": vocabulary,

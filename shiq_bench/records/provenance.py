@@ -21,8 +21,8 @@ _ENGINE = Path(__file__).parent.parent
 #: What decides the numbers of a record, beside the algorithm's file and the task's: folders and files of the engine.
 DECIDES = (
     "api", "data", "tabular", "models", "training", "generation", "rewards", "evaluation",
-    "runs/context.py", "runs/language.py", "runs/language_data.py", "runs/language_evaluation.py", "runs/resolved.py",
-    "runs/tabular.py", "records/hashing.py", "stats/clustered.py", "stats/intervals.py", "stats/length_control.py",
+    "runs/context.py", "runs/language.py", "runs/language_data.py", "runs/resolved.py", "runs/tabular.py",
+    "records/hashing.py", "stats/clustered.py", "stats/intervals.py", "stats/length_control.py",
 )  # fmt: skip
 #: What lies among it and only shows data.
 _SHOWS = ("data/card.py", "data/show.py")

@@ -14,8 +14,9 @@ from shiq_bench.data.schema import BUILD
 from shiq_bench.generation.generator import Generator
 from shiq_bench.models.source import Progress, quiet
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.provenance import code_hash, source_hash
+from shiq_bench.records.provenance import code_hash, git, packages, source_hash
 from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.context import start_generator
 from shiq_bench.runs.language_data import offline_data
 from shiq_bench.training.starting_policy import resolve_model
 
@@ -36,9 +37,6 @@ def build_dataset(
     Raises:
         UserError: ``out`` is taken or cannot be written, or there is nothing to draw from.
     """
-    from shiq_bench.records.provenance import git, packages
-    from shiq_bench.runs.context import start_generator
-
     check_free(out)
     if spec.model == "table":
         raise UserError(f"task {spec.task} is a table unless a model is asked for: add --model tiny")

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -28,25 +28,19 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.records.provenance import code_hash
 from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.context import Run
 from shiq_bench.runs.validation import MISSING, missing_support
 from shiq_bench.tabular.exact import missing_mass
 from shiq_bench.training.policy import Policy, load_policy
 from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.starting_policy import WeightedLikelihood, demonstrations
-from shiq_bench.training.stopping import StopFlag
 from shiq_bench.training.trainer import Collect, train
-
-if TYPE_CHECKING:
-    from shiq_bench.runs.context import Run
-
 
 #: Raise it when offline data or reference evaluations would come out differently for one key.
 DATA_VERSION = 4
 
-
 #: Raise it when a behaviour model would come out differently for one key.
 BEHAVIOUR_VERSION = 1
-
 
 #: Settings of the run that decide a behaviour model, beside its data.
 FIT = (
@@ -98,7 +92,7 @@ def offline_data(
                 on_progress=lambda done, total: report("drawing offline data", done, total),
             )  # fmt: skip
             # What could not be scored has no reward to learn from.
-            found += [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
+            found += [t for t, s in drawn if s.scored]
         order = {p: i for i, p in enumerate(task.prompts("rl"))}
         write_trajectories(folder / "trajectories.parquet", sorted(found, key=lambda t: order[t.prompt_id]))
 
@@ -109,14 +103,6 @@ def offline_data(
             f"no training data: task {spec.task} has none of its own, and samples={spec.samples}, gold={spec.gold}"
         )
     return trajectories
-
-
-def stored_data(run: Run, source: ModelSource) -> list[Trajectory]:
-    """The trajectories of the dataset given, else the run's own."""
-    with run.timed("offline data"):
-        return run.given or offline_data(
-            run.spec, run.task, source, lambda: run.generator(source, source.folder), run.report
-        )
 
 
 def given_data(run: Run, source: ModelSource) -> list[Trajectory]:
@@ -178,7 +164,7 @@ def fitted_behaviour(run: Run, source: ModelSource, trajectories: Sequence[Traje
             with tempfile.TemporaryDirectory() as scratch:
                 train(
                     policy, None, group_rows([Row(t) for t in weighted]), WeightedLikelihood(),
-                    replace(spec, save_every=10**9), Path(scratch), stop=StopFlag(),
+                    replace(spec, save_every=10**9), Path(scratch),
                     on_step=run.counter("fitting the behaviour model"),
                 )  # fmt: skip
         policy.model.save_pretrained(folder)
@@ -197,7 +183,7 @@ def collect_fresh(run: Run, source: ModelSource, policy: Policy, scratch: Path) 
             task, codec, run.generator(source, scratch, stale=True), prompt_ids, spec,
             n=run.resolved.fresh_samples, temperature=1.0, seed=f"fresh {spec.seed} {step}", source="policy",
         )  # fmt: skip
-        kept = [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
+        kept = [t for t, s in drawn if s.scored]
         return in_unit_range(kept, run.algorithm, task.largest_return) if kept else []
 
     asked = task.prompts("rl")
@@ -238,7 +224,3 @@ def describe_stored(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
     if world is not None and run.algorithm.need(Support) and (missing := missing_mass(world)) > MISSING:
         run.deviations.append(missing_support(run.spec.algo, missing))
     return out
-
-
-def describe_fresh(run: Run) -> dict[str, Any]:
-    return {"prompts": len(run.task.prompts("rl")), "fresh_samples_a_prompt": run.resolved.fresh_samples}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -59,9 +58,7 @@ class LiveReport:
             self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._progress.stop()
 
@@ -71,9 +68,9 @@ class LiveReport:
             self._began = self._said = time.monotonic()
             if not self.console.is_terminal:
                 self.console.print(f"{what} ...", highlight=False)
-            elif self._bar is not None:
-                self._progress.remove_task(self._bar)
-            if self.console.is_terminal:
+            else:
+                if self._bar is not None:
+                    self._progress.remove_task(self._bar)
                 self._bar = self._progress.add_task(what, total=total or None)
         if self.console.is_terminal and self._bar is not None:
             self._progress.update(self._bar, completed=done, total=total or None)

@@ -50,12 +50,6 @@ def with_adapters(policy: Policy, lora: Lora, seed: int) -> Policy:
     return adapted
 
 
-def trainable(policy: Policy) -> tuple[int, int]:
-    """Parameters of the model that are trained, and all of them."""
-    sizes = [(p.numel(), p.requires_grad) for p in policy.model.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
-
-
 class WithoutAdapters(Scorer):
     """A policy with its adapters switched off: the reference, without a second copy of the weights."""
 
@@ -81,5 +75,4 @@ class WithoutAdapters(Scorer):
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """As of :meth:`Policy.forward`."""
         with self.policy.model.disable_adapter():
-            out: dict[str, Tensor] = self.policy(**inputs)
-        return out
+            return self.policy(**inputs)

@@ -77,7 +77,6 @@ def policy_stats(
     trajectories: Sequence[Trajectory],
     layout: Layout,
     precision: str,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """``(logp, lse)`` over the action tokens of each trajectory, dropout off, no gradient."""
     device = next(policy.parameters()).device
@@ -89,7 +88,7 @@ def policy_stats(
             out = policy(**model_inputs(inputs))
         return [out["logp"], out["lse"]]
 
-    results = over_actions(trajectories, layout, device, compute, on_progress)
+    results = over_actions(trajectories, layout, device, compute)
     policy.train(was_training)
     return [(logp, lse) for logp, lse in results]
 
@@ -100,7 +99,6 @@ def reference_pass(
     trajectories: Sequence[Trajectory],
     layout: Layout,
     precision: str,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """:func:`policy_stats`, cached by everything that decides it and nothing else.
 
@@ -121,7 +119,7 @@ def reference_pass(
     }
 
     def build(folder: Path) -> None:
-        stats = policy_stats(policy, trajectories, layout, precision, on_progress)
+        stats = policy_stats(policy, trajectories, layout, precision)
         flat = {name: np.concatenate([s[i] for s in stats]) for i, name in enumerate(("logp", "lse"))}
         save_file({**flat, "sizes": np.array([len(s[0]) for s in stats])}, folder / "stats.safetensors")
 

@@ -199,14 +199,6 @@ def save_heads(policy: Policy, folder: Path) -> None:
         save_file(policy.heads.state_dict(), folder / HEADS)
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What training left behind: one dict of numbers an update, and the last update's number."""
-
-    history: list[dict[str, float]]
-    step: int
-
-
 def train(
     policy: Policy,
     tokenizer: Any,
@@ -220,7 +212,7 @@ def train(
     on_step: Callable[[Mapping[str, float]], None] = lambda logs: None,
     behaviour: Policy | None = None,
     collect: Collect | None = None,
-) -> TrainResult:
+) -> list[dict[str, float]]:
     """Train ``policy`` in place, adding the heads that ``algorithm`` needs.
 
     Args:
@@ -230,6 +222,9 @@ def train(
         stop: set it to end after the current step, with a checkpoint.
         behaviour: the fitted behaviour model, for algorithms that need one.
         collect: fresh data at every update, in place of ``groups``.
+
+    Returns:
+        The numbers of each update.
 
     Raises:
         Diverged: the loss or gradient became NaN or infinite; earlier checkpoints stay.
@@ -293,7 +288,7 @@ def train(
         state = json.loads((checkpoint / STATE).read_text())
         if state["global_step"] >= spec.steps:  # Trainer would do one update more before it looks
             trainer._load_from_checkpoint(str(checkpoint))
-            return TrainResult(_history(state["log_history"]), state["global_step"])
+            return _history(state["log_history"])
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Diverged as error:
@@ -304,7 +299,7 @@ def train(
         trainer.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)
     if stop.raised:
         raise Interrupted(trainer.state.global_step)
-    return TrainResult(_history(trainer.state.log_history), trainer.state.global_step)
+    return _history(trainer.state.log_history)
 
 
 def trackers(spec: RunSpec) -> list[str]:

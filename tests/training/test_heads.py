@@ -271,7 +271,7 @@ def test_resumed_is_the_same_to_the_bit(algorithm: Everything, tmp_path: Path) -
                 policy, None, groups, algorithm, SPEC, folder,
                 resume=resume, stop=stop, on_step=on_step, behaviour=Policy(build(seed=5), VOCAB),
             )  # fmt: skip
-            return policy, result.history
+            return policy, result
         return policy, []
 
     whole, history = go(tmp_path / "whole", None, False)
