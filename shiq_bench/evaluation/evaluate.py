@@ -144,14 +144,13 @@ def evaluate_stored(
     Args:
         reference: the reference's ``logp`` and ``lse`` over the actions of each trajectory, in float32. ``[T]`` each
     """
-    device = next(policy.parameters()).device
 
     def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
         return [policy(**model_inputs(inputs))["logp"]]
 
     policy.eval()
     groups: dict[str, list[tuple[float, float]]] = {}
-    columns = over_actions(trajectories, "padded", device, compute)
+    columns = over_actions(trajectories, "padded", policy, compute)
     for t, (logp,), (ref_logp, _) in zip(trajectories, columns, reference, strict=True):
         groups.setdefault(t.prompt_id, []).append((t.preference_score, float((logp - ref_logp).sum(dtype=np.float64))))
     examples: list[dict[str, Any]] = []
@@ -180,7 +179,6 @@ def score_paths(
         ``kl`` (exact, summed over its actions: Rao-Blackwellised along the path), ``kl_k1`` (sum of
         log-ratios, its check) and ``kl_token`` with its count ``kl_token/n``; empty without a reference.
     """
-    device = next(policy.parameters()).device
 
     def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
         if reference is None:
@@ -189,7 +187,7 @@ def score_paths(
         return [logp, kl, logp - ref_logp]
 
     policy.eval()
-    columns = over_actions(trajectories, "padded", device, compute)
+    columns = over_actions(trajectories, "padded", policy, compute)
     gaps: list[np.ndarray] = []
     paths: list[dict[str, float]] = []
     for trajectory, parts in zip(trajectories, columns, strict=True):

@@ -80,8 +80,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         if self.prefix_token_id is None:
             raise UserError("lm-eval begins a text with a BOS or EOS token, and the tokenizer has neither: add one")
         ends = model.generation_config.eos_token_id
-        own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        self._end_ids = sorted({*own, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
+        self._end_ids = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
 
     @property
     def eot_token_id(self) -> int:
@@ -158,8 +157,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             done += count
             self._on_progress(done, len(asked))
 
-        device = next(self.policy.parameters()).device
-        columns = over_actions(asked, "padded", device, self._likelihoods, on_progress)
+        columns = over_actions(asked, "padded", self.policy, self._likelihoods, on_progress)
         return [(float(logp.sum(dtype=np.float64)), bool(greedy.all())) for logp, greedy in columns]
 
     def _likelihoods(self, inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -45,8 +45,6 @@ class ChatCodec(Template):
         tiny: the model behind it is one of our own tiny ones.
     """
 
-    end_ids: tuple[int, ...]
-
     def __init__(
         self,
         tokenizer: Any,

@@ -64,15 +64,12 @@ class WithoutAdapters(Scorer):
         return self.policy.model
 
     def states(self, inputs: dict[str, Tensor]) -> States:
-        """See :meth:`Scorer.states`."""
         with self.policy.model.disable_adapter():
             return self.policy.states(inputs)
 
     def logits(self, states: States) -> Tensor:
-        """See :meth:`Scorer.logits`; the head has no adapters."""
-        return self.policy.logits(states)
+        return self.policy.logits(states)  # the head has no adapters
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """As of :meth:`Policy.forward`."""
         with self.policy.model.disable_adapter():
             return self.policy(**inputs)

@@ -15,7 +15,7 @@ from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Layout, lay_out
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.training.policy import Policy
+from shiq_bench.training.policy import Policy, Scorer
 
 #: Raise it when the same inputs would give other statistics, so that older ones are not used.
 REFERENCE_VERSION = 1
@@ -45,15 +45,16 @@ def autocast(device: torch.device, precision: str) -> Any:
 def over_actions(
     trajectories: Sequence[Trajectory],
     layout: Layout,
-    device: torch.device,
+    policy: Scorer,
     compute: Callable[[dict[str, Tensor]], Sequence[Tensor]],
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[np.ndarray, ...]]:
-    """Run ``compute`` (laid-out inputs to some ``[M]`` tensors) over all trajectories, batched by length.
+    """Run ``compute`` (laid-out inputs, where the policy is, to some ``[M]`` tensors) over all trajectories.
 
     Returns:
-        For each trajectory, in the order given, its part of each tensor. ``[T]``
+        For each trajectory, in the order given, its part of each tensor; batches are of similar length. ``[T]``
     """
+    device = next(policy.parameters()).device
     results: list[tuple[np.ndarray, ...]] = [()] * len(trajectories)
     with torch.no_grad():
         for batch in batches(trajectories):
@@ -79,16 +80,15 @@ def policy_stats(
     precision: str,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """``(logp, lse)`` over the action tokens of each trajectory, dropout off, no gradient."""
-    device = next(policy.parameters()).device
     was_training = policy.training
     policy.eval()
 
     def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
-        with autocast(device, precision):
+        with autocast(inputs["input_ids"].device, precision):
             out = policy(**model_inputs(inputs))
         return [out["logp"], out["lse"]]
 
-    results = over_actions(trajectories, layout, device, compute)
+    results = over_actions(trajectories, layout, policy, compute)
     policy.train(was_training)
     return [(logp, lse) for logp, lse in results]
 

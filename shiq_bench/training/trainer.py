@@ -110,11 +110,7 @@ class PolicyTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``total / global count``; gradients are averaged over processes, hence their number."""
         if "mask" not in inputs:
@@ -167,30 +163,26 @@ class PolicyTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        policy = self.accelerator.unwrap_model(model or self.model)
-        self._load_weights(policy, resume_from_checkpoint)
-        if policy.heads is not None:
-            policy.heads.load_state_dict(load_file(Path(resume_from_checkpoint) / HEADS))
-        self.companions.load(Path(resume_from_checkpoint))
-
-    def _load_weights(self, policy: Policy, resume_from_checkpoint: str) -> None:
-        tensors: dict[str, Tensor] = {}
-        if is_adapter(Path(resume_from_checkpoint)):
+        policy, folder = self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint)
+        if is_adapter(folder):
             from peft import load_peft_weights, set_peft_model_state_dict
 
-            kept = load_peft_weights(resume_from_checkpoint, device="cpu")
-            result: Any = set_peft_model_state_dict(policy.model, kept)
+            result: Any = set_peft_model_state_dict(policy.model, load_peft_weights(str(folder), device="cpu"))
             # The weights below the adapters are never there.
             if absent := sorted(n for n in result.missing_keys if "lora_" in n):
-                raise UserError(f"{resume_from_checkpoint} lacks adapters of the model: {', '.join(absent)}")
-            return
-        for file in sorted(Path(resume_from_checkpoint).glob("model*.safetensors")):
-            tensors |= load_file(file)
-        missing = set(policy.model.load_state_dict(tensors, strict=False).missing_keys)
-        # save_pretrained leaves out what is tied; anything else that is missing would stay untrained unnoticed.
-        if missing - set(policy.model.all_tied_weights_keys):
-            raise UserError(f"{resume_from_checkpoint} lacks weights of the model: {', '.join(sorted(missing))}")
-        policy.model.tie_weights()
+                raise UserError(f"{folder} lacks adapters of the model: {', '.join(absent)}")
+        else:
+            tensors: dict[str, Tensor] = {}
+            for file in sorted(folder.glob("model*.safetensors")):
+                tensors |= load_file(file)
+            missing = set(policy.model.load_state_dict(tensors, strict=False).missing_keys)
+            # save_pretrained leaves out what is tied; anything else that is missing would stay untrained unnoticed.
+            if missing - set(policy.model.all_tied_weights_keys):
+                raise UserError(f"{folder} lacks weights of the model: {', '.join(sorted(missing))}")
+            policy.model.tie_weights()
+        if policy.heads is not None:
+            policy.heads.load_state_dict(load_file(folder / HEADS))
+        self.companions.load(folder)
 
 
 def save_heads(policy: Policy, folder: Path) -> None:
