@@ -15,13 +15,7 @@ import jinja2
 import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    has_bos_prefix,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-    resolve_max_length,
-)
+from lm_eval.models import utils
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
@@ -38,9 +32,6 @@ MAX_TOKENS = 256
 
 #: Positions whose logits are held at once.
 CHUNK = 512
-
-# Settings that change nothing where the likeliest token is taken.
-_OF_SAMPLING = ("top_p", "top_k")
 
 Encoded = tuple[Any, list[int], list[int]]  # what was asked, context, continuation
 
@@ -74,7 +65,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self.policy = policy.eval()
         self.tokenizer = tokenizer
-        self.max_length = resolve_max_length(model.config, tokenizer)
+        self.max_length = utils.resolve_max_length(model.config, tokenizer)
         self._generator = generator
         self._on_progress = on_progress
         if self.prefix_token_id is None:
@@ -114,7 +105,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text, with what the tokenizer adds unless the text begins with the prefix already."""
         if add_special_tokens is None:
-            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+            add_special_tokens = not utils.has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
 
     # --- scoring
@@ -216,18 +207,19 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
 
         count = bisect.bisect_left(range(len(ids)), True, key=stopped)
         text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
-        return str(postprocess_generated_text(text, stops, None))
+        return str(utils.postprocess_generated_text(text, stops, None))
 
     def _sampling(
         self, task: str, text: str, asked: Mapping[str, Any], generator: Generator
     ) -> tuple[list[int], int, float, list[str]]:
         """Prompt, longest answer, temperature and stop strings of one request."""
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(asked), MAX_TOKENS))
+        settings: dict[str, Any] = dict(utils.normalize_gen_kwargs(dict(asked), MAX_TOKENS))
         end = None if self.eot_token_id is None else self.tokenizer.decode(self.eot_token_id)
-        until = handle_stop_sequences(settings.pop("until"), eos=end)
+        until = utils.handle_stop_sequences(settings.pop("until"), eos=end)
         limit: int = settings.pop("max_gen_toks")
         temperature = float(settings.pop("temperature", 0.0)) * settings.pop("do_sample")
-        neutral = _OF_SAMPLING if not temperature else ()
+        # These change nothing where the likeliest token is taken.
+        neutral = () if temperature else ("top_p", "top_k")
         other = {k: v for k, v in settings.items() if k not in neutral and (k, v) != ("top_p", 1)}
         if temperature not in (0, 1) or other:
             told = {"temperature": temperature, **other}

@@ -42,7 +42,6 @@ EAGER_BYTES = 500 << 20
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _ADAPTERS = itertools.count(1)
-_NO_ADAPTER: tuple[int, Path | None] = (0, None)
 
 # What the engine reads from the environment. Its worker stays in this process: weights are
 # replaced and logits masked through direct calls, and a small model opens ten times faster.
@@ -104,7 +103,8 @@ class VLLMGenerator(Generator):
             raise UserError(
                 "vllm cannot open beside another vllm engine or a distributed run: close that, or use engine hf"
             )
-        self._base, self._adapter = model, _NO_ADAPTER
+        self._base = model
+        self._adapter: Any = None
         size = sum(p.stat().st_size for p in model.glob("*.safetensors"))
         self._eager = not torch.cuda.is_available() or size < EAGER_BYTES
         self._llm: Any = None
@@ -144,7 +144,7 @@ class VLLMGenerator(Generator):
             try:
                 outputs = self._llm.generate(
                     [{"prompt_token_ids": r.prompt} for r in requests], params, use_tqdm=False,
-                    lora_request=self._lora_request(),
+                    lora_request=self._adapter,
                 )  # fmt: skip
             except BaseException:
                 # What an interrupt leaves unfinished would come back with the next call's answers.
@@ -164,19 +164,22 @@ class VLLMGenerator(Generator):
         check_weights(folder)
         if is_adapter(folder):
             # A number of its own for every state of the weights: what was computed with another is never reused.
-            self._adapter = (next(_ADAPTERS), folder)
+            number, self._adapter = next(_ADAPTERS), None
             try:
                 with _contained(self._eager), _silent():
+                    from vllm.lora.request import LoRARequest
+
+                    request = LoRARequest(str(number), number, str(folder))
                     # Now, not at the next prompt: the folder may hold other adapters by then.
-                    self._llm.llm_engine.add_lora(self._lora_request())
+                    self._llm.llm_engine.add_lora(request)
+                self._adapter = request
             except (ValueError, RuntimeError) as error:
-                self._adapter = _NO_ADAPTER
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
                     f"vllm cannot serve the adapters in {folder}: {reason}; choose other targets, or use engine hf"
                 ) from error
             return
-        self._adapter = _NO_ADAPTER
+        self._adapter = None
         if folder == self._base and self._with_adapters:
             return  # adapters come and go over weights that stay
         self._base = folder
@@ -190,14 +193,6 @@ class VLLMGenerator(Generator):
             # Keys and values of prompts seen before came from the old weights.
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("vllm kept its prefix cache over a change of weights")
-
-    def _lora_request(self) -> Any:
-        number, folder = self._adapter
-        if folder is None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        return LoRARequest(str(number), number, str(folder))
 
     def close(self) -> None:
         """Shut the engine down and leave the process group it opened."""

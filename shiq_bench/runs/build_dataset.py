@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -44,18 +45,13 @@ def build_dataset(
     report("starting policy", 0, 0)
     source = resolve_model(spec, task, report)
     task.prepare(report)
-    started: list[Generator] = []
+    with ExitStack() as opened:
+        opened.callback(task.close)
 
-    def generator() -> Generator:
-        started.append(start_generator(spec, source, source.folder, report))
-        return started[-1]
+        def generator() -> Generator:
+            return opened.enter_context(closing(start_generator(spec, source, source.folder, report)))
 
-    try:
         trajectories = offline_data(spec, task, source, generator, report)
-    finally:
-        for one in started:
-            one.close()
-        task.close()
     settings = {name: getattr(spec, name) for name in BUILD if name not in ("model", "gpu_memory")}
     origin = {
         "task": spec.task,

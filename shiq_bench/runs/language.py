@@ -39,7 +39,7 @@ from shiq_bench.runs.language_data import (
     training_groups,
 )
 from shiq_bench.runs.validation import deviations
-from shiq_bench.training.lora import WithoutAdapters, with_adapters
+from shiq_bench.training.auxiliary_models import WithoutAdapters, with_adapters
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer, load_policy
 from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.starting_policy import resolve_model
@@ -57,8 +57,7 @@ def open_language(run: Run) -> None:
     # What the engine supplies is what it declares; a plugin may have made up a need of its own.
     known = tuple(c for c in vars(needs).values() if isinstance(c, type) and c is not needs.Need)
     if missing := [type(n).__name__ for n in algorithm.needs if not isinstance(n, known)]:
-        names = ", ".join(missing)
-        raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
+        raise UserError(f"{spec.algo} needs {', '.join(missing)}, which the engine does not supply")
     trackers(spec)
     if spec.model != "tiny" or spec.data:
         source = resolve_model(spec, run.task, run.report)

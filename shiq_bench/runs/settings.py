@@ -51,8 +51,7 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
 
 
 def _near(value: str, choices: Sequence[Any]) -> str:
-    hint = suggest(value, [str(c) for c in choices])
-    return hint.split(" known:")[0] if "did you mean" in hint else ""
+    return suggest(value, [str(c) for c in choices]).split(" known:")[0].rstrip(";")
 
 
 def settings(cls: type) -> dict[str, Any]:

@@ -26,9 +26,8 @@ TOKENS_PER_PASS = 16384
 
 def batches(trajectories: Sequence[Trajectory], tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
     """Indices in batches of at most ``tokens`` padded tokens, longest first."""
-    order = sorted(range(len(trajectories)), key=lambda i: (-len(trajectories[i].token_ids), i))
     batch: list[int] = []
-    for i in order:
+    for i in sorted(range(len(trajectories)), key=lambda i: -len(trajectories[i].token_ids)):
         if batch and (len(batch) + 1) * len(trajectories[batch[0]].token_ids) > tokens:
             yield batch
             batch = []

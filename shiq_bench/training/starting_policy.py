@@ -22,14 +22,7 @@ from shiq_bench.generation.rollout import replay
 from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.hardware import fast_precision
 from shiq_bench.models.source import ModelSource, Progress, fingerprint, locate
-from shiq_bench.models.tiny import (
-    TINY_VERSION,
-    Recorder,
-    llama_config,
-    scale_logits,
-    train_tokenizer,
-    word_tokenizer,
-)
+from shiq_bench.models.tiny import TINY_VERSION, Recorder, llama_config, scale_logits, train_tokenizer, word_tokenizer
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash

@@ -35,13 +35,11 @@ from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag,
 HEADS = "heads.safetensors"
 
 
+@dataclass
 class _Callback(TrainerCallback):
-    def __init__(
-        self, stop: StopFlag, updated: Callable[[int], None], on_step: Callable[[Mapping[str, float]], None]
-    ) -> None:
-        self.stop = stop
-        self.updated = updated
-        self.on_step = on_step
+    stop: StopFlag
+    updated: Callable[[int], None]
+    on_step: Callable[[Mapping[str, float]], None]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.updated(state.global_step)

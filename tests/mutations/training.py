@@ -77,7 +77,7 @@ BUGS = [
     ),
     Mutation(
         "reference with adapters on",
-        "shiq_bench/training/lora.py",
+        "shiq_bench/training/auxiliary_models.py",
         "        with self.policy.model.disable_adapter():\n            return self.policy(**inputs)",
         "        return self.policy(**inputs)",
         f"{LORA}::test_adapters_begin_as_nothing_and_switch_off_to_the_bit[plain]",
