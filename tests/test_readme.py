@@ -33,7 +33,7 @@ def test_the_baseline_it_shows_trains(tmp_path: Path, monkeypatch: pytest.Monkey
         data, policy = resolved.task.trajectories("rl", source.codec(), resolved.spec), load_policy(source)
         stats = reference_pass(policy, source.weights_hash, data, "padded", "fp32")
         groups = prepare(data, stats, resolved.algorithm, False)
-        history = train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path / "run").history
+        history = train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path / "run")
         assert history[-1]["loss"] < history[0]["loss"]
 
         table = resolve("my-method", "tree", {"kl_strength": 0.2, "off_policy": 2, "explore": 0.2})

@@ -1,10 +1,12 @@
-"""Prompt groups to tensors, and model outputs to what a loss sees."""
+"""Prompt groups to tensors, padded or packed, and model outputs to what a loss sees."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import compress, repeat
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,11 +16,57 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Batch, Stats, TokenStats
 from shiq_bench.api.needs import Labels, Pairs
 from shiq_bench.api.ops import scatter_actions
+from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import Row, action_rewards
-from shiq_bench.data.layout import Layout, lay_out
 from shiq_bench.data.pairs import LabelRule, PairChoice, make_labels, make_pairs
 
+#: How trajectories share a forward pass: as padded rows, or in one packed row.
+Layout = Literal["padded", "packed"]
 
+
+def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Tensor]:
+    """Model inputs for some trajectories, and where in them the actions are.
+
+    Returns:
+        ``input_ids``, ``position_ids`` (and ``attention_mask`` when padded) of shape ``[N, L]``,
+        or ``[1, sum L]`` when packed; ``index [M]``, the flat position of the state before each
+        action; ``targets [M]``; ``mask [N, A]``. M runs through the trajectories in order.
+    """
+    lengths = [len(t.token_ids) for t in trajectories]
+    width = sum(lengths) if layout == "packed" else max(lengths)
+    rows = 1 if layout == "packed" else len(trajectories)
+    ids = torch.zeros(rows, width, dtype=torch.long)
+    positions = torch.zeros(rows, width, dtype=torch.long)
+    attention = torch.zeros(rows, width, dtype=torch.long)
+    index: list[int] = []
+    targets: list[int] = []
+    counts: list[int] = []
+    offset = 0
+    for n, t in enumerate(trajectories):
+        row, start = (0, offset) if layout == "packed" else (n, 0)
+        span = slice(start, start + lengths[n])
+        ids[row, span] = torch.tensor(t.token_ids)
+        positions[row, span] = torch.arange(lengths[n])
+        attention[row, span] = 1
+        actions = [i for i, a in enumerate(t.action_mask) if a]
+        index += [row * width + start + i - 1 for i in actions]
+        targets += [t.token_ids[i] for i in actions]
+        counts.append(len(actions))
+        offset += lengths[n]
+    widest = max(1, max(counts))
+    out = {
+        "input_ids": ids,
+        "position_ids": positions,
+        "index": torch.tensor(index, dtype=torch.long),
+        "targets": torch.tensor(targets, dtype=torch.long),
+        "mask": torch.arange(widest)[None] < torch.tensor(counts)[:, None],
+    }
+    if layout == "padded":
+        out["attention_mask"] = attention
+    return out
+
+
+@dataclass(frozen=True)
 class Collator:
     """Prompt groups to a dict of tensors, as the trainer's data loader wants it.
 
@@ -31,22 +79,12 @@ class Collator:
         dtype: of rewards, weights and reference columns.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        layout: Layout,
-        labels: LabelRule,
-        seed: int = 0,
-        choice: PairChoice = "all",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.pairs = algorithm.need(Pairs)
-        self.desirable = algorithm.need(Labels) is not None
-        self.layout: Layout = layout
-        self.labels: LabelRule = labels
-        self.seed = seed
-        self.choice: PairChoice = choice
-        self.dtype = dtype
+    algorithm: Algorithm
+    layout: Layout
+    labels: LabelRule
+    seed: int = 0
+    choice: PairChoice = "all"
+    dtype: torch.dtype = torch.float32
 
     def __call__(self, groups: Sequence[Sequence[Row]]) -> dict[str, Tensor]:
         """Tensors of :func:`lay_out`, of :class:`~shiq_bench.api.batch.Batch`, and ``ref_logp``/``ref_lse``.
@@ -54,44 +92,41 @@ class Collator:
         Mismatched trajectories, where rows have them, are laid out behind the real ones: ``index``
         and ``targets`` run on through them, and ``mis_mask`` is their mask. ``[N, A]``
         """
+        need, desirable = self.algorithm.need(Pairs), self.algorithm.need(Labels) is not None
         rows = [row for group in groups for row in group]
+        trajectories = [row.trajectory for row in rows]
         mates = [row.mismatch for row in rows if row.mismatch is not None]
-        out = lay_out([row.trajectory for row in rows] + mates, self.layout)
-        mask = out["mask"][: len(rows)]
+        out = lay_out(trajectories + mates, self.layout)
         if mates:
             out["mis_mask"] = out["mask"][len(rows) :]
-        out["mask"] = mask
+        out["mask"] = mask = out["mask"][: len(rows)]
 
         def actions(values: Sequence[Sequence[float] | np.ndarray], where: Tensor = mask) -> Tensor:
             flat = np.concatenate([np.asarray(row, dtype=np.float64) for row in values])
             return scatter_actions(torch.as_tensor(flat, dtype=self.dtype), where)
 
         out["rewards"] = actions([action_rewards(row) for row in rows])
-        sampler = [t.sampler_logp or (math.nan,) * len(t.token_ids) for t in (row.trajectory for row in rows)]
         out["sampler_logp"] = actions(
-            [
-                [v for v, a in zip(s, row.trajectory.action_mask, strict=True) if a]
-                for s, row in zip(sampler, rows, strict=True)
-            ]
+            [list(compress(t.sampler_logp or repeat(math.nan), t.action_mask)) for t in trajectories]
         )
         out["group"] = torch.tensor([g for g, group in enumerate(groups) for _ in group])
-        out["weight"] = torch.tensor([row.trajectory.weight for row in rows], dtype=self.dtype)
+        out["weight"] = torch.tensor([t.weight for t in trajectories], dtype=self.dtype)
         pairs: list[tuple[int, int]] = []
         weights: list[float] = []
         labels: list[float] = []
         first = 0
         for group in groups:
             members = [row.trajectory for row in group]
-            if self.pairs is not None:
-                found = make_pairs(members, self.pairs, self.labels, self.seed, self.choice)
+            if need is not None:
+                found = make_pairs(members, need, self.labels, self.seed, self.choice)
                 pairs += [(first + i, first + j) for i, j in found.pairs]
                 weights += found.weights
-            if self.desirable:
+            if desirable:
                 labels += make_labels(members, self.labels, self.seed)
             first += len(group)
         out["pairs"] = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
         out["pair_weight"] = torch.tensor(weights, dtype=self.dtype)
-        if self.desirable:
+        if desirable:
             out["label"] = torch.tensor(labels, dtype=self.dtype)
         if all(row.reference is not None for row in rows):
             for i, name in enumerate(("ref_logp", "ref_lse")):

@@ -1,20 +1,24 @@
 """Offline data as a folder to keep and share: written by ``shiq-bench data build``, trained from by ``run``.
 
-Nothing here imports torch or transformers, so that looking at data is quick.
+Trajectories are Parquet, a row a trajectory, read back exactly as it was. Nothing here imports torch or
+transformers, so that looking at data is quick.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shiq_bench.api.task import Task
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.card import card
 from shiq_bench.data.schema import (
@@ -31,12 +35,70 @@ from shiq_bench.data.schema import (
     Decoder,
     describe,
 )
-from shiq_bench.data.trajectory_file import FIELDS, arrow_schema, from_rows, to_parquet
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.files import write_atomic
 from shiq_bench.records.hashing import stable_hash
 
-if TYPE_CHECKING:
-    from shiq_bench.api.task import Task
+#: Columns that are a trajectory's own.
+FIELDS = tuple(f.name for f in fields(Trajectory))
+
+
+def arrow_schema(names: Sequence[str] = tuple(COLUMNS)) -> Any:
+    """Arrow's types of some of :data:`~shiq_bench.data.schema.COLUMNS`."""
+    import pyarrow as pa
+
+    plain = {"string": pa.string(), "bool": pa.bool_(), "int32": pa.int32(), "double": pa.float64()}
+    kinds = {**plain, **{f"list<{name}>": pa.list_(kind) for name, kind in plain.items()}}
+    return pa.schema([(name, kinds[COLUMNS[name][0]]) for name in names])
+
+
+def to_parquet(trajectories: Sequence[Trajectory], more: Mapping[str, Sequence[Any]]) -> bytes:
+    """The file: :data:`FIELDS`, and ``more`` columns for people to read. The same rows give the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema([name for name in COLUMNS if name in FIELDS or name in more])
+    columns = [pa.array(more.get(c.name) or [getattr(t, c.name) for t in trajectories], c.type) for c in schema]
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=schema), file, compression="zstd", row_group_size=1024)
+    return file.getvalue()
+
+
+def from_rows(columns: Mapping[str, Sequence[Any]], n: int) -> Trajectory:
+    """Row ``n`` of some columns.
+
+    Raises:
+        ValueError: it is no trajectory.
+    """
+    values = {name: columns[name][n] for name in FIELDS}
+    row: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Trajectory(**row)
+
+
+def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
+    """Write them whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomic(path, to_parquet(trajectories, {}))
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """Inverse of :func:`write_trajectories`.
+
+    Raises:
+        UserError: the file is cut, or of another kind.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
+        columns = {name: table.column(name).to_pylist() for name in FIELDS}
+        return [from_rows(columns, n) for n in range(len(table))]
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{path} is no trajectory file: {' '.join(str(error).split())}") from error
 
 
 def check_free(out: Path) -> None:
@@ -86,7 +148,12 @@ def write_dataset(
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         tokenizer.save_pretrained(temporary / TOKENIZER)
-        data = to_parquet(trajectories, _more(decoder_of(temporary)))
+        decoder = decoder_of(temporary)
+        more: dict[str, list[Any]] = {
+            "text": [decoder.decode(list(t.token_ids), skip_special_tokens=False) for t in trajectories],
+            "total_reward": [t.total_reward for t in trajectories],
+        }
+        data = to_parquet(trajectories, more)
         manifest = {
             **origin,
             "kind": KIND,
@@ -107,14 +174,6 @@ def write_dataset(
     return manifest
 
 
-def _more(decoder: Decoder) -> dict[str, Callable[[Trajectory], Any]]:
-    """What people read in a row, beside the trajectory."""
-    return {
-        "text": lambda t: decoder.decode(list(t.token_ids), skip_special_tokens=False),
-        "total_reward": lambda t: t.total_reward,
-    }
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a dataset says of itself; the data are not looked at.
 
@@ -128,10 +187,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what = "holds no dataset" if folder.is_dir() else "is no folder"
         expected = f"expected one made by `shiq-bench data build --task TASK --out {folder}`"
         raise UserError(f"{folder} {what}: {expected}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise UserError(f"{path} is no manifest of a dataset: expected the kind {KIND!r}")
     version = manifest.get("schema_version")
@@ -263,11 +320,9 @@ def decoder_of(folder: Path) -> Decoder:
         if path.is_file():
             from tokenizers import Tokenizer
 
-            bare: Decoder = Tokenizer.from_file(str(path))
-            return bare
+            return Tokenizer.from_file(str(path))
         from transformers import AutoTokenizer
 
-        slow: Decoder = AutoTokenizer.from_pretrained(folder / TOKENIZER)
-        return slow
+        return AutoTokenizer.from_pretrained(folder / TOKENIZER)
     except Exception as error:  # the library raises a bare Exception for a broken file
         raise UserError(f"{folder / TOKENIZER} holds no tokenizer: {' '.join(str(error).split())}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def centred(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 def action_rewards(row: Row) -> list[float]:
     """Rewards at the action tokens, the shift taken off the last one. ``[T]``"""
     t = row.trajectory
-    rewards = [r for r, a in zip(t.rewards, t.action_mask, strict=True) if a]
+    rewards = list(compress(t.rewards, t.action_mask))
     if rewards:
         rewards[-1] -= row.reward_shift
     return rewards
@@ -123,15 +124,6 @@ def prepare(
 ) -> list[list[Row]]:
     """Training groups, with reference columns and centring where the algorithm wants them."""
     means = centred(trajectories) if center_rewards and algorithm.need(Rewards) else {}
-    return group_rows(
-        [
-            Row(
-                trajectory,
-                means.get(trajectory.prompt_id, 0.0),
-                reference[i] if reference is not None else None,
-                mismatches[i] if mismatches is not None else None,
-                mismatch_reference[i] if mismatch_reference is not None else None,
-            )
-            for i, trajectory in enumerate(trajectories)
-        ]
-    )
+    none = [None] * len(trajectories)
+    columns = zip(trajectories, reference or none, mismatches or none, mismatch_reference or none, strict=True)
+    return group_rows([Row(t, means.get(t.prompt_id, 0.0), r, m, mr) for t, r, m, mr in columns])

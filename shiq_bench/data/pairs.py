@@ -14,8 +14,6 @@ from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.records.hashing import stable_hash
 
 LabelRule = Literal["hard", "bradley_terry", "sampled"]
-
-
 PairChoice = Literal["all", "best_worst", "random"]
 
 
@@ -69,9 +67,9 @@ def make_pairs(
     carries no hard label: it is dropped and counted where the need says so, else kept in both
     orders at one half.
     """
-    out = PairSet([], [], 0)
-    ties = 0
-    n = len(group)
+    pairs: list[tuple[int, int]] = []
+    weights: list[float] = []
+    ties, n = 0, len(group)
     coins = _draws(group, "pairs", seed, (n, n)) if labels == "sampled" else None
     for i, j in chosen_pairs(group, choice, seed):
         gap = group[i].preference_score - group[j].preference_score
@@ -85,9 +83,9 @@ def make_pairs(
             p = _sigma(gap) if labels == "bradley_terry" else (0.5 if gap == 0 else float(gap > 0))
         for pair, weight in (((i, j), both * p), ((j, i), both * (1 - p))):
             if weight > 0:
-                out.pairs.append(pair)
-                out.weights.append(weight)
-    return PairSet(out.pairs, out.weights, ties)
+                pairs.append(pair)
+                weights.append(weight)
+    return PairSet(pairs, weights, ties)
 
 
 def make_labels(group: Sequence[Trajectory], labels: LabelRule, seed: int = 0) -> list[float]:

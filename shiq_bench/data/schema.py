@@ -12,16 +12,12 @@ from shiq_bench.api.trajectory import Trajectory
 #: Version of the folder. Readers refuse a newer one by name.
 DATASET_VERSION = 2
 
-
 KIND = "shiq-bench dataset"
-
 
 DATA, MANIFEST, CARD, TOKENIZER = "data.parquet", "dataset.json", "README.md", "tokenizer"
 
-
 #: Digits of the hash of ``data.parquet`` that enter the identity of a run.
 HASH = 16
-
 
 #: Column -> its type and what it holds. One row is a trajectory.
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -41,20 +37,17 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "total_reward": ("double", "the return: sum of `rewards`"),
 }
 
-
 #: Settings of the run that decide a dataset, and what it takes to draw it.
 BUILD = (
     "model", "revision", "trust_remote_code", "samples", "gold", "data_seed", "engine", "max_tokens", "max_length",
     "gpu_memory",
 )  # fmt: skip
 
-
 #: What the record of a run says about the dataset it was trained from.
 ORIGIN = (
     "sha256", "model", "weights_hash", "tokenizer_hash", "task_options", "split", "samples", "gold", "data_seed",
     "max_tokens", "max_length", "source_hash", "git_commit",
 )  # fmt: skip
-
 
 REQUIRED: Mapping[str, type] = {
     "task": str, "task_options": dict, "samples": int, "gold": bool, "data_seed": int, "sha256": str,

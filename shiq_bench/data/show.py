@@ -8,21 +8,19 @@ import random
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.dataset import decoder_of, read_manifest, rows_of, trajectories_of
 from shiq_bench.data.schema import Decoder, histogram
 from shiq_bench.records.errors import UserError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
-
 #: What stands around the policy's words and around marks of ours; in text of a model they are spelt out.
 _OPEN, _CLOSE, _LEFT, _RIGHT = "»«⟨⟩"
-
 
 #: Longest observation shown whole, and what is kept of a longer one at either end; in tokens.
 _LONG, _KEPT = 160, 60
@@ -89,8 +87,6 @@ def dialogue(t: Trajectory, decoder: Decoder, full: bool = False) -> Text:
     Args:
         full: do not shorten long observations.
     """
-    from rich.text import Text
-
     out, inside = Text(), False
     for text, action, reward in _pieces(t, decoder, full):
         if action != inside:
@@ -129,8 +125,6 @@ def show(
     Raises:
         UserError: no dataset, a damaged one, or nothing to show.
     """
-    from rich.text import Text
-
     manifest = read_manifest(folder)
     table = rows_of(folder, manifest)
     prompts, sources = table.column("prompt_id").to_pylist(), table.column("source").to_pylist()
@@ -170,9 +164,6 @@ def show(
 
 def _summary(console: Console, folder: Path, manifest: Mapping[str, Any], sources: Sequence[str], rows: Any) -> None:
     """Counts and returns, from the rows themselves."""
-    from rich.table import Table
-    from rich.text import Text
-
     returns = list(zip(sources, rows.column("total_reward").to_pylist(), strict=True))
     truncated = sum(rows.column("truncated").to_pylist())
     prompts = len(set(rows.column("prompt_id").to_pylist()))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from shiq_bench.api.codec import Codec
 from shiq_bench.api.task import Episode, Task
 from shiq_bench.api.trajectory import Score, Trajectory
 from shiq_bench.generation.generator import Generator
-from shiq_bench.generation.rollout import rollout
+from shiq_bench.generation.rollout import Progress, rollout
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import Evaluation
 from shiq_bench.records.spec import RunSpec
@@ -27,15 +27,6 @@ from shiq_bench.training.reference import model_inputs, over_actions
 MAX_GAP = 0.05
 
 Mode = Literal["greedy", "sampled"]
-Step = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Scored episodes, in the order of the prompts they were asked for."""
-
-    trajectories: list[Trajectory]
-    scores: list[Score]
 
 
 def sample(
@@ -49,9 +40,9 @@ def sample(
     temperature: float,
     seed: str,
     source: str,
-    on_progress: Step = lambda done, total: None,
-) -> Sampled:
-    """``n`` fresh episodes a prompt, all live ones stepped together."""
+    on_progress: Progress = lambda done, total: None,
+) -> list[tuple[Trajectory, Score]]:
+    """``n`` fresh scored episodes a prompt, in the order of the prompts; all live ones are stepped together."""
     episodes: list[Episode] = task.episodes([p for p in prompt_ids for _ in range(n)], codec, spec.max_length)
     if episodes and all(episode.done for episode in episodes):
         shortest = min(len(episode.transcript.token_ids) for episode in episodes)
@@ -70,8 +61,7 @@ def sample(
         seed=seed,
         on_progress=on_progress,
     )
-    scored = task.finish(episodes, source)
-    return Sampled([t for t, _ in scored], [s for _, s in scored])
+    return task.finish(episodes, source)
 
 
 def evaluate(
@@ -86,7 +76,7 @@ def evaluate(
     split: str,
     mode: Mode,
     step: int,
-    on_progress: Step = lambda done, total: None,
+    on_progress: Progress = lambda done, total: None,
     against: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Evaluation, float]:
     """Evaluate one policy on one split.
@@ -112,14 +102,14 @@ def evaluate(
         # The purpose is part of the seed: evaluation samples are fresh even where data_seed is the same number.
         seed=f"evaluation {split} {spec.eval_seed}", source=who, on_progress=on_progress,
     )  # fmt: skip
-    gap, paths = score_paths(drawn.trajectories, policy, reference if mode == "sampled" else None)
+    gap, paths = score_paths([t for t, _ in drawn], policy, reference if mode == "sampled" else None)
     if gap > MAX_GAP:
         raise UserError(
             f"the sampler's log-probabilities are {gap:.3f} nats a token off the scoring path's (limit {MAX_GAP}): "
             "the sampled policy is not the scored one; try --set engine=hf, or another dtype"
         )
     examples: list[dict[str, Any]] = []
-    for trajectory, score, path in zip(drawn.trajectories, drawn.scores, paths, strict=True):
+    for (trajectory, score), path in zip(drawn, paths, strict=True):
         # Where nothing was said, nothing was cut, and nothing can have moved away from the reference.
         said = any(trajectory.action_mask)
         about = {"truncated": float(trajectory.truncated), **path} if said else {}
@@ -154,14 +144,13 @@ def evaluate_stored(
     Args:
         reference: the reference's ``logp`` and ``lse`` over the actions of each trajectory, in float32. ``[T]`` each
     """
-    device = next(policy.parameters()).device
 
     def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
         return [policy(**model_inputs(inputs))["logp"]]
 
     policy.eval()
     groups: dict[str, list[tuple[float, float]]] = {}
-    columns = over_actions(trajectories, "padded", device, compute)
+    columns = over_actions(trajectories, "padded", policy, compute)
     for t, (logp,), (ref_logp, _) in zip(trajectories, columns, reference, strict=True):
         groups.setdefault(t.prompt_id, []).append((t.preference_score, float((logp - ref_logp).sum(dtype=np.float64))))
     examples: list[dict[str, Any]] = []
@@ -190,7 +179,6 @@ def score_paths(
         ``kl`` (exact, summed over its actions: Rao-Blackwellised along the path), ``kl_k1`` (sum of
         log-ratios, its check) and ``kl_token`` with its count ``kl_token/n``; empty without a reference.
     """
-    device = next(policy.parameters()).device
 
     def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
         if reference is None:
@@ -199,13 +187,12 @@ def score_paths(
         return [logp, kl, logp - ref_logp]
 
     policy.eval()
-    columns = over_actions(trajectories, "padded", device, compute)
+    columns = over_actions(trajectories, "padded", policy, compute)
     gaps: list[np.ndarray] = []
     paths: list[dict[str, float]] = []
     for trajectory, parts in zip(trajectories, columns, strict=True):
         if trajectory.sampler_logp is not None:
-            sampled = [v for v, a in zip(trajectory.sampler_logp, trajectory.action_mask, strict=True) if a]
-            gaps.append(np.abs(np.array(sampled) - parts[0]))
+            gaps.append(np.abs(np.array([*compress(trajectory.sampler_logp, trajectory.action_mask)]) - parts[0]))
         if reference is None:
             paths.append({})
         else:

@@ -15,13 +15,7 @@ import jinja2
 import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    has_bos_prefix,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-    resolve_max_length,
-)
+from lm_eval.models import utils
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
@@ -36,14 +30,8 @@ from shiq_bench.training.reference import over_actions
 #: Longest answer where a task sets none, as lm-eval has it.
 MAX_TOKENS = 256
 
-
 #: Positions whose logits are held at once.
 CHUNK = 512
-
-
-# Settings that change nothing where the likeliest token is taken.
-_OF_SAMPLING = ("top_p", "top_k")
-
 
 Encoded = tuple[Any, list[int], list[int]]  # what was asked, context, continuation
 
@@ -77,14 +65,13 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self.policy = policy.eval()
         self.tokenizer = tokenizer
-        self.max_length = resolve_max_length(model.config, tokenizer)
+        self.max_length = utils.resolve_max_length(model.config, tokenizer)
         self._generator = generator
         self._on_progress = on_progress
         if self.prefix_token_id is None:
             raise UserError("lm-eval begins a text with a BOS or EOS token, and the tokenizer has neither: add one")
         ends = model.generation_config.eos_token_id
-        own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        self._end_ids = sorted({*own, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
+        self._end_ids = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
 
     @property
     def eot_token_id(self) -> int:
@@ -111,24 +98,21 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             continue_final_message=not add_generation_prompt,
         )
         try:
-            text: str = render(chat_history)
+            return render(chat_history)
         except jinja2.exceptions.TemplateError:
-            text = render([m for m in chat_history if m["role"] != "system"])
-        return text
+            return render([m for m in chat_history if m["role"] != "system"])
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text, with what the tokenizer adds unless the text begins with the prefix already."""
         if add_special_tokens is None:
-            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
-        return ids
+            add_special_tokens = not utils.has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
 
     # --- scoring
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """ln pi(continuation | context), and whether it is the greedy one, for each request."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return found
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """ln pi of each whole text, in windows that overlap as little as the model's length allows."""
@@ -164,8 +148,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             done += count
             self._on_progress(done, len(asked))
 
-        device = next(self.policy.parameters()).device
-        columns = over_actions(asked, "padded", device, self._likelihoods, on_progress)
+        columns = over_actions(asked, "padded", self.policy, self._likelihoods, on_progress)
         return [(float(logp.sum(dtype=np.float64)), bool(greedy.all())) for logp, greedy in columns]
 
     def _likelihoods(self, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -224,18 +207,19 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
 
         count = bisect.bisect_left(range(len(ids)), True, key=stopped)
         text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
-        return str(postprocess_generated_text(text, stops, None))
+        return str(utils.postprocess_generated_text(text, stops, None))
 
     def _sampling(
         self, task: str, text: str, asked: Mapping[str, Any], generator: Generator
     ) -> tuple[list[int], int, float, list[str]]:
         """Prompt, longest answer, temperature and stop strings of one request."""
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(asked), MAX_TOKENS))
+        settings: dict[str, Any] = dict(utils.normalize_gen_kwargs(dict(asked), MAX_TOKENS))
         end = None if self.eot_token_id is None else self.tokenizer.decode(self.eot_token_id)
-        until = handle_stop_sequences(settings.pop("until"), eos=end)
+        until = utils.handle_stop_sequences(settings.pop("until"), eos=end)
         limit: int = settings.pop("max_gen_toks")
         temperature = float(settings.pop("temperature", 0.0)) * settings.pop("do_sample")
-        neutral = _OF_SAMPLING if not temperature else ()
+        # These change nothing where the likeliest token is taken.
+        neutral = () if temperature else ("top_p", "top_k")
         other = {k: v for k, v in settings.items() if k not in neutral and (k, v) != ("top_p", 1)}
         if temperature not in (0, 1) or other:
             told = {"temperature": temperature, **other}

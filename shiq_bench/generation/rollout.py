@@ -28,7 +28,7 @@ def rollout(
     max_tokens: int,
     max_length: int,
     seed: int | str,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda done, total: None,
 ) -> None:
     """Play every episode to its end, all live ones together; the episodes hold the result.
 
@@ -55,7 +55,7 @@ def rollout(
     _play(task, episodes, policy, max_length, on_progress)
 
 
-def replay(task: Task, episodes: Sequence[Episode], codec: Codec, max_length: int | None = None) -> list[Episode]:
+def replay(task: Task, episodes: Sequence[Episode], codec: Codec, max_length: int = 1 << 62) -> list[Episode]:
     """Play every episode with the task's own demonstrations.
 
     What a sampler's log-probabilities would be is not known: they stand as 0.0, and whoever keeps
@@ -78,13 +78,11 @@ def replay(task: Task, episodes: Sequence[Episode], codec: Codec, max_length: in
             out.append(Completion(ids, (0.0,) * len(ids), "stop") if fits else None)
         return out
 
-    cut = _play(task, episodes, policy, max_length, None)
+    cut = _play(task, episodes, policy, max_length, lambda done, total: None)
     return [e for e in episodes if id(e) not in cut]
 
 
-def _play(
-    task: Task, episodes: Sequence[Episode], policy: _Policy, max_length: int | None, on_progress: Progress | None
-) -> set[int]:
+def _play(task: Task, episodes: Sequence[Episode], policy: _Policy, max_length: int, on_progress: Progress) -> set[int]:
     """Step all live episodes until none is left; returns ``id()`` of those cut here."""
     cut: set[int] = set()
 
@@ -93,20 +91,18 @@ def _play(
         episode.done = True
         cut.add(id(episode))
 
-    limit = 1 << 62 if max_length is None else max_length
     step = 0
     while True:
         live = []
         for index, episode in enumerate(episodes):
             if not episode.done:
-                room = limit - len(episode.transcript.token_ids)
+                room = max_length - len(episode.transcript.token_ids)
                 # A task ends an episode that has no room left; where it did not, it is ended here.
                 if room < 1 or (episode.max_new_tokens is not None and episode.max_new_tokens < 1):
                     stop(episode)
                 else:
                     live.append((index, episode, room))
-        if on_progress is not None:
-            on_progress(len(episodes) - len(live), len(episodes))
+        on_progress(len(episodes) - len(live), len(episodes))
         if not live:
             return cut
         acting: list[Episode] = []

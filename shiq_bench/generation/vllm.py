@@ -42,7 +42,6 @@ EAGER_BYTES = 500 << 20
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _ADAPTERS = itertools.count(1)
-_NO_ADAPTER: tuple[int, Path | None] = (0, None)
 
 # What the engine reads from the environment. Its worker stays in this process: weights are
 # replaced and logits masked through direct calls, and a small model opens ten times faster.
@@ -74,26 +73,10 @@ class VLLMGenerator(Generator):
             UserError: an engine or a distributed run is active in this process, or vLLM cannot
                 serve the model.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # vLLM would join the group, and destroy it when closed.
-            raise UserError(
-                "vllm cannot open beside another vllm engine or a distributed run: close that, or use engine hf"
-            )
-        self.vocabulary = vocabulary
         self.max_length = max_length
-        self._settings: dict[str, Any] = {
-            "vocabulary": vocabulary,
-            "max_length": max_length,
-            "dtype": dtype,
-            "gpu_memory": gpu_memory,
-            "trust_remote_code": trust_remote_code,
-            "lora_rank": lora_rank,
-        }
-        self._base, self._adapter = model, _NO_ADAPTER
+        self._vocabulary, self._with_adapters = vocabulary, lora_rank > 0
         gpu = torch.cuda.is_available()
-        size = sum(p.stat().st_size for p in model.glob("*.safetensors"))
-        options: dict[str, Any] = {
-            "model": str(model),
+        self._options: dict[str, Any] = {
             "trust_remote_code": trust_remote_code,
             "dtype": dtype,
             "max_model_len": max_length,
@@ -103,26 +86,36 @@ class VLLMGenerator(Generator):
             **({} if gpu else {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_length)}),
             "logprobs_mode": "raw_logprobs",  # temperature 1, before any processor
             "generation_config": "vllm",  # not the model's: no top-p, no penalties, no stop ids of its own
-            "enforce_eager": not gpu or size < EAGER_BYTES,
             "gpu_memory_utilization": gpu_memory,
             "kv_cache_memory_bytes": None if gpu or os.environ.get("VLLM_CPU_KVCACHE_SPACE") else CPU_CACHE_BYTES,
             "use_tqdm_on_load": False,
             "seed": 0,
         }
         if lora_rank:
-            options |= {"enable_lora": True, "max_lora_rank": min(n for n in LORA_RANKS if n >= lora_rank)}
+            self._options |= {"enable_lora": True, "max_lora_rank": min(n for n in LORA_RANKS if n >= lora_rank)}
         if dtype != "float32":
-            options["hf_overrides"] = {"head_dtype": "float32"}
-        self._eager = options["enforce_eager"]
+            self._options["hf_overrides"] = {"head_dtype": "float32"}
+        self._open(model)
+
+    def _open(self, model: Path) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # vLLM would join the group, and destroy it when closed.
+            raise UserError(
+                "vllm cannot open beside another vllm engine or a distributed run: close that, or use engine hf"
+            )
+        self._base = model
+        self._adapter: Any = None
+        size = sum(p.stat().st_size for p in model.glob("*.safetensors"))
+        self._eager = not torch.cuda.is_available() or size < EAGER_BYTES
         self._llm: Any = None
         self._closed = False
         try:
             with _contained(self._eager), _silent():
                 from vllm import LLM
 
-                self._llm = LLM(**options)
-                if vocabulary < self._llm.model_config.get_vocab_size():
-                    self._llm.apply_model(lambda module: _mask_logits(module, vocabulary))
+                self._llm = LLM(model=str(model), enforce_eager=self._eager, **self._options)
+                if self._vocabulary < self._llm.model_config.get_vocab_size():
+                    self._llm.apply_model(lambda module: _mask_logits(module, self._vocabulary))
             # Some limits (the head dimension on CPU) show at the first token, not before.
             self.generate([[0]], temperature=0, max_tokens=1, seeds=[0], stop_ids=[])
         except Exception as error:
@@ -151,7 +144,7 @@ class VLLMGenerator(Generator):
             try:
                 outputs = self._llm.generate(
                     [{"prompt_token_ids": r.prompt} for r in requests], params, use_tqdm=False,
-                    lora_request=self._lora_request(),
+                    lora_request=self._adapter,
                 )  # fmt: skip
             except BaseException:
                 # What an interrupt leaves unfinished would come back with the next call's answers.
@@ -171,40 +164,35 @@ class VLLMGenerator(Generator):
         check_weights(folder)
         if is_adapter(folder):
             # A number of its own for every state of the weights: what was computed with another is never reused.
-            self._adapter = (next(_ADAPTERS), folder)
+            number, self._adapter = next(_ADAPTERS), None
             try:
                 with _contained(self._eager), _silent():
+                    from vllm.lora.request import LoRARequest
+
+                    request = LoRARequest(str(number), number, str(folder))
                     # Now, not at the next prompt: the folder may hold other adapters by then.
-                    self._llm.llm_engine.add_lora(self._lora_request())
+                    self._llm.llm_engine.add_lora(request)
+                self._adapter = request
             except (ValueError, RuntimeError) as error:
-                self._adapter = _NO_ADAPTER
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
                     f"vllm cannot serve the adapters in {folder}: {reason}; choose other targets, or use engine hf"
                 ) from error
             return
-        self._adapter = _NO_ADAPTER
-        if folder == self._base and self._settings["lora_rank"]:
+        self._adapter = None
+        if folder == self._base and self._with_adapters:
             return  # adapters come and go over weights that stay
         self._base = folder
         if self._llm.model_config.hf_text_config.tie_word_embeddings:
             # A head that shares the embedding keeps its old, repacked copy over reload_weights on a CPU.
             self.close()
-            self.__init__(folder, **self._settings)  # type: ignore[misc]
+            self._open(folder)
             return
         with _contained(self._eager), _silent():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             # Keys and values of prompts seen before came from the old weights.
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("vllm kept its prefix cache over a change of weights")
-
-    def _lora_request(self) -> Any:
-        number, folder = self._adapter
-        if folder is None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        return LoRARequest(str(number), number, str(folder))
 
     def close(self) -> None:
         """Shut the engine down and leave the process group it opened."""

@@ -45,8 +45,6 @@ class ChatCodec(Template):
         tiny: the model behind it is one of our own tiny ones.
     """
 
-    end_ids: tuple[int, ...]
-
     def __init__(
         self,
         tokenizer: Any,
@@ -76,7 +74,7 @@ class ChatCodec(Template):
         inside = self._first_special(after)
         closes_users = self._first_special(after.partition(OTHER)[2])
         if inside is not None and inside != last:
-            opening = self._encode(self._generation_prompt())
+            opening = self._encode(self._heading)
             if last is None or inside in opening or inside != closes_users:
                 inside = None
         self._inside = inside
@@ -99,7 +97,8 @@ class ChatCodec(Template):
         probe = [ToolCall(TOOL, {"word": ANSWER})]
         try:
             shows_tools = TOOL in self._render(self._around[:1], tools=TOOLS)
-            shows_results = OTHER in self.tokenizer.decode(self._behind_calls(_results([OTHER]), probe)[1])
+            result = {"role": "tool", "content": OTHER}
+            shows_results = OTHER in self.tokenizer.decode(self._behind_calls([result], probe)[1])
             if shows_tools and shows_results:
                 return next((f for f in FORMATS if self.calls(self._written(probe, f), f) == probe), "")
         except UserError:  # no tools, no tool role, or none behind a call
@@ -186,8 +185,7 @@ class ChatCodec(Template):
         except UserError:
             if len(plain) == 1 or FORMATS[format].fields:
                 raise
-            one, *others = (self._written([call], format) for call in plain)
-            ids = one
+            ids, *others = (self._written([call], format) for call in plain)
             for other in others:
                 ids = [*ids[:-1], *self._encode("; "), *other]
         if self.calls(ids, format) != plain:
@@ -281,10 +279,6 @@ class ChatCodec(Template):
             if i in opening:  # nothing ends it
                 return self.end_ids[0], n, n
         return self.end_ids[0], len(ids), len(ids)
-
-
-def _results(texts: Sequence[str]) -> list[dict[str, str]]:
-    return [{"role": "tool", "content": text} for text in texts]
 
 
 def _call_ids(calls: Sequence[ToolCall]) -> list[str]:

@@ -9,9 +9,6 @@ from pathlib import Path
 
 from shiq_bench.records.errors import UserError, suggest
 
-#: What tells a folder of adapters from one of a whole model.
-CONFIG = "adapter_config.json"
-
 #: Largest rank that the samplers serve.
 LARGEST = 512
 
@@ -85,4 +82,4 @@ def refuse_targets(targets: Sequence[str], layers: Sequence[str]) -> None:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds adapters, and no model of its own."""
-    return (folder / CONFIG).is_file()
+    return (folder / "adapter_config.json").is_file()

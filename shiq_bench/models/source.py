@@ -20,7 +20,6 @@ from shiq_bench.records.provenance import hash_files
 #: Beside the weights of a model that was judged.
 REPORT = "report.json"
 
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -43,9 +42,8 @@ class ModelSource:
     def codec(self) -> Codec:
         """Messages to ids and back; a model of fixed words has no chat to speak of."""
         tokenizer = self.tokenizer()
-        return (
-            WordCodec(tokenizer) if tokenizer.chat_template == WordCodec.MARK else ChatCodec(tokenizer, tiny=self.tiny)
-        )
+        of_words = tokenizer.chat_template == WordCodec.MARK
+        return WordCodec(tokenizer) if of_words else ChatCodec(tokenizer, tiny=self.tiny)
 
 
 def one_line(error: Exception) -> str:

@@ -100,8 +100,7 @@ class Template:
         # The end-of-turn token of some vocabularies is not marked special: decoding would show it.
         if ids and ids[-1] in self.end_ids:
             ids.pop()
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-        return text
+        return self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
 
     def _apply(
         self,
@@ -114,7 +113,7 @@ class Template:
         if calling and isinstance(templates, dict) and "tool_use" in templates:
             # Written for tools alone, it may not do without; which they are matters to a prompt only.
             template, tools = templates["tool_use"], tools or []
-        text: str = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             [dict(m) for m in messages],
             tools=None if tools is None else [dict(t) for t in tools],
             chat_template=template,
@@ -122,7 +121,6 @@ class Template:
             add_generation_prompt=generation,
             **self._options,
         )
-        return text
 
     def _shows(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the template takes the messages and prints the second placeholder."""
@@ -167,9 +165,6 @@ class Template:
 
     @cached_property
     def _heading(self) -> str:
-        return self._generation_prompt()
-
-    def _generation_prompt(self) -> str:
         """What the template prints to open an answer."""
         plain, opened = self._render(self._around[:1], generation=False), self._render(self._around[:1])
         return opened.removeprefix(plain)

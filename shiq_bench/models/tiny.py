@@ -19,9 +19,6 @@ from shiq_bench.models.template import TINY_TEMPLATE
 TINY_VERSION = 1
 
 
-ROLES = ("system", "user", "assistant", "tool")
-
-
 class WordCodec(TextCodec):
     """One token a word, and no turns: the codec of models built from :attr:`TinyModel.words`."""
 
@@ -109,7 +106,7 @@ def word_tokenizer(words: Sequence[str]) -> Any:
 
 
 def train_tokenizer(recipe: TinyModel, texts: Sequence[str]) -> Any:
-    special = ["<|pad|>", "<|end|>", *(f"<|{role}|>" for role in ROLES)]
+    special = ["<|pad|>", "<|end|>", *(f"<|{role}|>" for role in ("system", "user", "assistant", "tool"))]
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

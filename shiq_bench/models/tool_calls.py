@@ -100,17 +100,6 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def known_format(name: str) -> Format:
-    """The format of a name.
-
-    Raises:
-        UserError: no such format; the nearest is suggested.
-    """
-    if name not in FORMATS:
-        raise UserError(f"no tool-call format is called {name!r}{suggest(name, list(FORMATS))}")
-    return FORMATS[name]
-
-
 def read_calls(text: str, name: str) -> list[ToolCall] | None:
     """The calls in an answer's text, special tokens spelt out, in order.
 
@@ -119,16 +108,17 @@ def read_calls(text: str, name: str) -> list[ToolCall] | None:
         account of the text.
 
     Raises:
-        UserError: no such format.
+        UserError: no such format; the nearest is suggested.
     """
-    format = known_format(name)
+    if name not in FORMATS:
+        raise UserError(f"no tool-call format is called {name!r}{suggest(name, list(FORMATS))}")
+    format = FORMATS[name]
     if len(text) > MAX_LENGTH:
         return None
     # Outside of what is caught: a library that lacks the parser must not look like a model that makes no calls.
     parser = _response_parser(name) if format.fields else _bare_objects
     try:
-        values = parser(text)
-        calls = [_call(value, format) for value in values]
+        calls = [_call(value, format) for value in parser(text)]
         return [call for call in calls if call.name not in format.idle] or None
     except Exception:  # whatever a parser makes of a model's text, it is no call
         return None

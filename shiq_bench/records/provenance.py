@@ -25,8 +25,8 @@ _ENGINE = Path(__file__).parent.parent
 #: What decides the numbers of a record, beside the algorithm's file and the task's: folders and files of the engine.
 DECIDES = (
     "api", "data", "tabular", "models", "training", "generation", "rewards", "evaluation",
-    "runs/context.py", "runs/language.py", "runs/language_data.py", "runs/language_evaluation.py", "runs/resolved.py",
-    "runs/tabular.py", "records/hashing.py", "stats/clustered.py", "stats/intervals.py",
+    "runs/context.py", "runs/language.py", "runs/language_data.py", "runs/resolved.py", "runs/tabular.py",
+    "records/hashing.py", "stats/clustered.py", "stats/intervals.py",
     # lm-eval's own tasks, and what they read.
     "tasks/_lm_eval", "tasks/bfcl/data.py", "tasks/bfcl/fetch.py", "tasks/bfcl/parse.py",
 )  # fmt: skip

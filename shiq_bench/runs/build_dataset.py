@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from shiq_bench.data.schema import BUILD
 from shiq_bench.generation.generator import Generator
 from shiq_bench.models.source import Progress, quiet
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.provenance import code_hash, source_hash
+from shiq_bench.records.provenance import code_hash, git, packages, source_hash
 from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.context import start_generator
 from shiq_bench.runs.language_data import offline_data
 from shiq_bench.training.starting_policy import resolve_model
 
@@ -36,9 +38,6 @@ def build_dataset(
     Raises:
         UserError: ``out`` is taken or cannot be written, or there is nothing to draw from.
     """
-    from shiq_bench.records.provenance import git, packages
-    from shiq_bench.runs.context import start_generator
-
     check_free(out)
     if spec.model == "table":
         raise UserError(f"task {spec.task} is a table unless a model is asked for: add --model tiny")
@@ -46,18 +45,13 @@ def build_dataset(
     report("starting policy", 0, 0)
     source = resolve_model(spec, task, report)
     task.prepare(report)
-    started: list[Generator] = []
+    with ExitStack() as opened:
+        opened.callback(task.close)
 
-    def generator() -> Generator:
-        started.append(start_generator(spec, source, source.folder, report))
-        return started[-1]
+        def generator() -> Generator:
+            return opened.enter_context(closing(start_generator(spec, source, source.folder, report)))
 
-    try:
         trajectories = offline_data(spec, task, source, generator, report)
-    finally:
-        for one in started:
-            one.close()
-        task.close()
     settings = {name: getattr(spec, name) for name in BUILD if name not in ("model", "gpu_memory")}
     origin = {
         "task": spec.task,

@@ -26,7 +26,6 @@ from shiq_bench.training.stopping import StopFlag
 if TYPE_CHECKING:
     from shiq_bench.models.source import ModelSource
 
-
 Report = Callable[[str, int, int], None]
 
 

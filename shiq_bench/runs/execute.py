@@ -48,37 +48,30 @@ def execute(
         KeyboardInterrupt: asked to stop; the record stays ``started`` and resumable.
     """
     spec = resolved.spec
-    report = event_log.Watch(spec.results, spec.run_id, report)
-    with telling(lambda what, who: report(f"waiting for {who}: {what}", 0, 0)):
-        return _execute(resolved, resume, fresh, report, needed)
+    watch = event_log.Watch(spec.results, spec.run_id, report)
+    with telling(lambda what, who: watch(f"waiting for {who}: {what}", 0, 0)):
+        check_demands(resolved)
+        run = Run(resolved, watch, StopFlag(), _fresh_record(resolved))
+        if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
+            from shiq_bench.runs.language import open_language
 
-
-def _execute(
-    resolved: Resolved, resume: bool, fresh: Fresh, report: event_log.Watch, needed: Callable[[], bool]
-) -> RunRecord:
-    spec = resolved.spec
-    check_demands(resolved)
-    run = Run(resolved, report, StopFlag(), _fresh_record(resolved))
-    if spec.model != "table":  # importing transformers takes seconds, and a table needs none of it
-        from shiq_bench.runs.language import open_language
-
-        open_language(run)
-    check_writable(Path(spec.results), need_mb=100)
-    with event_log.claim(spec.results, spec.run_id) as run.lease:
-        # Only now can nobody else change what is there, and it is looked at once more.
-        if done := _earlier(run, resume, fresh) if needed() else run_store.load(run.folder):
-            report(f"{done.run_id} is done already: this is its record", 0, 0)
-            return done
-        resume = resume and (run.folder / run_store.RECORD).exists()
-        run.keep()
-        event_log.log(spec.results, spec.run_id, "start")
-        try:
-            _stages(run, resume)
-        finally:
-            if run.lease.held:  # or else it is another's, who says how it ends
-                ended: event_log.Event = "interrupted" if run.record.status == "started" else run.record.status
-                event_log.log(spec.results, spec.run_id, ended, run.record.error or "")
-    return run.record
+            open_language(run)
+        check_writable(Path(spec.results), need_mb=100)
+        with event_log.claim(spec.results, spec.run_id) as run.lease:
+            # Only now can nobody else change what is there, and it is looked at once more.
+            if done := _earlier(run, resume, fresh) if needed() else run_store.load(run.folder):
+                watch(f"{done.run_id} is done already: this is its record", 0, 0)
+                return done
+            resume = resume and (run.folder / run_store.RECORD).exists()
+            run.keep()
+            event_log.log(spec.results, spec.run_id, "start")
+            try:
+                _stages(run, resume)
+            finally:
+                if run.lease.held:  # or else it is another's, who says how it ends
+                    ended: event_log.Event = "interrupted" if run.record.status == "started" else run.record.status
+                    event_log.log(spec.results, spec.run_id, ended, run.record.error or "")
+        return run.record
 
 
 def _stages(run: Run, resume: bool) -> None:

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 
 from shiq_bench.api import needs
+from shiq_bench.api.task import Task
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import in_unit_range
-from shiq_bench.evaluation.evaluate import evaluate, evaluate_stored
+from shiq_bench.evaluation.evaluate import Mode, evaluate, evaluate_stored
+from shiq_bench.generation.generator import Generator
 from shiq_bench.models.lora import parse_lora
 from shiq_bench.models.source import ModelSource, quiet
+from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.files import check_writable
+from shiq_bench.records.files import check_writable, write_json
+from shiq_bench.records.hashing import stable_hash
+from shiq_bench.records.provenance import source_hash
+from shiq_bench.records.record import Evaluation
+from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.context import Run
 from shiq_bench.runs.language_data import (
     collect_fresh,
-    describe_fresh,
+    data_key,
     describe_stored,
     fitted_behaviour,
     given_data,
-    stored_data,
+    offline_data,
     training_groups,
 )
-from shiq_bench.runs.language_evaluation import lm_eval_of, places, reference_evaluations
 from shiq_bench.runs.validation import deviations
-from shiq_bench.training.lora import WithoutAdapters, trainable, with_adapters
+from shiq_bench.training.auxiliary_models import WithoutAdapters, with_adapters
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer, load_policy
 from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.starting_policy import resolve_model
 from shiq_bench.training.trainer import save_heads, trackers, train
-
-if TYPE_CHECKING:
-    from shiq_bench.runs.context import Run
 
 
 def open_language(run: Run) -> None:
@@ -50,8 +57,7 @@ def open_language(run: Run) -> None:
     # What the engine supplies is what it declares; a plugin may have made up a need of its own.
     known = tuple(c for c in vars(needs).values() if isinstance(c, type) and c is not needs.Need)
     if missing := [type(n).__name__ for n in algorithm.needs if not isinstance(n, known)]:
-        names = ", ".join(missing)
-        raise UserError(f"{spec.algo} needs {names}, which the engine does not supply")
+        raise UserError(f"{spec.algo} needs {', '.join(missing)}, which the engine does not supply")
     trackers(spec)
     if spec.model != "tiny" or spec.data:
         source = resolve_model(spec, run.task, run.report)
@@ -91,11 +97,18 @@ def language_stages(run: Run, resume: bool) -> None:
         return
 
     run.deviations += deviations(run.resolved)
-    trajectories = [] if fresh else stored_data(run, source)
-    data = settled | (describe_fresh(run) if fresh else describe_stored(run, trajectories))
-    trajectories = in_unit_range(trajectories, algorithm, task.largest_return) if trajectories else []
+    trajectories: list[Trajectory] = []
+    if fresh:
+        data = {"prompts": len(task.prompts("rl")), "fresh_samples_a_prompt": run.resolved.fresh_samples}
+    else:
+        with run.timed("offline data"):
+            trajectories = run.given or offline_data(
+                spec, task, source, lambda: run.generator(source, source.folder), run.report
+            )
+        data = describe_stored(run, trajectories)
+        trajectories = in_unit_range(trajectories, algorithm, task.largest_return)
     evaluations = reference_evaluations(run, source, reference)
-    run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=data, deviations=run.deviations)
+    run.keep(weights_hash=source.weights_hash, evaluations=evaluations, data=settled | data, deviations=run.deviations)
     groups = [] if fresh else training_groups(run, source, reference, trajectories)
     fitted = fitted_behaviour(run, source, trajectories) if algorithm.need(needs.BehaviourModel) else None
     stored = _stored(run, source, reference)
@@ -110,13 +123,13 @@ def language_stages(run: Run, resume: bool) -> None:
         policy.equip(algorithm, spec.seed)
         behaviour = load_policy(source, fitted) if fitted else None
         run.stop.active = True
-        result = train(
+        history = train(
             policy, source.tokenizer(), groups, algorithm, spec, run.folder / "checkpoints",
             resume=resume, stop=run.stop, on_step=run.counter("training"), behaviour=behaviour,
             collect=collect_fresh(run, source, policy, Path(scratch)) if fresh else None,
         )  # fmt: skip
         run.stop.active = False
-        run.keep(training=result.history, consumed=_consumed(run, result.history, trajectories))
+        run.keep(training=history, consumed=_consumed(run, history, trajectories))
         policy.eval()
         if spec.lora and begun:  # adapters over weights that nobody else has: saved as one model
             heads, policy = policy.heads, Policy(policy.model.merge_and_unload(), policy.vocab)
@@ -154,7 +167,7 @@ def _starting_policy(run: Run, source: ModelSource, reference: Policy, begun: Pa
         return load_policy(source, begun), reference
     lora, seed = parse_lora(run.spec.lora), run.spec.seed
     policy = with_adapters(load_policy(source, begun) if begun else reference, lora, seed)
-    trained, of = trainable(policy)
+    trained, of = policy.model.get_nb_trainable_parameters()
     run.keep(data={**run.record.data, "lora": {"r": lora.r, "trainable": trained, "of": of}})
     return policy, reference if begun else WithoutAdapters(policy)
 
@@ -195,3 +208,84 @@ def _consumed(run: Run, history: list[dict[str, float]], trajectories: list[Traj
         "samples_drawn": fresh + sum(t.source == "reference" for t in trajectories),
         "reward_calls": fresh + len(trajectories),
     }
+
+
+# --- how the reference does, once for all methods and seeds; and lm-eval on any policy
+
+
+def places(spec: RunSpec) -> list[tuple[str, Mode]]:
+    """Where policies are evaluated: splits and modes."""
+    modes: tuple[Mode, ...] = ("greedy", "sampled") if spec.eval_samples else ("greedy",)
+    return [(split, mode) for split in spec.splits for mode in modes]
+
+
+def reference_evaluations(run: Run, source: ModelSource, reference: Policy) -> list[Evaluation]:
+    found = [_reference_evaluation(run, source, reference, split, mode) for split, mode in places(run.spec)]
+    return found + (_reference_lm_eval(run, source, reference) if run.spec.lm_eval else [])
+
+
+def _reference_evaluation(run: Run, source: ModelSource, reference: Policy, split: str, mode: Mode) -> Evaluation:
+    """The reference's own numbers: the same for every method and seed, so computed once."""
+    spec = run.spec
+    key = {
+        **data_key(spec, run.task, source), "split": split, "mode": mode, "eval_limit": spec.eval_limit,
+        **({"eval_samples": spec.eval_samples, "eval_seed": spec.eval_seed} if mode == "sampled" else {}),
+    }  # fmt: skip
+    what = f"evaluating the reference: {split}, {mode}"
+
+    def build(folder: Path) -> None:
+        evaluation, gap = evaluate(
+            run.task, source.codec(), run.generator(source, source.folder), reference, None, spec,
+            who="reference", split=split, mode=mode, step=0, on_progress=run.progress(what),
+        )  # fmt: skip
+        write_json(folder / "evaluation.json", {"evaluation": asdict(evaluation), "gap": gap})
+
+    with run.timed("evaluating the reference"):
+        data = json.loads((cached_folder("reference-evaluation", key, build) / "evaluation.json").read_text())
+    run.gaps[f"reference {split} {mode}"] = data["gap"]
+    return Evaluation(**data["evaluation"])
+
+
+def lm_eval_of(
+    run: Run, source: ModelSource, who: str, policy: Scorer, model: Any, generator: Callable[[], Generator]
+) -> list[Evaluation]:
+    """Tasks of lm-eval on one policy; ``model`` is any of the policy's kind, for its config."""
+    from shiq_bench.evaluation.lm_eval_model import EngineLM
+    from shiq_bench.evaluation.lm_eval_tasks import run_lm_eval, task_names  # ten seconds of imports
+
+    spec = run.spec
+    lm = EngineLM(policy, model, source.tokenizer(), generator, run.progress(f"lm-eval, the {who} policy"))
+    return run_lm_eval(
+        task_names(spec.lm_eval), lm, policy=who, step=spec.steps if who == "trained" else 0,
+        limit=spec.lm_eval_limit, metadata={"pairs": _heldout_pairs(run.task)},
+    )  # fmt: skip
+
+
+def _heldout_pairs(task: Task) -> list[dict[str, Any]]:
+    return [asdict(pair) for pair in task.preferences("heldout")]
+
+
+def _reference_lm_eval(run: Run, source: ModelSource, reference: Policy) -> list[Evaluation]:
+    """:func:`lm_eval_of` on the reference, computed once like all its numbers."""
+    from shiq_bench.evaluation.lm_eval_tasks import task_names
+
+    key = {
+        "weights": source.weights_hash,
+        "tasks": task_names(run.spec.lm_eval),
+        "limit": run.spec.lm_eval_limit,
+        "lm_eval": version("lm-eval"),
+        "code": source_hash(),
+        "pairs": stable_hash(_heldout_pairs(run.task)),
+        "engine": run.spec.engine,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+    def build(folder: Path) -> None:
+        found = lm_eval_of(
+            run, source, "reference", reference, reference.model, lambda: run.generator(source, source.folder)
+        )
+        write_json(folder / "evaluations.json", [asdict(e) for e in found])
+
+    with run.timed("evaluating the reference"):
+        data = json.loads((cached_folder("reference-lm-eval", key, build) / "evaluations.json").read_text())
+    return [Evaluation(**e) for e in data]

@@ -6,18 +6,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from shiq_bench.api.needs import Labels, Mismatched, Pairs, Reference, Support
 from shiq_bench.api.task import Task
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.dataset import read_dataset, read_manifest
+from shiq_bench.data.dataset import read_dataset, read_manifest, read_trajectories, write_trajectories
 from shiq_bench.data.groups import Row, group_rows, in_unit_range, prepare, with_mismatches
 from shiq_bench.data.pairs import make_pairs
 from shiq_bench.data.schema import ORIGIN, describe
-from shiq_bench.data.trajectory_file import read_trajectories, write_trajectories
 from shiq_bench.evaluation.evaluate import sample
 from shiq_bench.generation.generator import Generator
 from shiq_bench.models.chat import ChatCodec
@@ -29,25 +28,19 @@ from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.records.provenance import code_hash
 from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.context import Run
 from shiq_bench.runs.validation import MISSING, missing_support
 from shiq_bench.tabular.exact import missing_mass
 from shiq_bench.training.policy import Policy, load_policy
 from shiq_bench.training.reference import reference_pass
 from shiq_bench.training.starting_policy import WeightedLikelihood, demonstrations
-from shiq_bench.training.stopping import StopFlag
 from shiq_bench.training.trainer import Collect, train
-
-if TYPE_CHECKING:
-    from shiq_bench.runs.context import Run
-
 
 #: Raise it when offline data or reference evaluations would come out differently for one key.
 DATA_VERSION = 4
 
-
 #: Raise it when a behaviour model would come out differently for one key.
 BEHAVIOUR_VERSION = 1
-
 
 #: Settings of the run that decide a behaviour model, beside its data.
 FIT = (
@@ -99,7 +92,7 @@ def offline_data(
                 on_progress=lambda done, total: report("drawing offline data", done, total),
             )  # fmt: skip
             # What could not be scored has no reward to learn from.
-            found += [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
+            found += [t for t, s in drawn if s.scored]
         order = {p: i for i, p in enumerate(task.prompts("rl"))}
         write_trajectories(folder / "trajectories.parquet", sorted(found, key=lambda t: order[t.prompt_id]))
 
@@ -110,14 +103,6 @@ def offline_data(
             f"no training data: task {spec.task} has none of its own, and samples={spec.samples}, gold={spec.gold}"
         )
     return trajectories
-
-
-def stored_data(run: Run, source: ModelSource) -> list[Trajectory]:
-    """The trajectories of the dataset given, else the run's own."""
-    with run.timed("offline data"):
-        return run.given or offline_data(
-            run.spec, run.task, source, lambda: run.generator(source, source.folder), run.report
-        )
 
 
 def given_data(run: Run, source: ModelSource) -> list[Trajectory]:
@@ -179,7 +164,7 @@ def fitted_behaviour(run: Run, source: ModelSource, trajectories: Sequence[Traje
             with tempfile.TemporaryDirectory() as scratch:
                 train(
                     policy, None, group_rows([Row(t) for t in weighted]), WeightedLikelihood(),
-                    replace(spec, save_every=10**9), Path(scratch), stop=StopFlag(),
+                    replace(spec, save_every=10**9), Path(scratch),
                     on_step=run.counter("fitting the behaviour model"),
                 )  # fmt: skip
         policy.model.save_pretrained(folder)
@@ -198,7 +183,7 @@ def collect_fresh(run: Run, source: ModelSource, policy: Policy, scratch: Path) 
             task, codec, run.generator(source, scratch, stale=True), prompt_ids, spec,
             n=run.resolved.fresh_samples, temperature=1.0, seed=f"fresh {spec.seed} {step}", source="policy",
         )  # fmt: skip
-        kept = [t for t, s in zip(drawn.trajectories, drawn.scores, strict=True) if s.scored]
+        kept = [t for t, s in drawn if s.scored]
         return in_unit_range(kept, run.algorithm, task.largest_return) if kept else []
 
     asked = task.prompts("rl")
@@ -239,7 +224,3 @@ def describe_stored(run: Run, trajectories: list[Trajectory]) -> dict[str, Any]:
     if world is not None and run.algorithm.need(Support) and (missing := missing_mass(world)) > MISSING:
         run.deviations.append(missing_support(run.spec.algo, missing))
     return out
-
-
-def describe_fresh(run: Run) -> dict[str, Any]:
-    return {"prompts": len(run.task.prompts("rl")), "fresh_samples_a_prompt": run.resolved.fresh_samples}

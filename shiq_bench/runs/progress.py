@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 #: Seconds between two lines of progress where the output is no terminal.
 EVERY = 30.0
@@ -41,15 +31,15 @@ class LiveReport:
         self.console = console
         self._what = ""
         self._began = self._said = time.monotonic()
-        self._bar: TaskID | None = None
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        self._bar: progress.TaskID | None = None
+        self._progress = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=console,
             transient=True,
         )
@@ -59,9 +49,7 @@ class LiveReport:
             self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._progress.stop()
 
@@ -71,9 +59,9 @@ class LiveReport:
             self._began = self._said = time.monotonic()
             if not self.console.is_terminal:
                 self.console.print(f"{what} ...", highlight=False)
-            elif self._bar is not None:
-                self._progress.remove_task(self._bar)
-            if self.console.is_terminal:
+            else:
+                if self._bar is not None:
+                    self._progress.remove_task(self._bar)
                 self._bar = self._progress.add_task(what, total=total or None)
         if self.console.is_terminal and self._bar is not None:
             self._progress.update(self._bar, completed=done, total=total or None)

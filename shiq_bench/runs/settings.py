@@ -51,8 +51,7 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
 
 
 def _near(value: str, choices: Sequence[Any]) -> str:
-    hint = suggest(value, [str(c) for c in choices])
-    return hint.split(" known:")[0] if "did you mean" in hint else ""
+    return suggest(value, [str(c) for c in choices]).split(" known:")[0].rstrip(";")
 
 
 def settings(cls: type) -> dict[str, Any]:
@@ -193,9 +192,8 @@ def resolve(algo: str, task: str, values: Mapping[str, Any]) -> Resolved:
     given = _given(values, known_settings(algo, task), what)
     made_task = _make(task_class, given["task"], what)
     defaults = made_task.defaults_for(given["run"].get("model"))
-    advised = {k.removeprefix("algorithm."): v for k, v in defaults.items() if k.startswith("algorithm.")}
     takes = {f.name for f in dataclasses.fields(algorithm_class) if f.metadata.get("advised", True)}  # type: ignore[arg-type]
-    advised = {k: v for k, v in advised.items() if k in takes}
+    advised = {name: defaults[f"algorithm.{name}"] for name in takes if f"algorithm.{name}" in defaults}
     algorithm = _make(algorithm_class, {**advised, **given["algorithm"]}, what)
     spec = _spec(algo, task, _outcome(algorithm), made_task, _with_data(given["run"], task))
     return Resolved(spec, algorithm, made_task, dict(values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,7 @@ from shiq_bench.data.groups import centred, in_unit_range
 from shiq_bench.data.pairs import seed_of
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import Evaluation
+from shiq_bench.runs.context import Run
 from shiq_bench.runs.validation import MISSING, deviations, missing_support
 from shiq_bench.stats.clustered import summarise
 from shiq_bench.tabular.exact import expected_length, expected_return, kl, missing_mass, objective, soft_optimum
@@ -22,9 +23,6 @@ from shiq_bench.tabular.task import TabularTask
 from shiq_bench.tabular.training import Tables, tabulate, train_tables
 from shiq_bench.tabular.world import World, log_softmax
 from shiq_bench.training.stopping import Diverged
-
-if TYPE_CHECKING:
-    from shiq_bench.runs.context import Run
 
 #: Evaluations along a training, spaced geometrically.
 POINTS = 40
@@ -74,7 +72,9 @@ def table_stages(run: Run) -> None:
     points = {0, *np.geomspace(1, max(1, spec.steps), POINTS).round().astype(int).tolist()}
 
     def on_point(step: int, log_pi: Tensor) -> None:
-        curve.append(judge("trained", step, list(log_pi.numpy())))
+        found = judge("trained", step, list(log_pi.numpy()))
+        bare = [{k: v for k, v in e.items() if k != "details"} for e in found.examples]
+        curve.append(replace(found, examples=bare))
         if (regret := curve[-1].metrics.get("regret", {}).get("mean")) is not None:
             run.report.numbers({"regret": regret})
         run.report("training", step, spec.steps)
@@ -95,7 +95,7 @@ def table_stages(run: Run) -> None:
     run.record = replace(
         run.record,
         evaluations=(reference, final),
-        curve=tuple(_without_details(e) for e in curve),
+        curve=tuple(curve),
         training=trained.history,
         consumed=_consumed(run, tables, found, fresh, how),
         weights_hash="",
@@ -118,11 +118,6 @@ def _exact(
         "diverged": 0.0,
     }
     return {name: v if v is not None and np.isfinite(v) else None for name, v in out.items()}
-
-
-def _without_details(evaluation: Evaluation) -> Evaluation:
-    bare = [{k: v for k, v in e.items() if k != "details"} for e in evaluation.examples]
-    return replace(evaluation, examples=bare)
 
 
 def _refuse_fresh(run: Run) -> None:

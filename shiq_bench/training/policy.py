@@ -181,7 +181,6 @@ class Policy(Scorer):
         return tuple(s.flatten(0, 1)[index] for s in out)
 
     def logits(self, states: States) -> Tensor:
-        """See :meth:`Scorer.logits`."""
         if not self.plain_head:
             return states[0]
         return states[0].float() @ self.model.get_output_embeddings().weight.float().T
@@ -210,14 +209,7 @@ class Policy(Scorer):
                     out["sum_logits"] = states[0][:, : self.vocab].float().sum(-1)
         return out
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        index: Tensor,
-        targets: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Statistics of the actions.
 
         Args:
@@ -225,17 +217,14 @@ class Policy(Scorer):
             index: flat positions, in ``B * L``, of the states that the actions are taken in. ``[M]``
             targets: the actions. ``[M]``
             position_ids: ``[B, L]``, restarting at every trajectory.
-            attention_mask: ``[B, L]`` when padded. A packed row has none: an all-ones mask would
+            attention_mask: ``[B, L]``, when padded. A packed row has none: an all-ones mask would
                 let trajectories see each other.
 
         Returns:
             ``logp`` and ``lse``; what :class:`Heads` computes, where there are heads; ``sum_logits``,
             where asked for; each ``[M]``.
         """
-        inputs = {"input_ids": input_ids, "index": index, "position_ids": position_ids}
-        if attention_mask is not None:
-            inputs["attention_mask"] = attention_mask
-        return self.statistics(self.states(inputs), targets)
+        return self.statistics(self.states(inputs), inputs["targets"])
 
     @torch.no_grad()
     def max_ratio(
@@ -273,7 +262,6 @@ class ActingPolicy(Scorer):
         return (*behaviour[:1], *self.trained.states(inputs))
 
     def logits(self, states: States) -> Tensor:
-        """See :meth:`Scorer.logits`."""
         if self.behaviour is None:
             return self.algorithm.act(self.trained.dense(states))
         behaviour = self.behaviour.dense(states[:1]).logits

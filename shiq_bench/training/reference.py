@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.layout import Layout, lay_out
+from shiq_bench.data.collation import Layout, lay_out
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.training.policy import Policy
+from shiq_bench.training.policy import Policy, Scorer
 
 #: Raise it when the same inputs would give other statistics, so that older ones are not used.
 REFERENCE_VERSION = 1
@@ -26,9 +26,8 @@ TOKENS_PER_PASS = 16384
 
 def batches(trajectories: Sequence[Trajectory], tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
     """Indices in batches of at most ``tokens`` padded tokens, longest first."""
-    order = sorted(range(len(trajectories)), key=lambda i: (-len(trajectories[i].token_ids), i))
     batch: list[int] = []
-    for i in order:
+    for i in sorted(range(len(trajectories)), key=lambda i: -len(trajectories[i].token_ids)):
         if batch and (len(batch) + 1) * len(trajectories[batch[0]].token_ids) > tokens:
             yield batch
             batch = []
@@ -45,15 +44,16 @@ def autocast(device: torch.device, precision: str) -> Any:
 def over_actions(
     trajectories: Sequence[Trajectory],
     layout: Layout,
-    device: torch.device,
+    policy: Scorer,
     compute: Callable[[dict[str, Tensor]], Sequence[Tensor]],
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[np.ndarray, ...]]:
-    """Run ``compute`` (laid-out inputs to some ``[M]`` tensors) over all trajectories, batched by length.
+    """Run ``compute`` (laid-out inputs, where the policy is, to some ``[M]`` tensors) over all trajectories.
 
     Returns:
-        For each trajectory, in the order given, its part of each tensor. ``[T]``
+        For each trajectory, in the order given, its part of each tensor; batches are of similar length. ``[T]``
     """
+    device = next(policy.parameters()).device
     results: list[tuple[np.ndarray, ...]] = [()] * len(trajectories)
     with torch.no_grad():
         for batch in batches(trajectories):
@@ -77,19 +77,17 @@ def policy_stats(
     trajectories: Sequence[Trajectory],
     layout: Layout,
     precision: str,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """``(logp, lse)`` over the action tokens of each trajectory, dropout off, no gradient."""
-    device = next(policy.parameters()).device
     was_training = policy.training
     policy.eval()
 
     def compute(inputs: dict[str, Tensor]) -> list[Tensor]:
-        with autocast(device, precision):
+        with autocast(inputs["input_ids"].device, precision):
             out = policy(**model_inputs(inputs))
         return [out["logp"], out["lse"]]
 
-    results = over_actions(trajectories, layout, device, compute, on_progress)
+    results = over_actions(trajectories, layout, policy, compute)
     policy.train(was_training)
     return [(logp, lse) for logp, lse in results]
 
@@ -100,7 +98,6 @@ def reference_pass(
     trajectories: Sequence[Trajectory],
     layout: Layout,
     precision: str,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """:func:`policy_stats`, cached by everything that decides it and nothing else.
 
@@ -121,7 +118,7 @@ def reference_pass(
     }
 
     def build(folder: Path) -> None:
-        stats = policy_stats(policy, trajectories, layout, precision, on_progress)
+        stats = policy_stats(policy, trajectories, layout, precision)
         flat = {name: np.concatenate([s[i] for s in stats]) for i, name in enumerate(("logp", "lse"))}
         save_file({**flat, "sizes": np.array([len(s[0]) for s in stats])}, folder / "stats.safetensors")
 

@@ -22,20 +22,12 @@ from shiq_bench.generation.rollout import replay
 from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.hardware import fast_precision
 from shiq_bench.models.source import ModelSource, Progress, fingerprint, locate
-from shiq_bench.models.tiny import (
-    TINY_VERSION,
-    Recorder,
-    llama_config,
-    scale_logits,
-    train_tokenizer,
-    word_tokenizer,
-)
+from shiq_bench.models.tiny import TINY_VERSION, Recorder, llama_config, scale_logits, train_tokenizer, word_tokenizer
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.training.policy import Policy
-from shiq_bench.training.stopping import StopFlag
 from shiq_bench.training.trainer import train
 
 
@@ -131,14 +123,5 @@ def _fit(model: Any, tokenizer: Any, task: Task, recipe: TinyModel, folder: Path
 
     policy = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), len(tokenizer))
     with tempfile.TemporaryDirectory() as scratch:
-        train(
-            policy,
-            None,
-            [[Row(t)] for t in weighted],
-            WeightedLikelihood(),
-            spec,
-            Path(scratch),
-            stop=StopFlag(),
-            on_step=on_step,
-        )
+        train(policy, None, [[Row(t)] for t in weighted], WeightedLikelihood(), spec, Path(scratch), on_step=on_step)
     model.to("cpu")

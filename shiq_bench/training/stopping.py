@@ -15,7 +15,6 @@ class Diverged(Exception):
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"{what} is not finite at step {step}")
-        self.step = step
         self.history: list[dict[str, float]] = []
 
 
@@ -24,7 +23,6 @@ class Interrupted(Exception):
 
     def __init__(self, step: int) -> None:
         super().__init__(f"interrupted at step {step}")
-        self.step = step
 
 
 class StopFlag:

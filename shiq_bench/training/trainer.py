@@ -35,13 +35,11 @@ from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag,
 HEADS = "heads.safetensors"
 
 
+@dataclass
 class _Callback(TrainerCallback):
-    def __init__(
-        self, stop: StopFlag, updated: Callable[[int], None], on_step: Callable[[Mapping[str, float]], None]
-    ) -> None:
-        self.stop = stop
-        self.updated = updated
-        self.on_step = on_step
+    stop: StopFlag
+    updated: Callable[[int], None]
+    on_step: Callable[[Mapping[str, float]], None]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.updated(state.global_step)
@@ -110,11 +108,7 @@ class PolicyTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``total / global count``; gradients are averaged over processes, hence their number."""
         if "mask" not in inputs:
@@ -167,44 +161,32 @@ class PolicyTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        policy = self.accelerator.unwrap_model(model or self.model)
-        self._load_weights(policy, resume_from_checkpoint)
-        if policy.heads is not None:
-            policy.heads.load_state_dict(load_file(Path(resume_from_checkpoint) / HEADS))
-        self.companions.load(Path(resume_from_checkpoint))
-
-    def _load_weights(self, policy: Policy, resume_from_checkpoint: str) -> None:
-        tensors: dict[str, Tensor] = {}
-        if is_adapter(Path(resume_from_checkpoint)):
+        policy, folder = self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint)
+        if is_adapter(folder):
             from peft import load_peft_weights, set_peft_model_state_dict
 
-            kept = load_peft_weights(resume_from_checkpoint, device="cpu")
-            result: Any = set_peft_model_state_dict(policy.model, kept)
+            result: Any = set_peft_model_state_dict(policy.model, load_peft_weights(str(folder), device="cpu"))
             # The weights below the adapters are never there.
             if absent := sorted(n for n in result.missing_keys if "lora_" in n):
-                raise UserError(f"{resume_from_checkpoint} lacks adapters of the model: {', '.join(absent)}")
-            return
-        for file in sorted(Path(resume_from_checkpoint).glob("model*.safetensors")):
-            tensors |= load_file(file)
-        missing = set(policy.model.load_state_dict(tensors, strict=False).missing_keys)
-        # save_pretrained leaves out what is tied; anything else that is missing would stay untrained unnoticed.
-        if missing - set(policy.model.all_tied_weights_keys):
-            raise UserError(f"{resume_from_checkpoint} lacks weights of the model: {', '.join(sorted(missing))}")
-        policy.model.tie_weights()
+                raise UserError(f"{folder} lacks adapters of the model: {', '.join(absent)}")
+        else:
+            tensors: dict[str, Tensor] = {}
+            for file in sorted(folder.glob("model*.safetensors")):
+                tensors |= load_file(file)
+            missing = set(policy.model.load_state_dict(tensors, strict=False).missing_keys)
+            # save_pretrained leaves out what is tied; anything else that is missing would stay untrained unnoticed.
+            if missing - set(policy.model.all_tied_weights_keys):
+                raise UserError(f"{folder} lacks weights of the model: {', '.join(sorted(missing))}")
+            policy.model.tie_weights()
+        if policy.heads is not None:
+            policy.heads.load_state_dict(load_file(folder / HEADS))
+        self.companions.load(folder)
 
 
 def save_heads(policy: Policy, folder: Path) -> None:
     """The heads of a policy that has any, as :data:`HEADS` in a folder that exists."""
     if policy.heads is not None:
         save_file(policy.heads.state_dict(), folder / HEADS)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training left behind: one dict of numbers an update, and the last update's number."""
-
-    history: list[dict[str, float]]
-    step: int
 
 
 def train(
@@ -220,7 +202,7 @@ def train(
     on_step: Callable[[Mapping[str, float]], None] = lambda logs: None,
     behaviour: Policy | None = None,
     collect: Collect | None = None,
-) -> TrainResult:
+) -> list[dict[str, float]]:
     """Train ``policy`` in place, adding the heads that ``algorithm`` needs.
 
     Args:
@@ -230,6 +212,9 @@ def train(
         stop: set it to end after the current step, with a checkpoint.
         behaviour: the fitted behaviour model, for algorithms that need one.
         collect: fresh data at every update, in place of ``groups``.
+
+    Returns:
+        The numbers of each update.
 
     Raises:
         Diverged: the loss or gradient became NaN or infinite; earlier checkpoints stay.
@@ -293,7 +278,7 @@ def train(
         state = json.loads((checkpoint / STATE).read_text())
         if state["global_step"] >= spec.steps:  # Trainer would do one update more before it looks
             trainer._load_from_checkpoint(str(checkpoint))
-            return TrainResult(_history(state["log_history"]), state["global_step"])
+            return _history(state["log_history"])
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Diverged as error:
@@ -304,7 +289,7 @@ def train(
         trainer.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)
     if stop.raised:
         raise Interrupted(trainer.state.global_step)
-    return TrainResult(_history(trainer.state.log_history), trainer.state.global_step)
+    return _history(trainer.state.log_history)
 
 
 def trackers(spec: RunSpec) -> list[str]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.trajectory_file import read_trajectories, write_trajectories
+from shiq_bench.data.dataset import read_trajectories, write_trajectories
 from shiq_bench.records.errors import UserError
 
 TRAJECTORIES = [

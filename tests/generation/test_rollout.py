@@ -162,7 +162,7 @@ def test_replay_plays_demonstrations_through_the_task() -> None:
 
 
 def test_replay_sets_aside_what_is_not_demonstrated_to_its_end() -> None:
-    for task, limit in ((Turns(gold=("1", None, None)), None), (Turns(), 7)):
+    for task, limit in ((Turns(gold=("1", None, None)), 1 << 62), (Turns(), 7)):
         episodes = task.episodes(["2", "1"], Digits(), 50)
         assert replay(task, episodes, Digits(), limit) == [episodes[1]]
         assert episodes[0].done and episodes[0].transcript.truncated

@@ -7,28 +7,28 @@ from tests.mutations.base import PACKED, PADDED, TRAINING, Mutation
 BUGS = [
     Mutation(
         "labels shifted by one",
-        "shiq_bench/data/layout.py",
+        "shiq_bench/data/collation.py",
         "row * width + start + i - 1 for i in actions",
         "row * width + start + i for i in actions",
         PADDED,
     ),
     Mutation(
         "prompt token among the actions",
-        "shiq_bench/data/layout.py",
+        "shiq_bench/data/collation.py",
         "actions = [i for i, a in enumerate(t.action_mask) if a]",
         "actions = [i for i, a in enumerate(t.action_mask) if a or i == 1]",
         PADDED,
     ),
     Mutation(
         "packing with an all-ones mask",
-        "shiq_bench/data/layout.py",
+        "shiq_bench/data/collation.py",
         '    if layout == "padded":\n        out["attention_mask"] = attention',
         '    out["attention_mask"] = attention',
         PACKED,
     ),
     Mutation(
         "positions run on through a packed row",
-        "shiq_bench/data/layout.py",
+        "shiq_bench/data/collation.py",
         "positions[row, span] = torch.arange(lengths[n])",
         "positions[row, span] = start + torch.arange(lengths[n])",
         PACKED,
@@ -36,8 +36,8 @@ BUGS = [
     Mutation(
         "reward at the wrong token",
         "shiq_bench/data/groups.py",
-        "rewards = [r for r, a in zip(t.rewards, t.action_mask, strict=True) if a]",
-        "rewards = sorted(r for r, a in zip(t.rewards, t.action_mask, strict=True) if a)",
+        "rewards = list(compress(t.rewards, t.action_mask))",
+        "rewards = sorted(compress(t.rewards, t.action_mask))",
         f"{TRAINING}::test_a_batch_by_hand",
     ),
     Mutation(

@@ -36,8 +36,8 @@ BUGS = [
     Mutation(
         "sampler keeps its first adapter",
         "shiq_bench/generation/vllm.py",
-        "self._adapter = (next(_ADAPTERS), folder)",
-        "self._adapter = (1, folder)",
+        "number, self._adapter = next(_ADAPTERS), None",
+        "number, self._adapter = 1, None",
         f"{LORA}::test_what_is_served_is_what_was_trained[vllm]",
     ),
     Mutation(

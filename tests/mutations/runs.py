@@ -36,8 +36,8 @@ BUGS = [
     Mutation(
         "a lost run is said to have failed",
         "shiq_bench/runs/execute.py",
-        "            if run.lease.held:",
-        "            if True:",
+        "                if run.lease.held:",
+        "                if True:",
         f"{WORKER}::test_a_lost_lease_ends_the_run_without_a_record",
     ),
     Mutation(

@@ -77,9 +77,9 @@ BUGS = [
     ),
     Mutation(
         "reference with adapters on",
-        "shiq_bench/training/lora.py",
-        "        with self.policy.model.disable_adapter():\n            out: dict",
-        "        if True:\n            out: dict",
+        "shiq_bench/training/auxiliary_models.py",
+        "        with self.policy.model.disable_adapter():\n            return self.policy(**inputs)",
+        "        return self.policy(**inputs)",
         f"{LORA}::test_adapters_begin_as_nothing_and_switch_off_to_the_bit[plain]",
     ),
 ]

@@ -19,9 +19,8 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Batch, Dense, LossOutput, Stats
 from shiq_bench.api.needs import BehaviourModel, MaxRatio, QHeads, Reference, SumLogits, TargetNetwork, ValueHead
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.collation import to_batch, to_stats
+from shiq_bench.data.collation import lay_out, to_batch, to_stats
 from shiq_bench.data.groups import Row, group_rows, prepare
-from shiq_bench.data.layout import lay_out
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.settings import resolve
@@ -272,7 +271,7 @@ def test_resumed_is_the_same_to_the_bit(algorithm: Everything, tmp_path: Path) -
                 policy, None, groups, algorithm, SPEC, folder,
                 resume=resume, stop=stop, on_step=on_step, behaviour=Policy(build(seed=5), VOCAB),
             )  # fmt: skip
-            return policy, result.history
+            return policy, result
         return policy, []
 
     whole, history = go(tmp_path / "whole", None, False)

@@ -23,8 +23,7 @@ from shiq_bench.models.lora import Lora, is_adapter, parse_lora
 from shiq_bench.models.source import fingerprint
 from shiq_bench.records.errors import UserError
 from shiq_bench.runs.settings import resolve
-from shiq_bench.training.auxiliary_models import Companions
-from shiq_bench.training.lora import WithoutAdapters, trainable, with_adapters
+from shiq_bench.training.auxiliary_models import Companions, WithoutAdapters, with_adapters
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import policy_stats
 from shiq_bench.training.stopping import last_checkpoint
@@ -104,7 +103,7 @@ def test_the_head_and_the_embedding_have_no_adapters() -> None:
     policy = with_adapters(Policy(build(), VOCAB), LORA, seed=0)
     names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
     assert names and all("lora_" in n for n in names) and not any("lm_head" in n or "embed" in n for n in names)
-    trained, of = trainable(policy)
+    trained, of = policy.model.get_nb_trainable_parameters()
     assert trained == sum(p.numel() for p in policy.model.parameters() if p.requires_grad) < of
     with pytest.raises(UserError, match="no layer 'v_prj': did you mean 'v_proj'"):
         with_adapters(Policy(build(), VOCAB), Lora(4, 8, targets=("q_proj", "v_prj")), seed=0)

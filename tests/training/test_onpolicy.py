@@ -96,9 +96,9 @@ def test_data_come_from_the_weights_of_the_update(tmp_path: Path) -> None:
     _, result = go(tmp_path, algorithm)
     assert len(algorithm.gaps) == 5 and max(algorithm.gaps) < 1e-4
     assert algorithm.kls[0] == 0.0 and min(algorithm.kls[1:]) > 1e-3, "the reference stays where training began"
-    assert [h["prompts"] for h in result.history] == [3.0] * 5
-    assert [h["trajectories"] for h in result.history] == [12.0] * 5
-    assert all("return" in h for h in result.history)
+    assert [h["prompts"] for h in result] == [3.0] * 5
+    assert [h["trajectories"] for h in result] == [12.0] * 5
+    assert all("return" in h for h in result)
 
 
 def test_the_main_job_draws_from_the_weights_of_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,14 +145,14 @@ def test_data_of_tables_come_from_the_tables_of_the_update(fresh: Literal["enume
 
 def test_it_learns(tmp_path: Path) -> None:
     _, result = go(tmp_path, spec={"steps": 40})
-    returns = [h["return"] for h in result.history]
+    returns = [h["return"] for h in result]
     assert sum(returns[-5:]) / 5 > sum(returns[:5]) / 5 + 2
 
 
 def test_micro_batches_change_nothing(tmp_path: Path) -> None:
     whole, a = go(tmp_path / "a")
     parts, b = go(tmp_path / "b", spec={"micro_groups": 1})
-    for x, y in zip(a.history, b.history, strict=True):
+    for x, y in zip(a, b, strict=True):
         assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=2e-3)
         assert y["return"] == x["return"]
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
@@ -162,8 +162,8 @@ def test_micro_batches_change_nothing(tmp_path: Path) -> None:
 def test_what_was_not_scored_is_left_out(tmp_path: Path) -> None:
     """A prompt without a scored episode, alone in its micro-batch, costs that batch and nothing else."""
     _, result = go(tmp_path / "a", lost=lambda p, step: p == "b" and step == 1, spec={"micro_groups": 1})
-    assert [h["trajectories"] for h in result.history] == [12.0, 8.0, 12.0, 12.0, 12.0]
-    assert [h["prompts"] for h in result.history] == [3.0] * 5
+    assert [h["trajectories"] for h in result] == [12.0, 8.0, 12.0, 12.0, 12.0]
+    assert [h["prompts"] for h in result] == [3.0] * 5
     with pytest.raises(UserError, match="step 2: there is nothing to learn from"):
         go(tmp_path / "b", lost=lambda p, step: step == 2)
 
@@ -180,7 +180,7 @@ def test_resumed_draws_the_same(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         go(tmp_path / "cut", stop=stop, on_step=on_step)
     resumed, again = go(tmp_path / "cut", resume=True)
-    assert again.history == result.history
+    assert again == result
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 

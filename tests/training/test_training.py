@@ -17,9 +17,8 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import BehaviourModel, Mismatched, OnPolicy, Pairs, Rewards
 from shiq_bench.api.registry import algorithms
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.collation import Collator, to_batch
+from shiq_bench.data.collation import Collator, lay_out, to_batch
 from shiq_bench.data.groups import Row, centred, group_rows, in_unit_range, prepare, with_mismatches
-from shiq_bench.data.layout import lay_out
 from shiq_bench.data.pairs import make_labels, make_pairs
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
@@ -332,7 +331,7 @@ def test_six_prompts_at_once_equal_six_times_one(
     if not algorithm.couples_groups:
         others.append(trained(model, trajectories, algorithm, tmp_path / "b", micro_groups=1))
     for policy, other in others:
-        for x, y in zip(a.history, other.history, strict=True):
+        for x, y in zip(a, other, strict=True):
             assert y["loss"] == pytest.approx(x["loss"], rel=2e-4, abs=1e-6)
             assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=2e-3)
         for p, q in zip(whole.parameters(), policy.parameters(), strict=True):
@@ -347,15 +346,15 @@ def test_training_changes_the_policy_and_lowers_the_loss(
     policy, result = trained(model, trajectories, algorithm, tmp_path)
     assert any(not torch.equal(p, q) for p, q in zip(policy.model.parameters(), model.parameters(), strict=True))
     if not algorithm.need(OnPolicy):  # whose gradient is not that of a loss that falls
-        assert result.history[-1]["loss"] < result.history[0]["loss"]
-    assert result.history[0].get("abs_w", 0.0) < 1e-6
+        assert result[-1]["loss"] < result[0]["loss"]
+    assert result[0].get("abs_w", 0.0) < 1e-6
 
 
 def test_no_clipping_where_the_limit_is_zero(model: Any, trajectories: list[Trajectory], tmp_path: Path) -> None:
     """Adam hides a factor common to all gradients, but not one that differs from step to step."""
     algorithm = algorithms.get("sft")()
     histories = [
-        trained(model, trajectories, algorithm, tmp_path / str(limit), max_grad_norm=limit)[1].history
+        trained(model, trajectories, algorithm, tmp_path / str(limit), max_grad_norm=limit)[1]
         for limit in (0.0, 1e9, 1e-3)
     ]
     assert histories[0] == histories[1] != histories[2]
@@ -402,7 +401,7 @@ def test_a_tracker_is_told_of_every_update(model: Any, trajectories: list[Trajec
     events = EventAccumulator(str(tmp_path / "tracker"))
     events.Reload()
     told = [(e.step, e.value) for e in events.Scalars("train/loss")]
-    assert told == [(i + 1, pytest.approx(h["loss"], rel=1e-6)) for i, h in enumerate(found.history)]
+    assert told == [(i + 1, pytest.approx(h["loss"], rel=1e-6)) for i, h in enumerate(found)]
     assert len(told) == 3 and "train/tokens" in events.Tags()["scalars"]
 
 
