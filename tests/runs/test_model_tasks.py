@@ -47,7 +47,7 @@ EVERYTHING = {(policy, mode) for policy in ("reference", "trained") for mode in 
 
 
 def measured(record: RunRecord) -> set[tuple[str, str]]:
-    return {(e.policy, e.mode) for e in record.evaluations if e.metrics["reward"]["n"]}
+    return {(e.policy, e.mode) for e in record.evaluations if e.metrics.get("reward", {}).get("n")}
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed")
