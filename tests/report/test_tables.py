@@ -98,6 +98,7 @@ def _wide() -> list[RunRecord]:
     return [
         *(record(f"method{i}", 0, prompts={"rl": 2}, algo_options={"a_long_option": float(i)}) for i in range(14)),
         *(record("shiq", 0, prompts={"rl": 2}, algo_options={"beta": i / 100}) for i in range(45)),
+        record("shiq", 0, prompts={"rl": 2}, algo_options={"note": "W" * 50}),  # as few characters as fit, and wide
         *(
             record("dpo", s, status="failed", error=f"{long} {s}", prompts={"rl": 2}, deviations=[long * 4])
             for s in (0, 1)
