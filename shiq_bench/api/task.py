@@ -77,7 +77,8 @@ class Task(ABC):
     """One task: prompts, episodes, scoring, and the exact optimum where there is one.
 
     A frozen dataclass of options. Splits are ``start`` (fits a starting policy), ``rl`` (trained
-    on) and ``heldout``: disjoint, and the same for every algorithm and seed.
+    on) and ``heldout``: the same for every algorithm and seed, and disjoint, unless the task is one of few prompts that
+    are all of it, as a table is.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -112,7 +113,11 @@ class Task(ABC):
 
     @abstractmethod
     def step(self, episodes: Sequence[Episode], completions: Sequence[Completion]) -> None:
-        """Feed one answer to each live episode: execute, observe, perhaps end."""
+        """Feed one answer to each live episode: execute, observe, perhaps end.
+
+        Where an answer was cut (``completion.finish == "length"``) and that ends the episode, the task says so by
+        ``episode.transcript.truncated = True``, which tables count.
+        """
 
     @abstractmethod
     def finish(self, episodes: Sequence[Episode], source: str) -> list[tuple[Trajectory, Score]]:

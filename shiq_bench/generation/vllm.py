@@ -123,7 +123,7 @@ class VLLMGenerator(Generator):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             # a validation error opens with a heading, and says what is wrong on a later line
             reason = next((line for line in lines if "rror, " in line), lines[0])
-            raise UserError(f"vllm cannot serve {model}: {reason}; try engine hf") from error
+            raise UserError(f"vllm cannot serve {model}: {reason}; try --engine hf") from error
 
     def _generate(self, requests: list[Request], temperature: float, stop_ids: frozenset[int]) -> list[Completion]:
         from vllm import SamplingParams

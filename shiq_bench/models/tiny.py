@@ -14,6 +14,7 @@ from shiq_bench.api.codec import TextCodec
 from shiq_bench.api.task import TinyModel
 from shiq_bench.api.trajectory import ToolCall
 from shiq_bench.models.template import TINY_TEMPLATE
+from shiq_bench.records.errors import UserError
 
 #: Raise it when the recipe below changes, so that cached models of the old one are not used.
 TINY_VERSION = 1
@@ -40,7 +41,11 @@ class WordCodec(TextCodec):
         return self.prompt(messages)
 
     def answer(self, text: str) -> list[int]:
-        return list(self.tokenizer.convert_tokens_to_ids(text.split()))
+        words = text.split()
+        ids = list(self.tokenizer.convert_tokens_to_ids(words))
+        if None in ids:
+            raise UserError(f"{words[ids.index(None)]!r} is not among the words of the task's tiny model: add it")
+        return ids
 
     def text(self, token_ids: Sequence[int]) -> str:
         return " ".join(self.tokenizer.convert_ids_to_tokens(list(token_ids)))

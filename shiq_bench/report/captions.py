@@ -45,7 +45,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
     if not table:
         yield from _cut(block)
     if block.conditions["model"] == "tiny":
-        yield "Model: tiny, trained from scratch on the spot for this task; it says nothing about larger models."
+        yield "Model: tiny, made from scratch on the spot for this task; it says nothing about larger models."
     for metric in block.metrics:
         if metric.headline and metric.percent and metric.name not in block.rates:
             yield from _detectable(block, metric)

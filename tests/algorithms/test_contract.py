@@ -52,8 +52,12 @@ BETA = 0.2
 STEPS: dict[str, Any] = {"steps": 1000, "learning_rate": 0.3}
 #: One number a sequence, or a value beside the policy, is badly conditioned where data are far off.
 SETTINGS: dict[str, dict[str, Any]] = {"dro": {"steps": 2500}, "shiq sequence-level": {"steps": 1500}}
-#: They declare no fixed point.
+#: These declare no fixed point, and these have to; a new method may do either.
 ENDLESS = ["kto", "rebel"]
+FINITE = [
+    "copg", "dpo", "dro", "grpo", "ilql", "ipo", "qsft", "qsft-direct", "reinforce", "rloo", "rwr", "sft", "shiq",
+    "simpo", *ABLATIONS,
+]  # fmt: skip
 #: Actions that a fixed point never takes send logits to minus infinity, at the logarithm's pace.
 TOLERANCE = {"sft on the preferred": 2e-3}
 
@@ -363,18 +367,17 @@ def test_fixed_point(variant: str) -> None:
 def test_the_start_is_not_the_fixed_point(variant: str) -> None:
     """A test in which the start is already right proves nothing."""
     algorithm, _, tables = trees(variant)
-    fixed = [(e, algorithm.fixed_point(e)) for e in tables.exact]
-    assert max(kl(e.world, target, e.log_reference) for e, target in fixed if target is not None) > 0.01
+    fixed = [(e, target) for e in tables.exact if (target := algorithm.fixed_point(e)) is not None]
+    if not fixed:
+        pytest.skip(f"{variant} declares no fixed point")
+    assert max(kl(e.world, target, e.log_reference) for e, target in fixed) > 0.01
 
 
-def test_only_these_declare_no_fixed_point() -> None:
+@pytest.mark.parametrize("variant", [*FINITE, *ENDLESS])
+def test_who_declares_a_fixed_point(variant: str) -> None:
     """KTO has none that is finite, and REBEL none while its reference is refreshed; each has a test of its own."""
-    without = []
-    for variant in VARIANTS:
-        algorithm, _, tables = trees(variant)
-        if algorithm.fixed_point(tables.exact[0]) is None:
-            without.append(variant)
-    assert without == ENDLESS
+    algorithm, _, tables = trees(variant)
+    assert (algorithm.fixed_point(tables.exact[0]) is None) == (variant in ENDLESS)
 
 
 def test_kto_collapses_on_what_is_mostly_undesirable() -> None:

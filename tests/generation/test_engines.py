@@ -313,7 +313,7 @@ def test_a_model_the_engine_cannot_run_is_found_at_once(engines: Any, tmp_path: 
     if torch.cuda.is_available():
         pytest.skip("a limit of the CPU kernels")
     engines.close(engine)
-    with pytest.raises(UserError, match=r"head_dim=16.*try engine hf"):
+    with pytest.raises(UserError, match=r"head_dim=16.*try --engine hf"):
         open_generator(engine, build(tmp_path / "narrow", seed=0, heads=8))
 
 
