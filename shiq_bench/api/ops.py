@@ -52,5 +52,8 @@ def group_mean(x: Tensor, batch: Batch) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` over real action tokens, or over what has weight, detached, 0-dim; for metrics."""
+    """Mean of ``x`` under a mask or weights of its shape (``[B, T]``, ``[B]`` or ``[P]``), detached, 0-dim; 0 of none.
+
+    For metrics: a loss is a sum, which the engine divides.
+    """
     return (x.detach() * mask).sum() / mask.sum().clamp(min=1e-12)
