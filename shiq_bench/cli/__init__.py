@@ -1,10 +1,8 @@
-"""The command line, one file a group of commands. Anything heavy is imported inside a command."""
+"""The command line, one file a group of commands.
 
-from __future__ import annotations
+Anything heavy is imported inside a command, so that ``--help`` answers at once.
+"""
 
+from shiq_bench.cli.app import main
 
-def main() -> None:
-    """Entry point of ``shiq-bench``; see :func:`shiq_bench.cli.app.main`."""
-    from shiq_bench.cli.app import main as run
-
-    run()
+__all__ = ["main"]

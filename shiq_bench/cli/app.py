@@ -1,4 +1,4 @@
-"""The command line. Anything heavy is imported inside a command, so that ``--help`` answers at once."""
+"""The commands together, and how they end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import typer
 
 from shiq_bench.cli.bench import bench
 from shiq_bench.cli.data import data
+from shiq_bench.cli.listing import list_
 from shiq_bench.cli.options import SETTINGS_AS_FLAGS
 from shiq_bench.cli.results import compare, report, table
 from shiq_bench.cli.reward import reward
-from shiq_bench.cli.run import list_, run
+from shiq_bench.cli.run import run
 from shiq_bench.cli.score import score
 from shiq_bench.cli.sweep import status, study, sweep
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.escaping import one_line
 
 app = typer.Typer(
     name="shiq-bench",
@@ -38,8 +40,6 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        from shiq_bench.records.escaping import one_line
-
         typer.echo(f"error: {one_line(error)}", err=True)
         code = 2
     except (KeyboardInterrupt, typer.Abort):

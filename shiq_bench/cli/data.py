@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from shiq_bench.cli.options import SETTINGS_AS_FLAGS, Config, Model, Plugins, live, load_plugins, typed_settings
+from shiq_bench.cli.options import SETTINGS_AS_FLAGS, Config, Model, Plugins, live, typed_settings
 from shiq_bench.records.errors import UserError
 
 data = typer.Typer(name="data", help="Offline data to keep, look at, and train from.", no_args_is_help=True)
@@ -31,13 +32,10 @@ def build(
 
     Any setting of the data is also a flag of its own name, such as --samples 2: see `shiq-bench list --task NAME`.
     """
-    from rich.console import Console
-
     from shiq_bench.data.dataset import check_free
     from shiq_bench.data.schema import BUILD, train_command
     from shiq_bench.runs.settings import known_data_settings, merged, parse_sets, read_yaml, resolve_data
 
-    load_plugins(plugin)
     values: dict[str, Any] = read_yaml(config) if config else {}
     task = task or str(values.get("task", ""))
     if not task or out is None:
@@ -74,8 +72,6 @@ def show(
     full: Annotated[bool, typer.Option("--full", help="Do not shorten long observations.")] = False,
 ) -> None:
     """Print dialogues as the loss sees them: what is trained on, what is context, and where rewards are."""
-    from rich.console import Console
-
     from shiq_bench.data.show import show as print_dialogues
 
     print_dialogues(folder, Console(), count=count, prompt=prompt, source=source, seed=seed, full=full)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from shiq_bench.runs.progress import LiveReport
+from shiq_bench.api.registry import load_plugin
+from shiq_bench.runs.progress import LiveReport
+
+
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    for path in paths or []:
+        load_plugin(path)
+    return paths
+
 
 Results = Annotated[Path, typer.Option(help="Folder of run records.")]
 ResultFolders = Annotated[
     list[Path] | None, typer.Option("--results", help="Folder of run records (results); may be given several times.")
 ]
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A Python file that registers algorithms or tasks.")
+    list[Path] | None,
+    typer.Option("--plugin", callback=_load_plugins, help="A Python file that registers algorithms or tasks."),
 ]
 Model = Annotated[str | None, typer.Option(help="'tiny', a folder, or a hub id.")]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")]
@@ -27,18 +37,6 @@ AllowMixed = Annotated[bool, typer.Option("--allow-mixed", help="Mix records of 
 
 #: Context of a command that takes every setting as a flag of its own name, beside the options it declares.
 SETTINGS_AS_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-def load_plugins(paths: list[Path] | None) -> None:
-    """Import the files given by ``--plugin``.
-
-    Raises:
-        UserError: no such file, or it cannot be imported.
-    """
-    from shiq_bench.api.registry import load_plugin
-
-    for path in paths or []:
-        load_plugin(path)
 
 
 def typed_settings(
@@ -64,8 +62,14 @@ def typed_settings(
 
 def live() -> LiveReport:
     """Progress on standard error."""
-    from rich.console import Console
-
-    from shiq_bench.runs.progress import LiveReport
-
     return LiveReport(Console(stderr=True))
+
+
+@contextmanager
+def lacking(problems: Sequence[str], file: Path | str = "skipped") -> Iterator[None]:
+    """Say what cannot be read; what is done with the rest ends with exit code 1 then."""
+    for problem in problems:
+        typer.echo(f"{file}: {problem}", err=True)
+    yield
+    if problems:
+        raise typer.Exit(1)

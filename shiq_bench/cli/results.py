@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, live, load_plugins
+from shiq_bench.api.registry import tasks
+from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, lacking, live
 from shiq_bench.records.errors import UserError
-
-if TYPE_CHECKING:
-    from shiq_bench.records.record import Metric, RunRecord
+from shiq_bench.records.record import Metric, RunRecord
 
 
 def table(
@@ -32,11 +32,8 @@ def table(
     plugin: Plugins = None,
 ) -> None:
     """Print the table of stored runs again, from their records alone."""
-    from rich.console import Console
-
     from shiq_bench.report import tables
 
-    load_plugins(plugin)
     folders = results or [Path("results")]
     if paper:
         if format != "rich":
@@ -45,11 +42,9 @@ def table(
         return
     if study:
         raise UserError("--study is for --paper: to draw one study type shiq-bench study")
-    records, torn = _records(folders, runs)
-    metrics = _metrics(records)
-    tables.print_table(records, metrics, format=format, out=out, allow_mixed=allow_mixed, console=Console())
-    if torn:
-        raise typer.Exit(1)
+    with _records(folders, runs) as records:
+        metrics = _metrics(records)
+        tables.print_table(records, metrics, format=format, out=out, allow_mixed=allow_mixed, console=Console())
 
 
 def compare(
@@ -65,19 +60,14 @@ def compare(
     plugin: Plugins = None,
 ) -> None:
     """Two runs, or two methods over their shared seeds: differences, settings, and the prompts that tell them apart."""
-    from rich.console import Console
-
     from shiq_bench.report import pairwise as comparing
     from shiq_bench.report import pairwise_text as printing
 
-    load_plugins(plugin)
-    records, torn = _records(results or [Path("results")])
-    found = [comparing.select(records, name, task) for name in (one, other)]
-    known = _metrics(found[0]).get(found[0][0].spec.task, ())
-    made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
-    printing.print_versus(made, format=format, console=Console())
-    if torn:
-        raise typer.Exit(1)
+    with _records(results or [Path("results")]) as records:
+        found = [comparing.select(records, name, task) for name in (one, other)]
+        known = _metrics(found[0]).get(found[0][0].spec.task, ())
+        made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
+        printing.print_versus(made, format=format, console=Console())
 
 
 def report(
@@ -87,23 +77,18 @@ def report(
     plugin: Plugins = None,
 ) -> None:
     """Write one HTML page of all stored runs, to be opened anywhere: tables, pictures, episodes, settings."""
-    from rich.console import Console
-
     from shiq_bench.records.files import write_atomic
     from shiq_bench.report.page import page
     from shiq_bench.report.payload import payload
 
-    load_plugins(plugin)
     folders = results or [Path("results")]
-    records, torn = _records(folders)
     path = out or folders[0] / "report.html"
     said = Console(stderr=True)
-    with said.status(f"comparing {len(records)} runs") if said.is_terminal else nullcontext():
-        html = page(payload(records, _metrics(records), allow_mixed=allow_mixed))
-    write_atomic(path, html)
-    typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
-    if torn:
-        raise typer.Exit(1)
+    with _records(folders) as records:
+        with said.status(f"comparing {len(records)} runs") if said.is_terminal else nullcontext():
+            html = page(payload(records, _metrics(records), allow_mixed=allow_mixed))
+        write_atomic(path, html)
+        typer.echo(f"{path}: {len(records)} runs, {len(html) / 1e6:.1f} MB; open it in a browser, it needs no network")
 
 
 def _paper(runs: list[str] | None, folders: list[Path], out: Path, given: list[Path], allow_mixed: bool) -> None:
@@ -113,15 +98,13 @@ def _paper(runs: list[str] | None, folders: list[Path], out: Path, given: list[P
         raise UserError("--paper is of whole folders: leave out the run ids")
     with live() as report:
         made, problems = paper(folders, out, [str(path) for path in given], allow_mixed=allow_mixed, report=report)
-    for problem in problems:
-        typer.echo(f"skipped: {problem}", err=True)
-    typer.echo(f"{len(made)} files in {out}, and what each shows in {out / MANIFEST}")
-    if problems:
-        raise typer.Exit(1)
+    with lacking(problems):
+        typer.echo(f"{len(made)} files in {out}, and what each shows in {out / MANIFEST}")
 
 
-def _records(folders: list[Path], run_ids: list[str] | None = None) -> tuple[list[RunRecord], bool]:
-    """The readable records of some folders, at least one, and whether others could not be read, which is said.
+@contextmanager
+def _records(folders: list[Path], run_ids: list[str] | None = None) -> Iterator[list[RunRecord]]:
+    """The readable records of some folders, at least one; what else is there is said.
 
     Raises:
         UserError: there are none.
@@ -129,20 +112,16 @@ def _records(folders: list[Path], run_ids: list[str] | None = None) -> tuple[lis
     from shiq_bench.records.run_store import load_all
 
     records, problems = load_all(*folders, run_ids=run_ids or None)
-    for problem in problems:
-        typer.echo(f"skipped: {problem}", err=True)
-    if not records and problems:
-        raise typer.Exit(1)
-    if not records:
-        raise UserError(
-            f"no runs in {', '.join(map(str, folders))}: start one with shiq-bench run --algo shiq --task bfcl"
-        )
-    return records, bool(problems)
+    with lacking(problems):
+        if not records and not problems:
+            where = ", ".join(map(str, folders))
+            raise UserError(f"no runs in {where}: start one with shiq-bench run --algo shiq --task bfcl")
+        if not records:
+            raise typer.Exit(1)
+        yield records
 
 
 def _metrics(records: list[RunRecord]) -> dict[str, Sequence[Metric]]:
     """Of every task that is known here, what its records may hold."""
-    from shiq_bench.api.registry import tasks
-
     known = set(tasks.names())
     return {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from shiq_bench.cli.options import Plugins, live, load_plugins
+from shiq_bench.api.registry import tasks
+from shiq_bench.cli.options import Plugins, lacking, live
 from shiq_bench.records.errors import UserError
+from shiq_bench.runs.progress import say
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from shiq_bench.rewards.fit import Judgement
     from shiq_bench.stats.intervals import Estimate
 
@@ -42,13 +44,9 @@ def train(
     plugin: Plugins = None,
 ) -> None:
     """Fit a reward model to the pairs of a task, and judge it on those held out."""
-    from rich.console import Console
-
-    from shiq_bench.api.registry import tasks
     from shiq_bench.data.dataset import check_free
     from shiq_bench.runs.settings import merged, parse_sets, resolve_data, settings
 
-    load_plugins(plugin)
     if data is not None and "dataset" not in settings(tasks.get(task)):
         raise UserError(f"task {task} reads no file of pairs: leave out --data")
     given = {} if data is None else {"dataset": str(data)}
@@ -103,8 +101,6 @@ def train(
 
 
 def _table(judgement: Judgement) -> Table:
-    from rich.table import Table
-
     def share(estimate: Estimate) -> str:
         if estimate.mean is None:
             return "-"
@@ -143,8 +139,6 @@ def score(
     ] = False,
 ) -> None:
     """Score the answers of a file with a reward model."""
-    from rich.console import Console
-
     from shiq_bench.models.source import quiet
     from shiq_bench.records.files import check_out, read_lines, write_atomic
     from shiq_bench.rewards.model import open_reward_model, read_answers
@@ -154,17 +148,14 @@ def score(
     quiet()
     opened = open_reward_model(model, revision=revision, precision=precision, trust_remote_code=trust_remote_code)
     rows, dialogues, problems = read_answers(lines, opened.encode)
-    for problem in problems:
-        typer.echo(f"{answers}: {problem}", err=True)
-    if not rows:
-        raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
-    with live() as report:
-        scores = opened.score(dialogues, report)
-    written = [json.dumps({**row, "score": one}) for row, one in zip(rows, scores, strict=True)]
-    write_atomic(out, ("\n".join(written) + "\n").encode())
-    console = Console(highlight=False)
-    console.print(f"{out}: {len(scores)} scores, mean {sum(scores) / len(scores):.4g}", soft_wrap=True, markup=False)
-    if opened.cut:
-        console.print(f"{opened.cut} dialogues were longer than the model can read, and lost their beginning")
-    if problems:
-        raise typer.Exit(1)
+    with lacking(problems, answers):
+        if not rows:
+            raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
+        with live() as report:
+            scores = opened.score(dialogues, report)
+        written = "".join(json.dumps({**row, "score": one}) + "\n" for row, one in zip(rows, scores, strict=True))
+        write_atomic(out, written.encode())
+        console = Console()
+        say(console, f"{out}: {len(scores)} scores, mean {sum(scores) / len(scores):.4g}")
+        if opened.cut:
+            say(console, f"{opened.cut} dialogues were longer than the model can read, and lost their beginning")

@@ -1,20 +1,17 @@
-"""``shiq-bench run``, and ``shiq-bench list``: what there is to run."""
+"""``shiq-bench run``."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from shiq_bench.cli.options import Config, Model, Plugins, Sets, live, load_plugins, typed_settings
+from shiq_bench.cli.options import Config, Model, Plugins, Sets, live, typed_settings
 from shiq_bench.records.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from shiq_bench.records.spec import RunSpec
+from shiq_bench.records.spec import RunSpec
 
 
 def run(
@@ -62,12 +59,9 @@ def run(
 
     Any setting is also a flag of its own name, such as --beta 0.3: see `shiq-bench list --task NAME`, and --algo.
     """
-    from rich.console import Console
-
     from shiq_bench.runs.settings import known_settings, merged, parse_sets, read_yaml, resolve
     from shiq_bench.runs.validation import check_demands
 
-    load_plugins(plugin)
     values: dict[str, Any] = read_yaml(config) if config else {}
     algo, task = algo or str(values.pop("algo", "")), task or str(values.pop("task", ""))
     # Printed settings can be given again: run_id follows from the others.
@@ -116,22 +110,3 @@ def _print_spec(console: Console, spec: RunSpec) -> None:
     data |= {"algorithm": dict(spec.algo_options), "task_options": dict(spec.task_options)}
     text = yaml.safe_dump({"run_id": spec.run_id, **data}, sort_keys=False, default_flow_style=None, width=110)
     console.print(text.rstrip(), highlight=False, style="dim", soft_wrap=True, markup=False)
-
-
-def list_(
-    algo: Annotated[str, typer.Option(help="One algorithm, with its settings.")] = "",
-    task: Annotated[str, typer.Option(help="One task, with its settings.")] = "",
-    verbose: Annotated[bool, typer.Option("--verbose", help="All that it says of itself.")] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Algorithms and tasks, one line each; or one of them in full."""
-    from rich.console import Console
-
-    from shiq_bench.cli.listing import print_list, print_one
-
-    load_plugins(plugin)
-    if not algo and not task:
-        print_list(Console())
-    for kind, name in (("algorithm", algo), ("task", task)):
-        if name:
-            print_one(Console(), kind, name, verbose)

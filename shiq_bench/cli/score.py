@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from shiq_bench.cli.options import Plugins, live, load_plugins
+from shiq_bench.api.registry import tasks
+from shiq_bench.cli.options import Plugins, lacking, live
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.files import check_out, read_lines, write_atomic
 
 
 def score(
@@ -19,33 +24,19 @@ def score(
     plugin: Plugins = None,
 ) -> None:
     """Score answers from a file with the task's own checkers: no model, no torch."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from shiq_bench.api.registry import tasks
-    from shiq_bench.records.files import check_out, read_lines, write_atomic
-
-    load_plugins(plugin)
     lines = read_lines(answers)
     check_out(out, answers)
-    scorer = tasks.get(task)()
-    try:
-        with live() as report:
-            scores = scorer.score_lines(lines, report)
-    finally:
-        scorer.close()
-    for problem in scores.problems:
-        typer.echo(f"{answers}: {problem}", err=True)
-    if not scores.results:
-        raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
-    write_atomic(out, "".join(json.dumps(dict(result)) + "\n" for result in scores.results).encode())
-    headings, *rows = scores.table
-    printed = Table(*headings, box=None, pad_edge=False)
-    for at, row in enumerate(rows, 1):
-        printed.add_row(*row, style="bold" if at >= scores.groups else None)
-    console = Console()
-    console.print(printed)
-    for note in scores.notes:
-        console.print(note, style="dim", highlight=False)
-    if scores.problems:
-        raise typer.Exit(1)
+    with closing(tasks.get(task)()) as scorer, live() as report:
+        scores = scorer.score_lines(lines, report)
+    with lacking(scores.problems, answers):
+        if not scores.results:
+            raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
+        write_atomic(out, "".join(json.dumps(dict(result)) + "\n" for result in scores.results).encode())
+        headings, *rows = scores.table
+        printed = Table(*headings, box=None, pad_edge=False)
+        for at, row in enumerate(rows, 1):
+            printed.add_row(*row, style="bold" if at >= scores.groups else None)
+        console = Console()
+        console.print(printed)
+        for note in scores.notes:
+            console.print(note, style="dim", highlight=False)

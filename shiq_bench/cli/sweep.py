@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from shiq_bench.cli.options import AllowMixed, Model, Plugins, Results, Sets, load_plugins
+from shiq_bench.cli.options import AllowMixed, Model, Plugins, Results, Sets
 from shiq_bench.records.errors import UserError
 
 Workers = Annotated[int, typer.Option(help="Runs at once; 0: as many as fit.")]
@@ -52,8 +53,6 @@ def sweep(
     """Run experiments in parallel; killed runs resume."""
     from functools import partial
 
-    from rich.console import Console
-
     from shiq_bench.records.event_log import FOLDER
     from shiq_bench.runs.progress import say
     from shiq_bench.runs.settings import merged, parse_sets
@@ -65,7 +64,6 @@ def sweep(
     from shiq_bench.sweep.tuning import Tuning, trials, tuned
     from shiq_bench.sweep.worker import Resources, stoppable
 
-    load_plugins(plugin)
     stoppable()
     given = parse_sets([*([] if model is None else [f"model={model}"]), *(sets or [])])
     check_seedless(given)
@@ -126,13 +124,10 @@ def study(
     plugin: Plugins = None,
 ) -> None:
     """Run what a study still lacks, and draw its pictures and tables from the records."""
-    from rich.console import Console
-
     from shiq_bench.runs.settings import parse_sets
     from shiq_bench.studies.study import print_list, print_studies, run_studies
     from shiq_bench.sweep.worker import stoppable
 
-    load_plugins(plugin)
     if list_ or not name:
         print_list(Console())
         return
@@ -154,8 +149,6 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all has ended.")] = False,
 ) -> None:
     """How the runs of a results folder stand, whoever runs them."""
-    from rich.console import Console
-
     from shiq_bench.sweep.status import print_status
 
     print_status(results, watch, Console())
