@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from shiq_bench.cli.options import AllowMixed, Model, Plugins, Results, Sets
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.event_log import FOLDER
+from shiq_bench.runs.progress import say
 
 Workers = Annotated[int, typer.Option(help="Runs at once; 0: as many as fit.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Re-run results that another version of the code produced.")]
@@ -51,29 +54,27 @@ def sweep(
     plugin: Plugins = None,
 ) -> None:
     """Run experiments in parallel; killed runs resume."""
-    from functools import partial
-
-    from shiq_bench.records.event_log import FOLDER
-    from shiq_bench.runs.progress import say
     from shiq_bench.runs.settings import merged, parse_sets
     from shiq_bench.studies.study import study_jobs
     from shiq_bench.sweep.executors import make_executor
-    from shiq_bench.sweep.grid import check_seedless, names, of_flags, parse_grid, whole_numbers
-    from shiq_bench.sweep.sweep import Options, check_ended, print_plan
+    from shiq_bench.sweep.grid import Options, names, of_flags, parse_grid, whole_numbers
+    from shiq_bench.sweep.sweep import print_plan
     from shiq_bench.sweep.sweep import sweep as run_all
-    from shiq_bench.sweep.tuning import Tuning, trials, tuned
+    from shiq_bench.sweep.tuning import Tuning
     from shiq_bench.sweep.worker import Resources, stoppable
 
     stoppable()
     given = parse_sets([*([] if model is None else [f"model={model}"]), *(sets or [])])
-    check_seedless(given)
+    for key in given:
+        if key.removeprefix("run.") in ("seed", "seeds"):
+            raise UserError(f"--set {key}: seeds are given by --seeds, such as --seeds 0-5, or by the study")
     workplace = make_executor(
         executor, Resources(workers, cores, gpus), results / FOLDER / "slurm",
         address=address, options=parse_sets(slurm or [], "--slurm"),
     )  # fmt: skip
     if tune and (study or grid):
         raise UserError("--tune chooses what a study or --grid would vary: give --algo and --task beside it alone")
-    tuning = Tuning(parse_grid(tune, "--tune"), budget) if tune else None
+    varied = parse_grid(tune or [], "--tune")
     if study:
         for flag, value in {"--algo": algo, "--task": task, "--grid": grid, "--seeds": seeds}.items():
             if value:
@@ -82,11 +83,12 @@ def sweep(
     else:
         flags = names("--algo", algo), names("--task", task), whole_numbers(seeds or "0")
         given = merged(given, {"results": str(results)})
-        jobs = list(trials(tuning, *flags, given) if tuning else of_flags(*flags, given, parse_grid(grid or [])))
+        tuning = Tuning(varied, budget, *flags, given)
+        jobs = list(tuning.trials() if tune else of_flags(*flags, given, parse_grid(grid or [])))
     console, options = Console(), Options(retry, fresh, allow_mixed, tuple(plugin or ()))
     if dry_run:
         print_plan(jobs, results, options, console)
-        if tuning:
+        if tune:
             said = " x ".join(str(len(some)) for some in flags[:2])
             say(console, f"then {said} with what is chosen, on {len(flags[2])} seeds")
         return
@@ -94,12 +96,14 @@ def sweep(
         run_all, results=results, executor=workplace, options=options, console=console, log=Console(stderr=True)
     )
     lines = run(jobs)
-    if tuning:
-        lines += run(tuned(tuning, *flags, given, jobs, results, console))
+    if tune:
+        lines += run(tuning.tuned(jobs, results, console))
     if study:
         name = study if not given else f"{study} with the same settings"
         say(console, f"draw it: shiq-bench study {name} --results {results}")
-    check_ended(lines, retry)
+    if lost := sum(line.state != "done" for line in lines):
+        again = "" if retry else "; --retry tries them again"
+        raise UserError(f"{lost} of {len(lines)} runs did not end well: see the lines above{again}")
 
 
 def study(

@@ -52,7 +52,7 @@ class Executor(AbstractContextManager["Executor"]):
         Raises:
             UserError: so many have died one after the other, and nobody has begun or ended a run meanwhile.
         """
-        self.idle_deaths = self.idle_deaths + 1 if logged(_results(plan)) == since else 0
+        self.idle_deaths = self.idle_deaths + 1 if logged(plan.parent.parent) == since else 0
         if self.idle_deaths >= DEATHS:
             log = plan.with_suffix(".log")
             raise UserError(f"{DEATHS} workers died one after the other before they began a run: see {log}")
@@ -122,7 +122,7 @@ class Local(Executor):
                 command, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        self._since[worker.pid] = logged(_results(self._plan))
+        self._since[worker.pid] = logged(self._plan.parent.parent)
         return worker
 
     def alive(self) -> int:
@@ -241,7 +241,7 @@ class Slurm(Executor):
 
     def _submitted(self) -> Any:
         job = self._executor.submit(Requeued(), str(self._plan))
-        self._since[id(job)] = logged(_results(self._plan))
+        self._since[id(job)] = logged(self._plan.parent.parent)
         return job
 
     def alive(self) -> int:
@@ -331,10 +331,7 @@ def worked(plan: str) -> str:
 
 
 def _last_line(log: Path) -> str:
-    try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"a worker ended with an error: see {log}"
 
 
@@ -343,10 +340,6 @@ def _typed(text: str) -> Any:
     if re.fullmatch(r"-?[1-9]\d*|0", text):
         return int(text)
     return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _results(plan: Path) -> Path:
-    return plan.parent.parent
 
 
 EXECUTORS = ("inline", "local", "ray", "slurm")

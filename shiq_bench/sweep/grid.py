@@ -13,7 +13,7 @@ from typing import Any
 
 from shiq_bench.api.registry import algorithms, tasks
 from shiq_bench.records.errors import UserError, suggest
-from shiq_bench.records.event_log import FOLDER, logged
+from shiq_bench.records.event_log import FOLDER
 from shiq_bench.records.files import write_atomic
 from shiq_bench.records.hashing import canonical_json, stable_hash
 from shiq_bench.records.provenance import same_code
@@ -123,17 +123,6 @@ def names(flag: str, text: str) -> list[str]:
     return out
 
 
-def check_seedless(given: Iterable[str]) -> None:
-    """Refuse settings of every run that would be its seed.
-
-    Raises:
-        UserError: one is.
-    """
-    for key in given:
-        if key.removeprefix("run.") in ("seed", "seeds"):
-            raise UserError(f"--set {key}: seeds are given by --seeds, such as --seeds 0-5, or by the study")
-
-
 def of_flags(
     algos: Sequence[str],
     task_names: Sequence[str],
@@ -234,55 +223,53 @@ def fitting(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
 
 
 @dataclass(frozen=True)
+class Options:
+    """How a sweep deals with what is already there.
+
+    Attributes:
+        retry: try again what failed or diverged.
+        fresh: run again what other code has made.
+        allow_mixed: leave what other code has made as it is.
+        plugins: files that every worker loads.
+    """
+
+    retry: bool = False
+    fresh: bool = False
+    allow_mixed: bool = False
+    plugins: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """What workers read.
 
     Attributes:
         folder: the working folder, which relative paths are meant from.
         since: how long the log was when this sweep was started; what failed before may be tried again.
-        retry: try again what failed or diverged earlier.
-        fresh: run again what other code has made.
-        plugins: files to load first.
     """
 
     results: str
     folder: str
     since: int
-    retry: bool
-    fresh: bool
-    plugins: tuple[str, ...]
+    options: Options
     jobs: tuple[Job, ...]
 
 
-def write_plan(
-    results: Path,
-    jobs: Sequence[Job],
-    *,
-    since: int | None = None,
-    retry: bool = False,
-    fresh: bool = False,
-    plugins: Sequence[Path] = (),
-) -> Path:
+def write_plan(results: Path, jobs: Sequence[Job], options: Options, since: int) -> Path:
     """Store a plan under its hash, and give its file: two sweeps of the same jobs have a plan each.
 
     Raises:
         UserError: the folder cannot be written.
     """
     header = {
-        "schema_version": SCHEMA_VERSION, "kind": "plan", "count": len(jobs),
-        "since": logged(results) if since is None else since,
-        "retry": retry, "fresh": fresh, "plugins": [str(p.resolve()) for p in plugins], "results": str(results),
+        "schema_version": SCHEMA_VERSION, "kind": "plan", "count": len(jobs), "since": since, "retry": options.retry,
+        "fresh": options.fresh, "plugins": [str(p.resolve()) for p in options.plugins], "results": str(results),
         "folder": str(Path.cwd()),
     }  # fmt: skip
     lines = [canonical_json(header), *(canonical_json(asdict(job)) for job in jobs)]
     path = results / FOLDER / f"plan-{stable_hash([lines, time.time(), os.getpid()])[:12]}.jsonl"
     write_atomic(path, ("\n".join(lines) + "\n").encode())
     return path
-
-
-def lease_of(plan: Path) -> Path:
-    """Held by the sweep while it is under way."""
-    return plan.with_suffix(".lease")
 
 
 def read_plan(path: Path) -> Plan:
@@ -299,7 +286,7 @@ def read_plan(path: Path) -> Plan:
         jobs = tuple(Job(**json.loads(line)) for line in lines)
         if head["kind"] != "plan" or len(jobs) != head["count"]:
             raise UserError(f"{path} is cut: {len(jobs)} of {head['count']} jobs")
-        given = {name: head[name] for name in ("results", "folder", "since", "retry", "fresh")}
-        return Plan(**given, plugins=tuple(head["plugins"]), jobs=jobs)
+        options = Options(retry=head["retry"], fresh=head["fresh"], plugins=tuple(map(Path, head["plugins"])))
+        return Plan(head["results"], head["folder"], head["since"], options, jobs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan of a sweep: {error}") from error

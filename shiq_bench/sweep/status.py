@@ -19,7 +19,7 @@ from rich.text import Text
 from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.runs.progress import about, say
-from shiq_bench.sweep.grid import Job, lease_of, read_plan
+from shiq_bench.sweep.grid import Job, read_plan
 
 State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted"]
 
@@ -109,16 +109,7 @@ class View:
         self.results, self.jobs, self.since, self.before, self.console = results, jobs, since, before, console
         self.lines: list[Line] = []
         self._over: set[str] = set()
-        self._live = Live(console=console, transient=True, auto_refresh=False)
-
-    def __enter__(self) -> View:
-        if self.console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
+        self.live = Live(console=console, transient=True, auto_refresh=False)  # shows nothing but on a terminal
 
     def refresh(self, workers: int) -> bool:
         """Look again; True once every job is over."""
@@ -130,7 +121,7 @@ class View:
         if self.console.is_terminal:
             shown = table(self.lines, rows=max(5, self.console.height - 6))
             shown.caption = f"{shown.caption}; {workers} workers{self._left(workers)}"
-            self._live.update(shown, refresh=True)
+            self.live.update(shown, refresh=True)
         for entry in self.lines:
             if over(entry.state) and entry.run_id not in self._over:
                 self._over.add(entry.run_id)
@@ -139,11 +130,10 @@ class View:
         return all(over(entry.state) for entry in self.lines)
 
     def _say(self, entry: Line, workers: int) -> None:
-        if self.console.is_terminal and entry.state == "done":
-            return
-        why = f": {entry.note}" if entry.note else ""
-        text = f"[{len(self._over)}/{len(self.jobs)}] {entry.name}: {entry.state}{why}, {entry.seconds:.1f} s"
-        say(self.console, text + self._left(workers))
+        if not self.console.is_terminal or entry.state != "done":
+            why = f": {entry.note}" if entry.note else ""
+            text = f"[{len(self._over)}/{len(self.jobs)}] {entry.name}: {entry.state}{why}, {entry.seconds:.1f} s"
+            say(self.console, text + self._left(workers))
 
     def _left(self, workers: int) -> str:
         took = [entry.seconds for entry in self.lines if entry.state == "done" and entry.seconds]
@@ -194,7 +184,7 @@ def _planned(results: Path) -> tuple[dict[str, str], list[str]]:
         except UserError:
             continue
         names |= {job.run_id: job.name for job in jobs}
-        if leases.holder(lease_of(path)) is not None:
+        if leases.holder(path.with_suffix(".lease")) is not None:
             planned += [job.run_id for job in jobs]
     return names, planned
 

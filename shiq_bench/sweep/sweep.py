@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -20,26 +19,9 @@ from shiq_bench.records.spec import conditions
 from shiq_bench.runs.progress import about, say
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.sweep.executors import Executor
-from shiq_bench.sweep.grid import Job, fitting, lease_of, write_plan
+from shiq_bench.sweep.grid import Job, Options, fitting, write_plan
 from shiq_bench.sweep.status import Line, State, View, over, summary
 from shiq_bench.sweep.worker import log_path, settled
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a sweep deals with what is already there.
-
-    Attributes:
-        retry: try again what failed or diverged.
-        fresh: run again what other code has made.
-        allow_mixed: leave what other code has made as it is.
-        plugins: files that every worker loads.
-    """
-
-    retry: bool = False
-    fresh: bool = False
-    allow_mixed: bool = False
-    plugins: tuple[Path, ...] = ()
 
 
 def sweep(
@@ -64,12 +46,11 @@ def sweep(
     found = {job.run_id: run_store.find(results, job.run_id) for job in good}
     before = {job.run_id: _state(job, found[job.run_id], options) for job in good}
     todo = [job for job in good if not over(before[job.run_id])]
-    with View(results, good, since, before, log) as view:
+    view = View(results, good, since, before, log)
+    with view.live:
         if todo:
-            plan = write_plan(
-                results, good, since=since, retry=options.retry, fresh=options.fresh, plugins=options.plugins
-            )
-            with leases.acquire(lease_of(plan)), executor:
+            plan = write_plan(results, good, options, since)
+            with leases.acquire(plan.with_suffix(".lease")), executor:  # by which others see that it is under way
                 executor.start(plan, len(todo))
                 while not view.refresh(workers := executor.alive()):
                     if not workers and not view.refresh(0):
@@ -89,24 +70,13 @@ def sweep(
     return view.lines
 
 
-def check_ended(lines: Sequence[Line], retry: bool) -> None:
-    """Let a sweep end with an error where some of its runs did.
-
-    Raises:
-        UserError: some failed or diverged.
-    """
-    if lost := sum(line.state != "done" for line in lines):
-        again = "" if retry else "; --retry tries them again"
-        raise UserError(f"{lost} of {len(lines)} runs did not end well: see the lines above{again}")
-
-
 def _state(job: Job, record: RunRecord | None, options: Options) -> State:
     """How a job stands before the sweep.
 
     Raises:
         UserError: other code has finished it, and nobody said what to do about that.
     """
-    if record is None or record.status == "started" or not settled(job, record, options.retry, options.fresh):
+    if record is None or record.status == "started" or not settled(job, record, options):
         return "waiting"
     if not options.allow_mixed and not job.same_code(record):
         raise UserError(
@@ -119,41 +89,36 @@ def _state(job: Job, record: RunRecord | None, options: Options) -> State:
 def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Console) -> None:
     """What a sweep is made of, what of it is there, and what the rest costs at most."""
     good, bad = fitting(jobs)
-    found = {job.run_id: run_store.find(results, job.run_id) for job in good}
-    states = {job.run_id: _there(job, found[job.run_id]) for job in good}
-    made = {job.run_id: job.resolved() for job in good}
-    costs = {run_id: cost(resolved) for run_id, resolved in made.items()}
+    counts: Counter[str] = Counter()
+    references: dict[str, bool] = {}  # whether it is there: where a run that shares it has ended
+    seconds, left = [], []
     for job in good:
-        trained, drawn = costs[job.run_id]
+        made, record = job.resolved(), run_store.find(results, job.run_id)
+        foreign = ", by other code" if record and not job.same_code(record) else ""
+        state = (record.status if record else "missing") + foreign
+        counts[state] += 1
+        trained, drawn = cost(made)
         tokens = f", at most {trained:,} tokens trained on and {drawn:,} drawn" if trained else ""
-        say(console, f"{job.run_id}  {job.name}  ({states[job.run_id]}{tokens})")
+        say(console, f"{job.run_id}  {job.name}  ({state}{tokens})")
+        if not settled(job, record, options):
+            left.append((trained, drawn))
+        if made.spec.model != "table":
+            key = canonical_json(conditions(made.spec))
+            references[key] = references.get(key, False) or bool(record and record.evaluations)
+        if record and record.status == "done":
+            seconds.append(sum(record.timings.values()))
     for job in bad:
         say(console, f"left out: {job.name}: {job.problem}")
-    counts = Counter(states.values())
     said = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-    left = [job for job in good if not settled(job, found[job.run_id], options.retry, options.fresh)]
-    trained, drawn = (sum(costs[job.run_id][i] for job in left) for i in (0, 1))
     say(console, f"{len(good)} runs: {said}" + (f"; {len(bad)} left out" if bad else ""))
+    trained, drawn = (sum(some[i] for some in left) for i in (0, 1))
     if trained:
         say(console, f"left: at most {trained:,} tokens trained on and {drawn:,} drawn, the reference's aside")
-    references: dict[str, bool] = {}  # whether it is there: where a run that shares it has ended
-    for job in good:
-        spec, record = made[job.run_id].spec, found[job.run_id]
-        if spec.model != "table":
-            key = canonical_json(conditions(spec))
-            references[key] = references.get(key, False) or bool(record and record.evaluations)
     if references:
         there = f"{sum(references.values())} of them are there"
         say(console, f"references: {len(references)}, each evaluated once for all its runs; {there}")
-    seconds = [sum(r.timings.values()) for r in found.values() if r is not None and r.status == "done"]
     if seconds and left:
         say(console, f"about {about(sum(seconds) / len(seconds) * len(left))} on one worker, by what is there")
-
-
-def _there(job: Job, record: RunRecord | None) -> str:
-    if record is None:
-        return "missing"
-    return record.status if job.same_code(record) else f"{record.status}, by other code"
 
 
 def cost(made: Resolved) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import RunRecord
 from shiq_bench.runs.progress import LiveReport, say
-from shiq_bench.sweep.grid import Job, Plan, read_plan
+from shiq_bench.sweep.grid import Job, Options, Plan, read_plan
 
 #: Seconds between two looks at jobs that others have.
 POLL = 1.0
@@ -51,8 +51,8 @@ def steps(path: Path) -> Iterator[None]:
         os.chdir(plan.folder)
     except OSError as error:
         raise UserError(f"the sweep was started in {plan.folder}: {error.strerror}") from None
-    for plugin in plan.plugins:
-        load_plugin(Path(plugin))
+    for plugin in plan.options.plugins:
+        load_plugin(plugin)
     left = list(plan.jobs)
     while left:
         yield
@@ -78,16 +78,16 @@ def over(plan: Plan, job: Job, events: list[dict[str, Any]]) -> bool:
     """
     if events and events[-1]["event"] in ("done", "failed", "diverged"):
         return True
-    return settled(job, run_store.find(plan.results, job.run_id), plan.retry, plan.fresh)
+    return settled(job, run_store.find(plan.results, job.run_id), plan.options)
 
 
-def settled(job: Job, record: RunRecord | None, retry: bool, fresh: bool) -> bool:
+def settled(job: Job, record: RunRecord | None, options: Options) -> bool:
     """Whether a job's record stays as it is in a sweep that was told so much."""
     if record is None or record.status == "started":
         return False
     if not job.same_code(record):
-        return not fresh
-    return record.status == "done" or not retry
+        return not options.fresh
+    return record.status == "done" or not options.retry
 
 
 def _attempt(plan: Plan, job: Job) -> bool:

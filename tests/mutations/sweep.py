@@ -8,7 +8,7 @@ BUGS = [
     Mutation(
         "what failed is tried again unasked",
         "shiq_bench/sweep/worker.py",
-        'return record.status == "done" or not retry',
+        'return record.status == "done" or not options.retry',
         'return record.status == "done"',
         f"{WORKER}::test_what_failed_is_tried_again_once_and_only_when_asked[failed]",
     ),

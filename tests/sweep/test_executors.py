@@ -17,8 +17,9 @@ import pytest
 from shiq_bench.records import event_log, leases, run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.sweep.executors import Executor, Inline, Local, Ray, Slurm, make_executor
-from shiq_bench.sweep.grid import Job, fitting, of_flags, write_plan
+from shiq_bench.sweep.grid import Job, fitting, of_flags
 from shiq_bench.sweep.worker import Resources, places
+from tests.sweep.plans import write_plan
 
 SMALL = {"arms": "3", "contexts": "2", "draws": "6", "off_policy": "0"}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from shiq_bench.records.errors import UserError
-from shiq_bench.sweep.grid import Job, fitting, of_flags, parse_grid, read_plan, whole_numbers, write_plan
+from shiq_bench.sweep.grid import Job, Options, fitting, of_flags, parse_grid, read_plan, whole_numbers
+from tests.sweep.plans import write_plan
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("0", [0]), ("0-2", [0, 1, 2]), ("4,1-2", [4, 1, 2])])
@@ -95,9 +96,9 @@ def test_a_name_that_is_none_ends_the_sweep(
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     jobs = [Job("a", "shiq", "bandit", {"beta": 0.1, "seeds": 3}, "shiq-bandit-1"), Job("b", "dpo", "tree", {}, "x")]
-    path = write_plan(tmp_path, jobs, retry=True)
+    path = write_plan(tmp_path, jobs, Options(retry=True))
     plan = read_plan(path)
-    assert list(plan.jobs) == jobs and plan.retry and not plan.fresh and plan.folder == str(Path.cwd())
+    assert list(plan.jobs) == jobs and plan.options == Options(retry=True) and plan.folder == str(Path.cwd())
     assert write_plan(tmp_path, jobs) != path, "a second sweep of the same jobs leaves the first its own"
     assert read_plan(path) == plan
 

@@ -17,8 +17,9 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Batch, LossOutput, Stats
 from shiq_bench.api.registry import algorithms
 from shiq_bench.records import event_log, leases, run_store
-from shiq_bench.sweep.grid import Job, Plan, fitting, of_flags, read_plan, write_plan
+from shiq_bench.sweep.grid import Job, Options, Plan, fitting, of_flags, read_plan
 from shiq_bench.sweep.worker import CRASHES, log_path, over, work
+from tests.sweep.plans import write_plan
 
 SMALL = {"arms": "3", "contexts": "2", "steps": "5", "draws": "6", "off_policy": "0"}
 
@@ -74,7 +75,7 @@ def test_what_failed_is_tried_again_once_and_only_when_asked(tmp_path: Path, bef
     run_store.save(replace(record, status=before, error="boom"), tmp_path)  # type: ignore[arg-type]
     work(write_plan(tmp_path, [job]))
     assert run_store.load(run_store.run_folder(tmp_path, job.run_id)).status == before
-    work(write_plan(tmp_path, [job], retry=True))
+    work(write_plan(tmp_path, [job], Options(retry=True)))
     assert run_store.load(run_store.run_folder(tmp_path, job.run_id)).status == "done"
 
 
@@ -96,7 +97,7 @@ def test_other_code_s_runs_are_run_again_only_when_asked(tmp_path: Path) -> None
     run_store.save(replace(record, source_hash="other"), tmp_path)
     work(write_plan(tmp_path, [job]))
     assert run_store.load(run_store.run_folder(tmp_path, job.run_id)).source_hash == "other"
-    work(write_plan(tmp_path, [job], fresh=True))
+    work(write_plan(tmp_path, [job], Options(fresh=True)))
     assert run_store.load(run_store.run_folder(tmp_path, job.run_id)).source_hash == record.source_hash
 
 
