@@ -59,20 +59,15 @@ def cached_folder(kind: str, key: Mapping[str, Any], build: Callable[[Path], Non
         if lease.inherited:  # what a killed process had begun
             for begun in folder.parent.glob(f".{folder.name}.*/"):
                 shutil.rmtree(begun, ignore_errors=True)
-        if not done():
-            _build(folder, key, build)
+        if done():
+            return folder
+        place = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True)
+        with place as temporary:
+            build(Path(temporary))
+            write_json(Path(temporary) / "key.json", dict(key))
+            try:
+                os.rename(temporary, folder)
+            except OSError:
+                if not done():
+                    raise
     return folder
-
-
-def _build(folder: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        build(temporary)
-        write_json(temporary / "key.json", dict(key))
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / "key.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

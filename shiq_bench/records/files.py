@@ -13,14 +13,6 @@ from typing import Any
 from shiq_bench.records.errors import UserError
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Write so that a reader sees the old file or the new one, never a part.
 
@@ -37,7 +29,11 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _fsync_folder(path.parent)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -18,7 +18,6 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ class Lost(UserError):
     """The lease was taken over: this process was thought dead, and must not write any more."""
 
 
-class Lease:
+class Lease(contextlib.AbstractContextManager["Lease"]):
     """A lease that is held; a context manager that gives it back.
 
     Attributes:
@@ -57,9 +56,6 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease {path.name}", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Lease:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
@@ -156,7 +152,7 @@ def wait(path: Path, done: Callable[[], bool], on_wait: Callable[[str], None] = 
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """Who holds a lease that is not dead: ``host``, ``pid``, ``since`` (seconds of the clock); None: nobody."""
+    """Who holds a lease that is not dead, by ``host`` and ``pid`` among others; None: nobody."""
     try:
         with locked(path.parent) as lock:
             return None if _dead(path, lock.now()) else _content(path)
@@ -182,12 +178,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _me() -> dict[str, Any]:
     return {
-        "token": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "where": _where(),
         "pid": os.getpid(),
         "born": _born(os.getpid()),
-        "since": time.time(),
     }
 
 
