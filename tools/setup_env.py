@@ -97,13 +97,6 @@ def detect_kind() -> str:
     return "gpu" if listed.returncode == 0 and "GPU " in listed.stdout else "cpu"
 
 
-def pinned(constraints: str, package: str) -> str:
-    match = re.search(rf"^{re.escape(package)}==(\S+)", constraints, re.MULTILINE)
-    if match is None:
-        raise SetupError(f"the constraints pin no {package}")
-    return match.group(1)
-
-
 def ensure_venv(venv: Path, kind: str) -> None:
     """Keep a working environment that was finished as this kind, or that somebody else made; build any other anew.
 
@@ -144,21 +137,14 @@ def install_cpu_torch(pip: Pip, version: str) -> None:
 
 def install_cpu(pip: Pip) -> None:
     listed = CONSTRAINTS / "cpu.txt"
-    pins = listed.read_text()
-    torch = pinned(pins, "torch")
-    count = len(re.findall(r"^[\w.-]+==", pins, re.MULTILINE)) - 1
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", listed.read_text(), re.MULTILINE))
+    torch = pins.pop("torch")
     step(f"torch {torch}, built for CPUs", lambda: install_cpu_torch(pip, torch))
-    step(
-        f"{count} pinned packages (the first time, about two minutes)",
-        lambda: pip.install("--no-deps", "-r", str(listed)),
-    )
+    what = f"{len(pins)} pinned packages (the first time, about two minutes)"
+    step(what, lambda: pip.install("--no-deps", "-r", str(listed)))
     step("shiq-bench itself", lambda: pip.install("--no-deps", "--no-build-isolation", "-e", str(ROOT)))
     pip.attempt("uninstall", "--yes", *LEFT_OUT)  # present only in an environment that something else has filled
-    check(pip)
-
-
-def check(pip: Pip) -> None:
-    """Nothing was resolved, so ask pip whether the list is complete for this machine and this Python."""
+    # Nothing was resolved, so ask pip whether the list is complete for this machine and this Python.
     on_purpose = re.compile(rf"requires ({'|'.join(LEFT_OUT)}), which is not installed")
     complaint = re.compile(r" requires | has requirement | is not supported on this platform")
     _, output = pip.attempt("check")
