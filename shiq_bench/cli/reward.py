@@ -1,9 +1,10 @@
-"""``shiq-bench reward``. Anything heavy is imported inside a command."""
+"""``shiq-bench score`` and ``shiq-bench reward``: answers, and models that score them."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ from rich.table import Table
 from shiq_bench.api.registry import tasks
 from shiq_bench.cli.options import Plugins, lacking, live
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.files import check_out, read_lines, write_atomic, write_json
 from shiq_bench.runs.progress import say
 
 if TYPE_CHECKING:
@@ -55,20 +57,17 @@ def train(
 
     from shiq_bench.models.hardware import fast_precision
     from shiq_bench.models.source import REPORT, locate, quiet
-    from shiq_bench.records.files import write_json
     from shiq_bench.records.provenance import source_hash
     from shiq_bench.rewards.fit import DEFAULTS, RECIPE, fit_reward_model, judge_pairs
     from shiq_bench.rewards.model import open_reward_model
     from shiq_bench.training.starting_policy import build_tiny
 
     quiet()
-    try:
+    with closing(made):
         pairs, heldout = made.preferences("start"), made.preferences("heldout")
         if not pairs or not heldout:
-            lacking = "start" if not pairs else "heldout"
-            raise UserError(
-                f"task {task} has no preference pairs in split {lacking}: name a task that has, or more data"
-            )
+            split = "start" if not pairs else "heldout"
+            raise UserError(f"task {task} has no preference pairs in split {split}: name a task that has, or more data")
         asked = {"epochs": epochs, "learning_rate": learning_rate, "batch": batch, "max_length": max_length}
         options: dict[str, Any] = {
             **(RECIPE if base == "tiny" else DEFAULTS),
@@ -80,8 +79,6 @@ def train(
             fit = fit_reward_model(folder, pairs, out, report=report, **options)
             model = open_reward_model(str(out))
             judgement = judge_pairs(model, heldout, report)
-    finally:
-        made.close()
     found = {
         "task": task, "task_options": dict(spec.task_options), "base": base, "settings": options, "fit": asdict(fit),
         "heldout": asdict(judgement), "fingerprint": model.fingerprint, "source_hash": source_hash(),
@@ -125,8 +122,33 @@ def _table(judgement: Judgement) -> Table:
     return table
 
 
-@reward.command()
 def score(
+    answers: Annotated[Path, typer.Argument(metavar="IN", help="JSON lines: one answer each.")],
+    task: Annotated[str, typer.Option(help="Task the answers belong to; see `shiq-bench list`.")],
+    out: Annotated[Path, typer.Option(help="File of verdicts, one a line.")],
+    plugin: Plugins = None,
+) -> None:
+    """Score answers from a file with the task's own checkers: no model, no torch."""
+    lines = read_lines(answers)
+    check_out(out, answers)
+    with closing(tasks.get(task)()) as scorer, live() as report:
+        scores = scorer.score_lines(lines, report)
+    with lacking(scores.problems, answers):
+        if not scores.results:
+            raise UserError(f"{answers} holds no answer that can be scored: nothing was written")
+        write_atomic(out, "".join(json.dumps(dict(result)) + "\n" for result in scores.results).encode())
+        headings, *rows = scores.table
+        printed = Table(*headings, box=None, pad_edge=False)
+        for at, row in enumerate(rows, 1):
+            printed.add_row(*row, style="bold" if at >= scores.groups else None)
+        console = Console()
+        console.print(printed)
+        for note in scores.notes:
+            console.print(note, style="dim", highlight=False)
+
+
+@reward.command("score")
+def score_by_model(
     answers: Annotated[
         Path, typer.Argument(metavar="IN", help='JSON lines: {"messages": [...]} or {"prompt": ..., "answer": ...}.')
     ],
@@ -140,7 +162,6 @@ def score(
 ) -> None:
     """Score the answers of a file with a reward model."""
     from shiq_bench.models.source import quiet
-    from shiq_bench.records.files import check_out, read_lines, write_atomic
     from shiq_bench.rewards.model import open_reward_model, read_answers
 
     lines = read_lines(answers)
