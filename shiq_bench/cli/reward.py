@@ -60,7 +60,7 @@ def train(
     from shiq_bench.records.files import write_json
     from shiq_bench.records.provenance import source_hash
     from shiq_bench.rewards.fit import DEFAULTS, RECIPE, fit_reward_model, judge_pairs
-    from shiq_bench.rewards.model import open_reward_model
+    from shiq_bench.rewards.model import RewardModel
     from shiq_bench.training.starting_policy import build_tiny
 
     quiet()
@@ -80,7 +80,7 @@ def train(
         with live() as report:
             folder = build_tiny(task, made, report) if base == "tiny" else locate(base)
             fit = fit_reward_model(folder, pairs, out, report=report, **options)
-            model = open_reward_model(str(out))
+            model = RewardModel(str(out))
             judgement = judge_pairs(model, heldout, report)
     finally:
         made.close()
@@ -147,12 +147,12 @@ def score(
 
     from shiq_bench.models.source import quiet
     from shiq_bench.records.files import check_out, read_lines, write_atomic
-    from shiq_bench.rewards.model import open_reward_model, read_answers
+    from shiq_bench.rewards.model import RewardModel, read_answers
 
     lines = read_lines(answers)
     check_out(out, answers)
     quiet()
-    opened = open_reward_model(model, revision=revision, precision=precision, trust_remote_code=trust_remote_code)
+    opened = RewardModel(model, revision=revision, precision=precision, trust_remote_code=trust_remote_code)
     rows, dialogues, problems = read_answers(lines, opened.encode)
     for problem in problems:
         typer.echo(f"{answers}: {problem}", err=True)
