@@ -36,5 +36,4 @@ class CoPG(sb.Algorithm):
         return sb.LossOutput(total, {"error": sb.masked_mean(error.abs(), batch.pair_weight)})
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
-        """pi*."""
         return exact.optimum(self.beta)

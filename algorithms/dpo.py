@@ -37,5 +37,4 @@ class DPO(sb.Algorithm):
         return sb.LossOutput(total, metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
-        """pi*."""
         return exact.optimum(self.beta)

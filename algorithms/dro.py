@@ -37,5 +37,4 @@ class DRO(sb.Algorithm):
         return sb.LossOutput((error.square() * batch.weight).sum() / 2, metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
-        """pi*."""
         return exact.optimum(self.beta)

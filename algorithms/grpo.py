@@ -38,7 +38,6 @@ class GRPO(sb.Algorithm):
 
     @property
     def needs(self) -> tuple[sb.Need, ...]:
-        """Fresh samples, and the reference for the KL term."""
         return (sb.OnPolicy(self.samples), sb.Reference(), sb.Rewards())
 
     def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:

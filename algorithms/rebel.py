@@ -33,7 +33,6 @@ class REBEL(sb.Algorithm):
 
     @property
     def needs(self) -> tuple[sb.Need, ...]:
-        """The reference is the previous iterate."""
         return (sb.Reference(refresh=self.refresh), sb.Rewards(), sb.Pairs(ties="keep"), sb.Support())
 
     def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:

@@ -31,7 +31,6 @@ class Reinforce(sb.Algorithm):
 
     @property
     def needs(self) -> tuple[sb.Need, ...]:
-        """Fresh samples, and the reference to measure them against."""
         return (sb.OnPolicy(self.samples), sb.Reference(), sb.Rewards())
 
     def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
@@ -44,5 +43,4 @@ class Reinforce(sb.Algorithm):
         return sb.LossOutput(-((stats.policy.logp * advantage).sum(-1) * batch.weight).sum(), metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
-        """pi*."""
         return exact.optimum(self.beta)

@@ -32,7 +32,6 @@ class RLOO(sb.Algorithm):
 
     @property
     def needs(self) -> tuple[sb.Need, ...]:
-        """Fresh samples, and the reference to measure them against."""
         return (sb.OnPolicy(self.samples), sb.Reference(), sb.Rewards())
 
     def loss(self, stats: sb.Stats, batch: sb.Batch) -> sb.LossOutput:
@@ -47,5 +46,4 @@ class RLOO(sb.Algorithm):
         return sb.LossOutput(-(stats.policy.logp.sum(-1) * advantage * batch.weight).sum(), metrics)
 
     def fixed_point(self, exact: sb.Exact) -> np.ndarray | None:
-        """pi*."""
         return exact.optimum(self.beta)

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from shiq_bench.tabular.world import World
 
 
+#: Metric -> {mean, n, stderr}.
+Measured = Mapping[str, Mapping[str, float | None]]
+
+#: Scored episodes, as in ``Evaluation.examples``.
+Examples = Sequence[Mapping[str, Any]]
+
+
 class Episode:
     """One live dialogue: a transcript, and whether it is over. Tasks derive their own.
 
@@ -153,13 +160,8 @@ class Task(ABC):
         """
         return ()
 
-    def aggregate(
-        self,
-        metrics: Mapping[str, Mapping[str, float | None]],
-        examples: Sequence[Mapping[str, Any]],
-        reference: Sequence[Mapping[str, Any]] = (),
-    ) -> dict[str, dict[str, float | None]]:
-        """Further metrics of an evaluation, each as {mean, n, stderr}.
+    def aggregate(self, metrics: Measured, examples: Examples, reference: Examples = ()) -> Measured:
+        """Further metrics of an evaluation.
 
         Args:
             metrics: its means.

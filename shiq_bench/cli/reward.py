@@ -59,7 +59,7 @@ def train(
     from shiq_bench.models.source import REPORT, locate, quiet
     from shiq_bench.records.provenance import source_hash
     from shiq_bench.rewards.fit import DEFAULTS, RECIPE, fit_reward_model, judge_pairs
-    from shiq_bench.rewards.model import open_reward_model
+    from shiq_bench.rewards.model import RewardModel
     from shiq_bench.training.starting_policy import build_tiny
 
     quiet()
@@ -77,7 +77,7 @@ def train(
         with live() as report:
             folder = build_tiny(task, made, report) if base == "tiny" else locate(base)
             fit = fit_reward_model(folder, pairs, out, report=report, **options)
-            model = open_reward_model(str(out))
+            model = RewardModel(str(out))
             judgement = judge_pairs(model, heldout, report)
     found = {
         "task": task, "task_options": dict(spec.task_options), "base": base, "settings": options, "fit": asdict(fit),
@@ -162,12 +162,12 @@ def score_by_model(
 ) -> None:
     """Score the answers of a file with a reward model."""
     from shiq_bench.models.source import quiet
-    from shiq_bench.rewards.model import open_reward_model, read_answers
+    from shiq_bench.rewards.model import RewardModel, read_answers
 
     lines = read_lines(answers)
     check_out(out, answers)
     quiet()
-    opened = open_reward_model(model, revision=revision, precision=precision, trust_remote_code=trust_remote_code)
+    opened = RewardModel(model, revision=revision, precision=precision, trust_remote_code=trust_remote_code)
     rows, dialogues, problems = read_answers(lines, opened.encode)
     with lacking(problems, answers):
         if not rows:

@@ -124,7 +124,7 @@ def evaluate(
     known = [*(m.name for m in task.metrics if not m.exact), "truncated", "kl", "kl_k1", "kl_token"]
     names = [name for name in known if any(name in example for example in examples)]
     metrics = summarise(examples, names)
-    return Evaluation(who, split, mode, step, metrics | task.aggregate(metrics, examples, against), examples), gap
+    return Evaluation(who, split, mode, step, {**metrics, **task.aggregate(metrics, examples, against)}, examples), gap
 
 
 def evaluate_stored(

@@ -115,10 +115,6 @@ class Generator(ABC):
 
 
 def check_weights(folder: Path) -> None:
-    """Both back ends read safetensors and nothing else.
-
-    Raises:
-        UserError: the folder holds none.
-    """
+    """Raise a UserError where a folder holds no safetensors: both back ends read nothing else."""
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no model: expected config.json and *.safetensors")

@@ -27,12 +27,10 @@ def make_generator(
 
     Args:
         engine: ``auto`` is vllm where it is installed, hf elsewhere.
-        model: a folder with a config and safetensors.
         tokenizer_vocab: ``len(tokenizer)``.
         max_length: longest prompt and answer together, in tokens.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of the body; the head is always float32.
         gpu_memory: share of the GPU's memory that vllm takes.
-        trust_remote_code: run code that comes with the model.
         guide: has the last word on what is drawn; engine hf alone can be guided.
         lora_rank: largest rank of the adapters that will be loaded; 0 for none.
 

@@ -64,10 +64,10 @@ class VLLMGenerator(Generator):
         max_length: int,
         dtype: str,
         gpu_memory: float,
-        trust_remote_code: bool = False,
-        lora_rank: int = 0,
+        trust_remote_code: bool,
+        lora_rank: int,
     ) -> None:
-        """See :func:`shiq_bench.generation.make_generator`; ``vocabulary`` ids can be drawn.
+        """See :func:`shiq_bench.generation.opening.make_generator`; ``vocabulary`` ids can be drawn.
 
         Raises:
             UserError: an engine or a distributed run is active in this process, or vLLM cannot

@@ -26,16 +26,7 @@ from shiq_bench.models.source import Progress, fingerprint
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.rewards.model import (
-    Dialogues,
-    RewardModel,
-    load_classifier,
-    load_config,
-    longest,
-    padded,
-    scores_of,
-    set_pad,
-)
+from shiq_bench.rewards.model import Dialogues, RewardModel, load_classifier, load_dialogues, padded, scores_of, set_pad
 from shiq_bench.stats.clustered import clustered_mean
 from shiq_bench.stats.intervals import Estimate
 from shiq_bench.training.starting_policy import build_tiny
@@ -53,8 +44,7 @@ class Fit:
     """What a reward model was fitted to.
 
     Attributes:
-        pairs: pairs learned from.
-        equal: pairs left out because both answers read the same to the model.
+        pairs, equal: pairs learned from, and left out because both answers read the same to the model.
         cut: answers whose dialogue was longer than ``max_length``.
         steps: optimiser updates.
     """
@@ -66,13 +56,7 @@ class Fit:
 
 
 class _PairTrainer(Trainer):
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor | Any], **_: Any) -> Any:
         """Mean over the pairs of a batch, the chosen ``[B]`` ahead of the rejected ``[B]``."""
         chosen, rejected = scores_of(model, inputs).chunk(2)
         loss = -logsigmoid(chosen - rejected).mean()
@@ -131,8 +115,8 @@ def fit_reward_model(
         raise UserError(f"learning_rate is {learning_rate}; expected a positive number")
     check_free(out)
     fingerprint(base)  # says what is wrong with a folder that holds no model
-    config, tokenizer = load_config(base)
-    dialogues = Dialogues(tokenizer, min(max_length, longest(config, tokenizer)))
+    _, dialogues = load_dialogues(base, max_length)
+    tokenizer = dialogues.tokenizer
     pairs, equal, cut = _encoded(dialogues, train)
     if not pairs:
         raise UserError(f"there is no pair to learn from: {len(train)} given, {equal} with answers that read the same")
@@ -217,10 +201,6 @@ def tiny_identity() -> str:
 
 def tiny_reward_model(task: Task, name: str, report: Progress = lambda what, done, total: None) -> Path:
     """The folder of a tiny Bradley-Terry reward model of the split ``start``, built once and cached.
-
-    Args:
-        task: has preferences and an embedded policy.
-        name: of the task.
 
     Raises:
         UserError: the task has no embedded policy, or no preferences.

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from shiq_bench.models.chat import ChatCodec
-from shiq_bench.models.source import Progress, fingerprint, locate
+from shiq_bench.models.source import Progress, fingerprint, locate, one_line
 from shiq_bench.models.template import PLAIN_TEMPLATE
 from shiq_bench.records.cache import home
 from shiq_bench.records.errors import UserError
@@ -69,23 +69,20 @@ class Dialogues(ChatCodec):
         return head + ids[len(ids) - int(self.limit) + len(head) :], True
 
 
-def longest(config: Any, tokenizer: Any) -> float:
-    """Ids that a model takes at most: what its positions and its tokenizer allow."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
-    return min(positions, tokenizer.model_max_length)
+def load_dialogues(folder: Path, limit: float = math.inf, trust_remote_code: bool = False) -> tuple[Any, Dialogues]:
+    """Configuration of a model's folder, and dialogues as its tokenizer reads them.
 
-
-def load_config(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Configuration and tokenizer of a model's folder.
+    Args:
+        limit: ids at most, where the model's positions and its tokenizer allow more.
 
     Raises:
         UserError: one of them is missing or cannot be read.
     """
     with _readable(folder, "configuration and tokenizer that can be read"):
-        return (
-            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code),
-            AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code),
-        )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    return config, Dialogues(tokenizer, min(limit, positions, tokenizer.model_max_length))
 
 
 def load_classifier(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -107,8 +104,7 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} holds no {what}: {reason}") from error
+        raise UserError(f"{folder} holds no {what}: {one_line(error)}") from error
 
 
 def _widen_head(model: Any) -> None:
@@ -167,42 +163,52 @@ def scores_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 class RewardModel:
-    """Scores of dialogues under one reward model; higher is better, and the scale is the model's own.
+    """Scores of dialogues under a sequence classifier of transformers with one label.
+
+    Higher is better, and the scale is the model's own. Weights are loaded when a score is asked for that is not in the
+    cache.
+
+    Args:
+        name: a folder, or a hub id.
+        precision: of the weights; a linear head computes in float32 even so.
+        trust_remote_code: run the code that came with the model. Such a model may have several labels if its output
+            has a ``score``.
 
     Attributes:
-        name: the folder or hub id it was opened by.
         fingerprint: hash of its weights, configuration, tokenizer and template.
         plain_template: it has no chat template, and reads :data:`shiq_bench.models.template.PLAIN_TEMPLATE`.
+        encode: :meth:`Dialogues.whole`, as the model reads a dialogue.
         cut: dialogues scored so far that were longer than it can read.
+
+    Raises:
+        UserError: there is no such model, it is no reward model, or its weights are not safetensors.
     """
 
-    def __init__(self, name: str, folder: Path, precision: Literal["fp32", "bf16"], trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        revision: str = "main",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        trust_remote_code: bool = False,
+    ) -> None:
         self.name = name
-        self.folder = folder
+        self.folder = folder = locate(name, revision, trust_remote_code)
         self.precision = precision
         self.fingerprint = fingerprint(folder)
         self.cut = 0
         self._trust = trust_remote_code
-        config, self._tokenizer = load_config(folder, trust_remote_code)
-        own_code = trust_remote_code and "AutoModelForSequenceClassification" in (
-            getattr(config, "auto_map", None) or {}
-        )
-        if config.num_labels != 1 and not own_code:
+        config, dialogues = load_dialogues(folder, trust_remote_code=trust_remote_code)
+        own = trust_remote_code and "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+        if config.num_labels != 1 and not own:
             kind = ", ".join(config.architectures or ["model"])
             raise UserError(
                 f"{name} is a {kind} with {config.num_labels} labels; expected a sequence classifier with one: "
                 f"fit one with shiq-bench reward train --base {name}"
             )
-        self._dialogues = Dialogues(self._tokenizer, longest(config, self._tokenizer))
-        self.plain_template = self._dialogues.plain_template
-
-    def encode(self, dialogue: Sequence[Mapping[str, str]]) -> tuple[list[int], bool]:
-        """Ids of a dialogue as the model reads it, and whether its beginning was cut off.
-
-        Raises:
-            UserError: it does not end with the assistant's answer, or the template refuses it.
-        """
-        return self._dialogues.whole(dialogue)
+        self._tokenizer = dialogues.tokenizer
+        self.plain_template = dialogues.plain_template
+        self.encode = dialogues.whole
 
     def score(
         self, dialogues: Sequence[Sequence[Mapping[str, str]]], on_progress: Progress | None = None
@@ -223,7 +229,7 @@ class RewardModel:
         with self._cache() as cache:
             known: dict[str, float] = {}
             for key in sequences:
-                known |= dict(cache.execute("SELECT key, score FROM scores WHERE key = ?", (key,)))
+                known |= cache.execute("SELECT key, score FROM scores WHERE key = ?", (key,))
             missing = sorted(sequences.keys() - known.keys(), key=lambda k: (-len(sequences[k]), k))
             at = 0
             while at < len(missing):
@@ -281,28 +287,6 @@ class RewardModel:
         return scores.tolist()
 
 
-def open_reward_model(
-    name: str,
-    *,
-    revision: str = "main",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    trust_remote_code: bool = False,
-) -> RewardModel:
-    """The reward model of a folder or a hub id: any sequence classifier of transformers with one label.
-
-    Its weights are loaded when a score is asked for that is not in the cache.
-
-    Args:
-        precision: of the weights; a linear head computes in float32 even so.
-        trust_remote_code: run the code that came with the model. Such a model may have several
-            labels if its output has a ``score``.
-
-    Raises:
-        UserError: there is no such model, it is no reward model, or its weights are not safetensors.
-    """
-    return RewardModel(name, locate(name, revision, trust_remote_code), precision, trust_remote_code)
-
-
 # --- answers to be scored, as lines of JSON ---
 
 Dialogue = list[dict[str, str]]
@@ -324,7 +308,7 @@ def read_answers(
         if not line.strip():
             continue
         try:
-            row, dialogue = read_answer(line)
+            row, dialogue = _answer(line)
             check(dialogue)
         except UserError as error:
             problems.append(f"line {number}: {error}")
@@ -334,12 +318,8 @@ def read_answers(
     return rows, dialogues, problems
 
 
-def read_answer(line: str) -> tuple[dict[str, Any], Dialogue]:
-    """A line's own fields, and the dialogue in them: ``messages``, or ``prompt`` and ``answer``.
-
-    Raises:
-        UserError: it has none.
-    """
+def _answer(line: str) -> tuple[dict[str, Any], Dialogue]:
+    """A line's own fields, and the dialogue in them: ``messages``, or ``prompt`` and ``answer``."""
     try:
         row = json.loads(line)
         json.dumps(row, ensure_ascii=False).encode()

@@ -50,7 +50,7 @@ def preferences(
             documents.append({"prompt": _as_text(pair["messages"]), "choices": answers[:: 1 - 2 * gold], "gold": gold})
     if not documents:
         raise UserError("shiq_preference needs pairs of answers, and there are no held-out ones: choose another task")
-    return _dataset(documents)
+    return DatasetDict({"test": Dataset.from_list(documents)})
 
 
 def _as_text(messages: Sequence[Mapping[str, str]]) -> str:
@@ -75,8 +75,4 @@ def bfcl_functions(**_: Any) -> DatasetDict:
         prompt = f"{_as_text(entry.turns[0])}\n\nFunctions:\n{offered}\n\nThe function to call:"
         (gold,) = entry.possible[0]
         documents.append({"prompt": prompt, "choices": names, "gold": names.index(gold)})
-    return _dataset(documents)
-
-
-def _dataset(documents: list[dict[str, Any]]) -> DatasetDict:
     return DatasetDict({"test": Dataset.from_list(documents)})

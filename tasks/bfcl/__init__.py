@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import shiq_bench as sb
+from shiq_bench.api.task import Examples, Measured
 from shiq_bench.tasks.bfcl import data, fetch, oddities, score
 from shiq_bench.tasks.bfcl.aggregate import SIZES, pooled_score, weights
 from shiq_bench.tasks.bfcl.dialogue import Credit, Dialogue, credited
@@ -92,7 +93,6 @@ class Bfcl(sb.Task):
 
     @functools.cached_property
     def root(self) -> Path:
-        """Folder of the official package."""
         return fetch.locate()
 
     @functools.cached_property
@@ -102,7 +102,6 @@ class Bfcl(sb.Task):
 
     @functools.cached_property
     def executor(self) -> Executor:
-        """The pool of workers."""
         return Executor(self.root, self.workers, self.timeout)
 
     @functools.cached_property
@@ -124,7 +123,6 @@ class Bfcl(sb.Task):
         return score.score_lines(self.root, lines, self.executor, report)
 
     def resolved_options(self, codec: sb.Codec, spec: sb.RunSpec) -> Mapping[str, Any]:
-        """The tool format that ``auto`` stands for."""
         return {"tool_format": self.resolved_format(codec)}
 
     def resolved_format(self, codec: sb.Codec) -> str:
@@ -189,7 +187,6 @@ class Bfcl(sb.Task):
         ]
 
     def _played(self, dialogue: Dialogue, outcome: Outcome, source: str) -> tuple[sb.Trajectory, sb.Score]:
-        """A dialogue of several turns, judged turn by turn."""
         errors = dialogue.errors(outcome)
         rewards = credited(errors, self.credit)
         error = outcome.error("entry")
@@ -266,12 +263,7 @@ class Bfcl(sb.Task):
         numbers = {name: float(value) for name, value in values.items()}
         return trajectory, sb.Score(sum(rewards), tuple(rewards), numbers, about, scored=scored)
 
-    def aggregate(
-        self,
-        metrics: Mapping[str, Mapping[str, float | None]],
-        examples: Sequence[Mapping[str, Any]],
-        reference: Sequence[Mapping[str, Any]] = (),
-    ) -> dict[str, dict[str, float | None]]:
+    def aggregate(self, metrics: Measured, examples: Examples, reference: Examples = ()) -> Measured:
         """The official scores of the groups whose categories were all run, and the overall one if all were."""
         counts = SIZES | {name: int(metrics[name]["n"] or 0) for name in SIZES if name in metrics}
         return {
@@ -324,6 +316,5 @@ class Bfcl(sb.Task):
         }
 
     def close(self) -> None:
-        """Stop the workers, if any were started."""
         if "executor" in self.__dict__:
             self.executor.close()

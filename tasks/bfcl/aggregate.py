@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
+from shiq_bench.api.task import Examples, Measured
 from shiq_bench.tasks.bfcl import data
 
 #: Entries of each category, in official order.
@@ -37,17 +37,11 @@ BY_ENTRIES = ("live_ast", "live")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table of scores.
-
-    Attributes:
-        name: a category, or one of ``PARTS``.
-        accuracy: in [0, 1]; None where it, or a part of it, was not run.
-        scored, entries: how many entries were scored, and how many there are.
-    """
+    """One line of the table of scores: a category, or one of ``PARTS``."""
 
     name: str
-    accuracy: float | None
-    scored: int
+    accuracy: float | None  # in [0, 1]; None where it, or a part of it, was not run
+    scored: int  # of so many entries
     entries: int
 
 
@@ -91,11 +85,7 @@ def aggregate(results: Mapping[str, tuple[float, int]]) -> list[Row]:
     return rows
 
 
-def pooled_score(
-    weights: Mapping[str, float],
-    metrics: Mapping[str, Mapping[str, float | None]],
-    examples: Sequence[Mapping[str, Any]],
-) -> dict[str, float | None] | None:
+def pooled_score(weights: Mapping[str, float], metrics: Measured, examples: Examples) -> dict[str, float | None] | None:
     """A weighted mean of categories' accuracies; None where one of them was not run.
 
     The four multi-turn categories retell the same scenarios, so the scenario is the unit of the error, which is

@@ -51,7 +51,6 @@ class Entry:
 
     Attributes:
         id: official id, ``<category>_<number>``.
-        category: official name.
         turns: messages that open each turn, as role and content; none in a turn that offers held-out functions.
         functions: documents of every function of the entry, in official order, held-out ones included.
         possible: single-turn: for each call of the ground truth, function -> argument -> accepted values.
@@ -85,15 +84,10 @@ class Entry:
     @property
     def request(self) -> dict[str, Any]:
         """What official code reads of an entry, as JSON data."""
+        about = {"id": self.id, "category": self.category}
         if not self.multi_turn:
-            return {"id": self.id, "category": self.category, "function": self.functions, "ground_truth": self.possible}
-        return {
-            "id": self.id,
-            "category": self.category,
-            "initial_config": self.config,
-            "involved_classes": self.classes,
-            "ground_truth": self.gold,
-        }
+            return about | {"function": self.functions, "ground_truth": self.possible}
+        return about | {"initial_config": self.config, "involved_classes": self.classes, "ground_truth": self.gold}
 
     def offered(self, turn: int) -> list[Mapping[str, Any]]:
         """Documents shown when a turn opens: at the first all but held-out ones, later those held out until then."""
@@ -153,23 +147,19 @@ def _category(root: Path, category: str, file: str, docs: Mapping[str, Sequence[
     gold = {row["id"]: row["ground_truth"] for row in _lines(answers)} if answers.exists() else {}
     out = []
     for row in _lines(folder / file):
-        turns = tuple(tuple(turn) for turn in row["question"])
+        about = row["id"], category, tuple(map(tuple, row["question"]))
         if "involved_classes" not in row:
-            functions = tuple(row["function"])
-            out.append(Entry(row["id"], category, turns, functions, possible=tuple(gold.get(row["id"], ()))))
+            out.append(Entry(*about, tuple(row["function"]), possible=tuple(gold.get(row["id"], ()))))
             continue
-        out.append(
-            Entry(
-                row["id"],
-                category,
-                turns,
-                functions=tuple(doc for name in row["involved_classes"] for doc in docs[name]),
-                gold=tuple(tuple(turn) for turn in gold[row["id"]]),
-                classes=tuple(row["involved_classes"]),
-                config=row["initial_config"],
-                held_out={int(turn): tuple(held) for turn, held in row.get("missed_function", {}).items()},
-            )
+        entry = Entry(
+            *about,
+            tuple(doc for name in row["involved_classes"] for doc in docs[name]),
+            gold=tuple(map(tuple, gold[row["id"]])),
+            classes=tuple(row["involved_classes"]),
+            config=row["initial_config"],
+            held_out={int(turn): tuple(held) for turn, held in row.get("missed_function", {}).items()},
         )
+        out.append(entry)
     return out
 
 

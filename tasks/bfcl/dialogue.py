@@ -34,7 +34,6 @@ class Dialogue(Episode):
 
     Attributes:
         session: the simulated services of a multi-turn entry.
-        turn: index of the current turn.
         texts: answers by turn, as the model gave them.
         results: what the calls of each turn and step returned, cut to what somebody reads.
         turns: calls for the official checker by turn and step, steps without any left out.

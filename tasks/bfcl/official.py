@@ -32,11 +32,7 @@ Turns = Sequence[Sequence[Sequence[str]]]
 
 
 class Official:
-    """Official execution and verdicts.
-
-    Args:
-        root: folder that holds ``bfcl_eval/``.
-    """
+    """Official execution and verdicts, by the package in a folder that holds ``bfcl_eval/``."""
 
     def __init__(self, root: Path) -> None:
         if str(root) not in sys.path:

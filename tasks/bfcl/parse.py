@@ -51,13 +51,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Something that reads as a call and is not executed: for the verdict one call made in vain.
+    """Something that reads as a call and is not executed: for the verdict one call made in vain."""
 
-    Attributes:
-        error: what the model is told, as this call's result.
-    """
-
-    error: str
+    error: str  # what the model is told, as this call's result
 
 
 class Undecodable(Exception):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import shiq_bench as sb
+from shiq_bench.api.task import Examples, Measured
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.tasks.ultrafeedback import data, files, judges
-from shiq_bench.tasks.ultrafeedback.answering import Answering, beats, cut, dialogue, paid_trajectory
-from shiq_bench.tasks.ultrafeedback.judges import TINY, Precision
+from shiq_bench.tasks.ultrafeedback.data import Answering, cut, dialogue, paid_trajectory
+from shiq_bench.tasks.ultrafeedback.judges import TINY, Precision, beats
 
 if TYPE_CHECKING:
     from shiq_bench.rewards.model import RewardModel
@@ -326,12 +327,7 @@ class UltraFeedback(sb.Task):
             out.append((trajectory, sb.Score(trajectory.total_reward, (trajectory.total_reward,), metrics, details)))
         return out
 
-    def aggregate(
-        self,
-        metrics: Mapping[str, Mapping[str, float | None]],
-        examples: Sequence[Mapping[str, Any]],
-        reference: Sequence[Mapping[str, Any]] = (),
-    ) -> dict[str, dict[str, float | None]]:
+    def aggregate(self, metrics: Measured, examples: Examples, reference: Examples = ()) -> Measured:
         """Win rates, ties half: against the chosen answer length-controlled, against the reference raw as well.
 
         An answer meets every one that the reference gave to the same prompt.
@@ -347,7 +343,6 @@ class UltraFeedback(sb.Task):
         )  # fmt: skip
 
     def notes(self) -> list[str]:
-        """What a reader of the tables should know."""
         found = [
             "the reward is the judge's own scale: compare it within one judge only",
             "an answer cut by the limit is judged as it stands; the chosen answer is judged whole",
@@ -360,7 +355,6 @@ class UltraFeedback(sb.Task):
         return found
 
     def details(self) -> Mapping[str, Sequence[str]]:
-        """What can be given as data, and what is known."""
         return {
             "data (--data)": [
                 "a .jsonl or .parquet file, a dataset folder, or a name on the hub, in one of these schemas",

@@ -1,4 +1,4 @@
-"""Preference data from a file, a folder or the hub, whatever its schema, as questions with judged answers.
+"""Preference data, whatever their schema, as questions with judged answers; and one question being answered.
 
 Four schemas are recognised, by their columns:
 
@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shiq_bench import UserError
+from shiq_bench import Codec, Completion, Episode, Trajectory, Transcript, UserError
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.tasks.ultrafeedback.files import _hub, _local, _path, is_hub
 
 #: Percent of the questions in each split.
 SPLITS: Mapping[str, int] = {"start": 40, "rl": 40, "heldout": 20}
+
+#: Tokens an answer must at least have room for: with less, a prompt fills the budget and is left out.
+ROOM = 16
 
 Message = Mapping[str, str]
 
@@ -85,6 +88,41 @@ class Corpus:
         names = list(SPLITS)
         low = sum(SPLITS[n] for n in names[: names.index(name)])
         return [i for i in self.questions if low <= int(i, 16) % 100 < low + SPLITS[name]]
+
+
+# --- answering ------------------------------------------------------------------------------------
+
+
+class Answering(Episode):
+    """One question being answered; ``unfit`` is the tokens of a prompt that leaves no room for an answer, else 0."""
+
+    def __init__(self, question: Question, codec: Codec, max_length: int) -> None:
+        super().__init__(question.id, Transcript(codec.prompt(question.messages)))
+        self.question = question
+        self.codec = codec
+        self.text = ""
+        length = len(self.transcript.token_ids)
+        self.left = max_length - length
+        self.unfit = length if self.left < ROOM else 0
+        self.done = bool(self.unfit)
+
+
+def dialogue(question: Question, answer: str) -> list[Mapping[str, str]]:
+    return [*question.messages, {"role": "assistant", "content": answer}]
+
+
+def cut(ids: Sequence[int], limit: int) -> Completion:
+    """An answer as it would have been sampled under a limit: whole with its end of turn, or cut without."""
+    kept = tuple(ids[:limit])
+    return Completion(kept, (0.0,) * len(kept), "stop" if len(kept) == len(ids) else "length")
+
+
+def paid_trajectory(episode: Answering, reward: float, source: str) -> Trajectory:
+    """An answered question, its reward at the last token."""
+    transcript = episode.transcript
+    # Who said nothing at all has no token to be paid at.
+    paid = {transcript.last_action: reward} if transcript.last_action >= 0 else {}
+    return transcript.trajectory(episode.prompt_id, paid, source)
 
 
 # --- reading -------------------------------------------------------------------------------------

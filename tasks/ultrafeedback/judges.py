@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shiq_bench import Task, UserError
-from shiq_bench.tasks.ultrafeedback.answering import beats
 
 if TYPE_CHECKING:
     from shiq_bench.rewards.model import RewardModel
@@ -37,14 +36,14 @@ def named(name: str, precision: Precision) -> RewardModel:
     Raises:
         UserError: there is none, or a revision of a folder is asked for.
     """
-    from shiq_bench.rewards.model import open_reward_model
+    from shiq_bench.rewards.model import RewardModel
 
     where, at, revision = name.rpartition("@")
     if Path(name).expanduser().is_dir() or not at:
-        return open_reward_model(name, precision=precision)
+        return RewardModel(name, precision=precision)
     if Path(where).expanduser().is_dir():
         raise UserError(f"{where} is a folder, which has no revisions: leave out @{revision}")
-    return open_reward_model(where, revision=revision, precision=precision)
+    return RewardModel(where, revision=revision, precision=precision)
 
 
 def short(name: str) -> str:
@@ -80,3 +79,8 @@ def win_rates(
             "longer_reference": clustered_mean([beats(gap, 0) for gap in gaps], prompts),
         }
     return {name: {"mean": e.mean, "n": e.n, "stderr": e.stderr} for name, e in found.items()}
+
+
+def beats(mine: float, theirs: float) -> float:
+    """1, 0, or one half where they are equal."""
+    return 0.5 if mine == theirs else float(mine > theirs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.rewards.model import open_reward_model
+from shiq_bench.rewards.model import RewardModel
 from tests.command import Finished, shiq_bench
 from tests.rewards.conftest import llama, llama_tokenizer, qwen, says
 from tests.rewards.test_fit import causal
@@ -74,7 +74,7 @@ def test_train_then_score(here: Path) -> None:
     assert report["fit"] == {"pairs": 40, "equal": 0, "cut": 0, "steps": 40}
     assert report["task_options"] == {"dataset": "pairs.jsonl", "heldout": 20}
     assert report["settings"]["seed"] == 3 and report["settings"]["max_length"] == 64
-    assert report["fingerprint"] == open_reward_model("rm").fingerprint
+    assert report["fingerprint"] == RewardModel("rm").fingerprint
 
     lines = [{"prompt": "one 3", "answer": f"{word} 3", "id": word} for word in ("four", "three")]
     (here / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -108,7 +108,7 @@ def test_bad_lines_are_named_and_the_others_scored(here: Path) -> None:
         assert line.startswith(f"in.jsonl: line {number}: ") and message in line
     first, second = map(json.loads, (here / "new" / "out.jsonl").read_text().splitlines())
     assert first == {**good[0], "score": first["score"]} and second == {**good[1], "score": first["score"]}
-    assert [first["score"]] == open_reward_model("rm").score([says("one", "two")])
+    assert [first["score"]] == RewardModel("rm").score([says("one", "two")])
 
 
 def test_what_cannot_be_done_is_one_line(here: Path) -> None:

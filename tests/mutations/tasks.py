@@ -70,7 +70,7 @@ BUGS = [
     ),
     Mutation(
         "stored answers cut with their end of turn",
-        "tasks/ultrafeedback/answering.py",
+        "tasks/ultrafeedback/data.py",
         "    kept = tuple(ids[:limit])\n",
         "    kept = (*ids[: limit - 1], ids[-1])\n",
         f"{FEEDBACK}::test_stored_answers_end_as_sampled_ones_do[llama_tokenizer]",

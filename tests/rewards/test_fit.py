@@ -18,7 +18,7 @@ from shiq_bench.api.trajectory import Preference
 from shiq_bench.records.errors import UserError
 from shiq_bench.rewards import fit
 from shiq_bench.rewards.fit import calibration_error, fit_reward_model, judge_pairs
-from shiq_bench.rewards.model import open_reward_model
+from shiq_bench.rewards.model import RewardModel
 from tests.models.test_chat import tokenizer
 from tests.rewards.conftest import LLAMA, SHAPE, llama, llama_tokenizer, qwen, says
 
@@ -67,20 +67,20 @@ def test_a_fitted_model_tells_answers_apart(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["pad_token_id"] == text.pad_token_id
     assert len(weights["model.embed_tokens.weight"]) == len(text)
 
-    judged = judge_pairs(open_reward_model(str(out)), heldout)
+    judged = judge_pairs(RewardModel(str(out)), heldout)
     assert judged.accuracy.mean is not None and judged.accuracy.mean > 0.9
     assert judged.accuracy.n == 80 and judged.accuracy.units == 40
     assert judged.longer.mean is not None and 0.3 < judged.longer.mean < 0.7
     assert judged.brier is not None and judged.brier < 0.15
     # Before, it knew nothing.
-    unfitted = judge_pairs(open_reward_model(str(llama(tmp_path / "random", llama_tokenizer()))), heldout)
+    unfitted = judge_pairs(RewardModel(str(llama(tmp_path / "random", llama_tokenizer()))), heldout)
     assert unfitted.accuracy.mean is not None and unfitted.accuracy.mean < 0.75
 
 
 def test_the_loss_is_that_of_bradley_and_terry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """-ln sigma(r_c - r_r), by the scores of the model that training starts from."""
     base, few = llama(tmp_path / "base", llama_tokenizer()), pairs(6, 0)
-    model = open_reward_model(str(base))
+    model = RewardModel(str(base))
     expected = []
     for pair in few:
         chosen, rejected = model.score([says(pair.messages[0]["content"], a) for a in (pair.chosen, pair.rejected)])
@@ -111,7 +111,7 @@ def test_bfloat16_fits_as_well(tmp_path: Path) -> None:
     out = tmp_path / "rm"
     fit_reward_model(causal(tmp_path / "base", llama_tokenizer()), pairs(240, 0), out, **QUICK, precision="bf16")
     assert {w.dtype for w in load_file(out / "model.safetensors").values()} == {torch.float32}
-    judged = judge_pairs(open_reward_model(str(out)), pairs(80, 1))
+    judged = judge_pairs(RewardModel(str(out)), pairs(80, 1))
     assert judged.accuracy.mean is not None and judged.accuracy.mean > 0.9
 
 
@@ -126,14 +126,14 @@ def test_a_pad_that_no_dialogue_holds_is_kept(tmp_path: Path) -> None:
 
 def test_a_head_that_does_not_fit_is_replaced(tmp_path: Path) -> None:
     fit_reward_model(llama(tmp_path / "base", llama_tokenizer(), labels=3), pairs(4, 0), tmp_path / "rm")
-    assert len(open_reward_model(str(tmp_path / "rm")).score([says("one", "two")])) == 1
+    assert len(RewardModel(str(tmp_path / "rm")).score([says("one", "two")])) == 1
 
 
 def test_plain_text_stays_plain_text(tmp_path: Path) -> None:
     base = causal(tmp_path / "base", tokenizer(None, []))
     fit_reward_model(base, pairs(4, 0), tmp_path / "rm")
     before, after = (
-        open_reward_model(str(folder)) for folder in (llama(tmp_path / "m", tokenizer(None, [])), tmp_path / "rm")
+        RewardModel(str(folder)) for folder in (llama(tmp_path / "m", tokenizer(None, [])), tmp_path / "rm")
     )
     assert after.plain_template and after.encode(says("one", "two")) == before.encode(says("one", "two"))
 

@@ -23,7 +23,7 @@ from transformers import (
 from shiq_bench.models.template import PLAIN_TEMPLATE
 from shiq_bench.records.errors import UserError
 from shiq_bench.rewards import model as rewards
-from shiq_bench.rewards.model import RewardModel, free_pad, open_reward_model
+from shiq_bench.rewards.model import RewardModel, free_pad
 from tests.models.test_chat import tokenizer
 from tests.rewards.conftest import DIALOGUES, SHAPE, llama, llama_tokenizer, qwen, save, says
 
@@ -51,11 +51,11 @@ def test_scores_are_those_of_the_last_token_in_any_batch(
         folder = llama(tmp_path / "model", text, pad_token_id=text.pad_token_id)
     expected = [by_hand(folder, d) for d in DIALOGUES]
     assert max(expected) - min(expected) > 0.1  # they can be told apart
-    assert open_reward_model(str(folder)).score(DIALOGUES) == pytest.approx(expected, abs=1e-4)
+    assert RewardModel(str(folder)).score(DIALOGUES) == pytest.approx(expected, abs=1e-4)
     for tokens in (1, 60):  # one by one; a few together
         monkeypatch.setattr(rewards, "TOKENS", tokens)
         monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / str(tokens)))
-        assert open_reward_model(str(folder)).score(DIALOGUES) == pytest.approx(expected, abs=1e-3)
+        assert RewardModel(str(folder)).score(DIALOGUES) == pytest.approx(expected, abs=1e-3)
 
 
 def test_padding_with_the_end_of_a_turn_would_move_the_score(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_a_pad_id_stands_in_no_sequence() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen"])
 def test_bfloat16_is_near(family: str, tmp_path: Path, record_property: Any) -> None:
     folder = llama(tmp_path / "m", llama_tokenizer()) if family == "llama" else qwen(tmp_path / "m")
-    wide = torch.tensor(open_reward_model(str(folder)).score(DIALOGUES))
-    narrow = torch.tensor(open_reward_model(str(folder), precision="bf16").score(DIALOGUES))
+    wide = torch.tensor(RewardModel(str(folder)).score(DIALOGUES))
+    narrow = torch.tensor(RewardModel(str(folder), precision="bf16").score(DIALOGUES))
     assert wide.tolist() != narrow.tolist()  # another cache, and another model
     deviation = float((wide - narrow).abs().max() / wide.std())
     record_property("largest deviation of bfloat16, in standard deviations of the score", deviation)
@@ -95,14 +95,14 @@ def test_one_bos(doubled: bool, tmp_path: Path) -> None:
     if doubled:
         text.chat_template = "{{ bos_token }}" + text.chat_template
     assert text("a")["input_ids"][0] == text.bos_token_id  # it would add one to what the template writes
-    ids, cut = open_reward_model(str(llama(tmp_path / "m", text))).encode(says("one", "two"))
+    ids, cut = RewardModel(str(llama(tmp_path / "m", text))).encode(says("one", "two"))
     assert ids[0] == text.bos_token_id and ids.count(text.bos_token_id) == 1 and not cut
     assert text.decode(ids) == "<bos><|start|>user\none<|eot|><|start|>assistant\ntwo<|eot|>"
 
 
 def test_what_is_too_long_loses_its_beginning(tmp_path: Path) -> None:
     text = llama_tokenizer()
-    model = open_reward_model(str(llama(tmp_path / "m", text, max_position_embeddings=24)))
+    model = RewardModel(str(llama(tmp_path / "m", text, max_position_embeddings=24)))
     short, long = says("one", "two"), says("one two three four " * 9, "two")
     whole = text.apply_chat_template(long, tokenize=True, return_dict=True)["input_ids"]
     assert model.encode(long) == ([text.bos_token_id, *whole[-23:]], True)
@@ -114,15 +114,15 @@ def test_what_is_too_long_loses_its_beginning(tmp_path: Path) -> None:
 def test_a_tokenizer_without_a_template_reads_plain_text(tmp_path: Path) -> None:
     text = tokenizer(None, [])
     folder = llama(tmp_path / "m", text)
-    model = open_reward_model(str(folder))
+    model = RewardModel(str(folder))
     assert model.plain_template
     ids, _ = model.encode(says("one", "two"))
     assert text.decode(ids) == "<bos>### user\none\n\n### assistant\ntwo<eos>\n\n"
     text.chat_template = PLAIN_TEMPLATE
     text.save_pretrained(folder)
-    again = open_reward_model(str(folder))
+    again = RewardModel(str(folder))
     assert again.plain_template and again.encode(says("one", "two"))[0] == ids
-    assert not open_reward_model(str(qwen(tmp_path / "q"))).plain_template
+    assert not RewardModel(str(qwen(tmp_path / "q"))).plain_template
 
 
 def test_an_encoder_scores_at_its_first_token(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_an_encoder_scores_at_its_first_token(tmp_path: Path) -> None:
         vocab_size=len(text), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=128, num_labels=1, pad_token_id=text.pad_token_id,
     )  # fmt: skip
-    model = open_reward_model(str(save(tmp_path / "m", BertForSequenceClassification(config), text)))
+    model = RewardModel(str(save(tmp_path / "m", BertForSequenceClassification(config), text)))
     ids, _ = model.encode(says("one", "two"))
     assert text.decode(ids).startswith("[CLS]### user") and "two[SEP]" in text.decode(ids)
     together, alone = model.score(DIALOGUES), [model._forward([model.encode(d)[0]])[0] for d in DIALOGUES]
@@ -154,10 +154,10 @@ def test_several_labels_and_no_reward_model(tmp_path: Path) -> None:
         "thre": "no model folder at .*did you mean .*three",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
-            open_reward_model(str(tmp_path / name))
+            RewardModel(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"lacks weights of a reward model \(score.weight\)"):
-        open_reward_model(str(tmp_path / "headless")).score(DIALOGUES)
+        RewardModel(str(tmp_path / "headless")).score(DIALOGUES)
 
 
 CODE = """
@@ -185,19 +185,19 @@ def test_several_labels_with_a_score_of_their_own(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "gated.py").write_text(CODE)
     with pytest.raises(UserError, match="3 labels"):
-        open_reward_model(str(folder))
-    model = open_reward_model(str(folder), trust_remote_code=True)
+        RewardModel(str(folder))
+    model = RewardModel(str(folder), trust_remote_code=True)
     plain = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).eval()
     with torch.no_grad():
         expected = [float(plain(torch.tensor([model.encode(d)[0]])).logits.sum()) for d in DIALOGUES]
     assert model.score(DIALOGUES) == pytest.approx(expected, abs=1e-4)
     (folder / "gated.py").write_text(CODE.replace("score=logits.sum(-1)", ""))
     with pytest.raises(UserError, match="gives 3 labels and no score"):
-        open_reward_model(str(folder), trust_remote_code=True).score(DIALOGUES)
+        RewardModel(str(folder), trust_remote_code=True).score(DIALOGUES)
 
 
 def test_dialogues_that_cannot_be_scored(tmp_path: Path) -> None:
-    model = open_reward_model(str(qwen(tmp_path / "m")))
+    model = RewardModel(str(qwen(tmp_path / "m")))
     for dialogue in ([], says("one"), says("one", "two", "three")):
         with pytest.raises(UserError, match="must end with a message of the assistant"):
             model.score([dialogue])
@@ -206,7 +206,7 @@ def test_dialogues_that_cannot_be_scored(tmp_path: Path) -> None:
 
 def test_scores_are_kept_and_need_no_weights(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = qwen(tmp_path / "m")
-    first = open_reward_model(str(folder)).score([*DIALOGUES, DIALOGUES[0]])
+    first = RewardModel(str(folder)).score([*DIALOGUES, DIALOGUES[0]])
     assert first[0] == first[-1]
     seen: list[tuple[int, int]] = []
 
@@ -215,19 +215,19 @@ def test_scores_are_kept_and_need_no_weights(tmp_path: Path, cache: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(rewards, "load_classifier", never)
-        again = open_reward_model(str(folder))
+        again = RewardModel(str(folder))
         assert again.score([DIALOGUES[0], *DIALOGUES]) == [first[0], *first[:-1]]
         again.score(DIALOGUES, lambda what, done, total: seen.append((done, total)))
         assert not seen
         with pytest.raises(AssertionError):
             again.score([says("new", "answer")])
-    open_reward_model(str(folder)).score([says("new", "answer")], lambda what, *counts: seen.append(counts))
+    RewardModel(str(folder)).score([says("new", "answer")], lambda what, *counts: seen.append(counts))
     assert seen == [(1, 1)]
     assert len(list(cache.glob("*.sqlite"))) == 1
     # Another template is another model.
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>\n", "<|im_end|>"))
-    assert open_reward_model(str(folder)).score(DIALOGUES) != first[:-1]
+    assert RewardModel(str(folder)).score(DIALOGUES) != first[:-1]
     assert len(list(cache.glob("*.sqlite"))) == 2
 
 
@@ -240,9 +240,9 @@ def test_an_interruption_keeps_the_batches_before_it(tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_reward_model(folder).score(DIALOGUES, stop)
+        RewardModel(folder).score(DIALOGUES, stop)
     seen: list[int] = []
-    open_reward_model(folder).score(DIALOGUES, lambda what, done, total: seen.append(total))
+    RewardModel(folder).score(DIALOGUES, lambda what, done, total: seen.append(total))
     assert seen == [len(DIALOGUES) - 3] * (len(DIALOGUES) - 3)
 
 
@@ -253,7 +253,7 @@ def test_two_processes_write_one_cache(tmp_path: Path, cache: Path, monkeypatch:
     running = []
     for name in ("a", "b"):
         dialogues = [says("x", f"{n} {which}") for which in (name, "both") for n in range(40)]
-        running.append(forked.Process(target=open_reward_model(str(folder)).score, args=(dialogues,)))
+        running.append(forked.Process(target=RewardModel(str(folder)).score, args=(dialogues,)))
         running[-1].start()
     for process in running:
         process.join()
@@ -263,7 +263,7 @@ def test_two_processes_write_one_cache(tmp_path: Path, cache: Path, monkeypatch:
 
 
 def test_a_spoilt_cache_is_named(tmp_path: Path, cache: Path) -> None:
-    model = open_reward_model(str(qwen(tmp_path / "m")))
+    model = RewardModel(str(qwen(tmp_path / "m")))
     model.score(DIALOGUES[:1])
     (path,) = cache.glob("*.sqlite")
     path.write_bytes(b"no database at all, but long enough to be looked at" * 40)
@@ -278,13 +278,13 @@ def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
         spoilt.score.weight.fill_(float("nan"))
     spoilt.save_pretrained(folder)
     with pytest.raises(UserError, match="gives a score that is no finite number"):
-        open_reward_model(str(folder)).score(DIALOGUES)
+        RewardModel(str(folder)).score(DIALOGUES)
 
 
 def test_a_report_beside_the_weights_changes_nothing(tmp_path: Path) -> None:
     folder = qwen(tmp_path / "m")
-    before: RewardModel = open_reward_model(str(folder))
+    before = RewardModel(str(folder))
     (folder / "report.json").write_text("{}")
-    assert open_reward_model(str(folder)).fingerprint == before.fingerprint
+    assert RewardModel(str(folder)).fingerprint == before.fingerprint
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    assert open_reward_model(str(folder)).fingerprint != before.fingerprint
+    assert RewardModel(str(folder)).fingerprint != before.fingerprint

@@ -23,7 +23,7 @@ from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import data_setting, resolve
 from shiq_bench.runs.validation import check_demands
 from shiq_bench.tasks.ultrafeedback import UltraFeedback, data, files
-from shiq_bench.tasks.ultrafeedback.answering import ROOM, Answering
+from shiq_bench.tasks.ultrafeedback.data import ROOM, Answering
 from tests.preferences import rows, write
 from tests.rewards.conftest import llama, llama_tokenizer, qwen_tokenizer
 
