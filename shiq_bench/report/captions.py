@@ -239,7 +239,7 @@ def _detectable(block: Block, metric: Metric) -> Iterable[str]:
             continue
         # A rate of 0 or 1 has no binomial spread to go by: use (x + 1) / (n + 2).
         rate = e.mean if 0 < e.mean < 1 else (e.mean * e.units + 1) / (e.units + 2)
-        error = binomial_stderr(rate, e.units) or 0.0
+        error = binomial_stderr(rate, e.units)
         yield (
             f"Minimum detectable effect, {metric.title}, {split}: {100 * detectable_difference(error):.1f} points "
             f"between two unpaired policies (80% power; {e.units} prompts near {100 * rate:.1f}% have a standard error "
