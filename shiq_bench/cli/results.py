@@ -67,15 +67,14 @@ def compare(
     """Two runs, or two methods over their shared seeds: differences, settings, and the prompts that tell them apart."""
     from rich.console import Console
 
-    from shiq_bench.report import pairwise as comparing
-    from shiq_bench.report import pairwise_text as printing
+    from shiq_bench.report import pairwise
 
     load_plugins(plugin)
     records, torn = _records(results or [Path("results")])
-    found = [comparing.select(records, name, task) for name in (one, other)]
+    found = [pairwise.select(records, name, task) for name in (one, other)]
     known = _metrics(found[0]).get(found[0][0].spec.task, ())
-    made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
-    printing.print_versus(made, format=format, console=Console())
+    made = pairwise.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
+    pairwise.print_versus(made, format=format, console=Console())
     if torn:
         raise typer.Exit(1)
 
@@ -90,8 +89,7 @@ def report(
     from rich.console import Console
 
     from shiq_bench.records.files import write_atomic
-    from shiq_bench.report.page import page
-    from shiq_bench.report.payload import payload
+    from shiq_bench.report.page import page, payload
 
     load_plugins(plugin)
     folders = results or [Path("results")]
