@@ -60,14 +60,13 @@ def compare(
     plugin: Plugins = None,
 ) -> None:
     """Two runs, or two methods over their shared seeds: differences, settings, and the prompts that tell them apart."""
-    from shiq_bench.report import pairwise as comparing
-    from shiq_bench.report import pairwise_text as printing
+    from shiq_bench.report import pairwise
 
     with _records(results or [Path("results")]) as records:
-        found = [comparing.select(records, name, task) for name in (one, other)]
+        found = [pairwise.select(records, name, task) for name in (one, other)]
         known = _metrics(found[0]).get(found[0][0].spec.task, ())
-        made = comparing.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
-        printing.print_versus(made, format=format, console=Console())
+        made = pairwise.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
+        pairwise.print_versus(made, format=format, console=Console())
 
 
 def report(
@@ -78,8 +77,7 @@ def report(
 ) -> None:
     """Write one HTML page of all stored runs, to be opened anywhere: tables, pictures, episodes, settings."""
     from shiq_bench.records.files import write_atomic
-    from shiq_bench.report.page import page
-    from shiq_bench.report.payload import payload
+    from shiq_bench.report.page import page, payload
 
     folders = results or [Path("results")]
     path = out or folders[0] / "report.html"

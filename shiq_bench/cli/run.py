@@ -85,12 +85,12 @@ def run(
         raise UserError("--resume goes on and --fresh starts again: give one of them")
 
     from shiq_bench.records.run_store import RECORD, run_folder
-    from shiq_bench.report.tables import run_table
+    from shiq_bench.report.tables import print_table
     from shiq_bench.runs.execute import execute
 
     with live() as report:
         record = execute(resolved, resume=resume, fresh=fresh, report=report)
-    run_table(record, metrics=resolved.task.metrics, console=console)
+    print_table([record], resolved.task.metrics, console=console)
     settled = [f"{name}: {value}" for name, value in record.data.get("settled", {}).items()]
     for note in (*settled, *resolved.task.notes()):
         console.print(f"{task}: {note}", style="dim", highlight=False)

@@ -82,19 +82,13 @@ class Block:
 
     Attributes:
         columns: the reference first, then each algorithm.
-        places: (split, mode) in the order the runs evaluated them.
-        metrics: in the task's order.
-        cells: (split, mode, label, metric) -> the policy's number.
-        differences: the same keys -> trained minus reference.
+        differences: trained minus reference.
         rates: names of metrics whose n counts trials.
         best: keys whose number beats all others beyond doubt (see :func:`shiq_bench.stats.ranking.winner`).
         unmarked: keys that would be among them, of methods that lost units.
-        to_reference: keys of differences -> the test that belongs to the difference's interval (see
-            :func:`shiq_bench.stats.tests.paired_p`): Student's t, also over a table's instances, so that no p
-            contradicts the interval it stands beside.
-        to_best: keys -> the sign-flip test of the best method of its row against this one.
+        to_reference: the test that belongs to a difference's interval, see :func:`shiq_bench.stats.tests.paired_p`.
+        to_best: the sign-flip test of the best method of its row against this one.
         drops: keys of differences on lm-eval tasks that are losses beyond doubt.
-        captions: lines to print underneath.
     """
 
     title: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import product
 
-from shiq_bench.records.record import Metric, RunRecord
+from shiq_bench.records.record import RunRecord
 from shiq_bench.report.blocks import DROP, LM_EVAL, Block, Column, differing, flat, named, plain, where
 from shiq_bench.report.format import listed, p_value, span
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS, FALSE_MARKS, SKEWED_MARKS
@@ -13,12 +14,7 @@ from shiq_bench.stats.tests import binomial_stderr, detectable, detectable_diffe
 
 
 def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> Iterable[str]:
-    """Every sentence under one block, in order; computed from its runs and cells alone.
-
-    Args:
-        records: every run of the block.
-        disagree: runs that measured another reference than the one shown.
-    """
+    """Every sentence under one block, in order; ``disagree`` runs measured another reference than the one shown."""
     trained = block.columns[1:]
     table = block.conditions["model"] == "table"
     if table:
@@ -46,9 +42,7 @@ def captions_of(block: Block, records: Sequence[RunRecord], disagree: int) -> It
         yield from _cut(block)
     if block.conditions["model"] == "tiny":
         yield "Model: tiny, made from scratch on the spot for this task; it says nothing about larger models."
-    for metric in block.metrics:
-        if metric.headline and metric.percent and metric.name not in block.rates:
-            yield from _detectable(block, metric)
+    yield from _detectable(block)
     yield from _detectable_pairs(block)
     yield from _objectives(trained)
     yield from _settings(trained)
@@ -70,7 +64,7 @@ def _intervals(block: Block) -> Iterable[str]:
     if any(c.estimate.half for c in numbers):
         text = "±: 95% interval"
         if several:
-            text += f". Trained, several seeds: {_over_seeds(block)}. Reference: one checkpoint, over prompts"
+            text += f". Trained, several seeds: {_over_seeds(block, over)}. Reference: one checkpoint, over prompts"
         else:
             text += " over prompts"
         text += ", errors clustered by prompt"
@@ -110,12 +104,12 @@ def _bold(block: Block) -> Iterable[str]:
 
 def _drops(block: Block) -> Iterable[str]:
     """Losses on tasks of lm-eval."""
+    titles = {m.name: m.title for m in block.metrics}
     for task, mode, label, name in sorted(block.drops):
-        metric = next(m for m in block.metrics if m.name == name)
         e = block.differences[(task, mode, label, name)].estimate
         assert e.mean is not None and e.low is not None and e.high is not None
         yield (
-            f"Drop{DROP}, {label}, {task}, {metric.title}: {100 * e.mean:+.1f} points to the reference, 95% interval "
+            f"Drop{DROP}, {label}, {task}, {titles[name]}: {100 * e.mean:+.1f} points to the reference, 95% interval "
             f"{100 * e.low:+.1f} to {100 * e.high:+.1f}."
         )
 
@@ -148,9 +142,8 @@ def _runs(columns: Sequence[Column], records: Sequence[RunRecord]) -> Iterable[s
             yield f"Runs of {column.label}: {prefix}{{{','.join(r.run_id.removeprefix(prefix) for r in column.runs)}}}"
 
 
-def _over_seeds(block: Block) -> str:
+def _over_seeds(block: Block, found: Collection[str]) -> str:
     """What the intervals of trained policies are over, where they have several seeds."""
-    found = {c.over for k, c in block.cells.items() if k[2] != "reference"}
     crossed = "t over seeds and prompts, from their variance components"
     alone = "Student's t over the seeds' means, which does not cover other prompts"
     if "seeds" not in found:
@@ -230,16 +223,17 @@ def _cut(block: Block) -> Iterable[str]:
         yield f"Truncation (truncated answers count in every mean): {'; '.join(parts)}."
 
 
-def _detectable(block: Block, metric: Metric) -> Iterable[str]:
+def _detectable(block: Block) -> Iterable[str]:
     """Minimum detectable effect of a rate: what the number of prompts cannot resolve."""
-    for split in dict.fromkeys(split for split, _ in block.places):
+    metrics = [m for m in block.metrics if m.headline and m.percent and m.name not in block.rates]
+    for metric, split in product(metrics, dict.fromkeys(split for split, _ in block.places)):
         cells = (block.cells.get((split, mode, "reference", metric.name)) for mode in ("greedy", "sampled"))
         e = next((c.estimate for c in cells if c and c.estimate.mean is not None and c.estimate.units > 1), None)
         if e is None or e.mean is None:
             continue
         # A rate of 0 or 1 has no binomial spread to go by: use (x + 1) / (n + 2).
         rate = e.mean if 0 < e.mean < 1 else (e.mean * e.units + 1) / (e.units + 2)
-        error = binomial_stderr(rate, e.units) or 0.0
+        error = binomial_stderr(rate, e.units)
         yield (
             f"Minimum detectable effect, {metric.title}, {split}: {100 * detectable_difference(error):.1f} points "
             f"between two unpaired policies (80% power; {e.units} prompts near {100 * rate:.1f}% have a standard error "

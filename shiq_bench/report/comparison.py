@@ -1,13 +1,11 @@
-"""Run records to numbers: the reference beside every trained policy, with intervals and n.
-
-:func:`compare` does the arithmetic once, whatever it is then laid out as.
-"""
+"""Run records to numbers: the reference beside every trained policy, with intervals and n."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,7 @@ def compare(
     """Group records into blocks and columns, and compute every cell.
 
     Args:
-        records: in any order; the result does not depend on it.
+        records: in any order.
         metrics: the tasks' metrics (by task name where there are several tasks), which give order,
             titles, units and direction; what they leave out follows by name.
         allow_mixed: compare runs of different versions of the source, and say so underneath.
@@ -68,13 +66,16 @@ def compare(
         scales = {groups[k][0].judges_hash for k in keys if groups[k][0].spec.task == task}
         blocks.append(_block(groups[key], known, unequal | ({"judges"} if len(scales) > 1 else set())))
 
-    captions = []
-    if versions:
-        told = "; ".join(versions)
-        captions.append(f"MIXED SOURCES: these runs come from different versions of the code: {told}.")
+    captions = mixed_sources(records)
     if any(r.git_dirty for r in records):
         captions.append("Some runs were made from a checkout with uncommitted changes.")
     return Comparison(tuple(blocks), tuple(captions))
+
+
+def mixed_sources(records: Iterable[RunRecord]) -> list[str]:
+    """A warning where runs come from different versions of the source."""
+    told = "; ".join(code_versions(records))
+    return [f"MIXED SOURCES: these runs come from different versions of the code: {told}."] if told else []
 
 
 # --- arithmetic ----------------------------------------------------------------------------------
@@ -105,21 +106,15 @@ def columns_of(records: Sequence[RunRecord]) -> list[Column]:
     return columns
 
 
-def _sortable(value: Any) -> tuple[int, float, str]:
+def _sortable(value: Any) -> tuple[float, str]:
     """A key that orders numbers as numbers, before text."""
-    if isinstance(value, (int, float)):
-        return (0, float(value), "")
-    return (1, 0.0, plain(value))
+    return (float(value), "") if isinstance(value, (int, float)) else (inf, plain(value))
 
 
 def reference_of(
     records: Sequence[RunRecord], place: Place, own: Collection[str] = ()
 ) -> tuple[Evaluation | None, int]:
-    """The reference's evaluation, from a finished run where there is one, and how many disagree with it.
-
-    Args:
-        own: metrics that are each method's own, on which none can disagree.
-    """
+    """The reference's evaluation, of a finished run if there is one, and how many disagree with it but for ``own``."""
     finished_first = sorted(records, key=lambda r: (r.status != "done", r.run_id))
     found = [e for r in finished_first if (e := last(r, "reference", place)) is not None]
     if not found:
@@ -152,12 +147,9 @@ def difference_of(pairs: Sequence[tuple[Evaluation, Evaluation]], metric: str, s
         pairs: evaluations of one seed each, or of one run.
         seeds: runs that there are, whether or not they have the metric.
     """
-    found = []
-    for a, b in pairs:
-        e = paired_examples(a.examples, b.examples, metric)
-        if e.mean is not None:
-            found.append((e, linearised_difference(a.examples, b.examples, metric)))
-    return _cell(found, seeds)
+    both = [(a.examples, b.examples) for a, b in pairs]
+    found = [(e, x) for x in both if (e := paired_examples(*x, metric)).mean is not None]
+    return _cell([(e, linearised_difference(*x, metric)) for e, x in found], seeds)
 
 
 def unit_differences(pairs: Sequence[tuple[Evaluation, Evaluation]], metric: str, table: bool) -> list[float]:
@@ -195,10 +187,7 @@ def _cell(found: Sequence[tuple[Estimate, Mapping[str, float]]], seeds: int) -> 
 
 def _block(records: Sequence[RunRecord], known: Sequence[Metric], unequal: set[str]) -> Block:
     columns = columns_of(records)
-    # In the order the runs evaluated them, splits kept together.
-    seen = dict.fromkeys((e.split, e.mode) for r in records for e in r.evaluations)
-    splits = list(dict.fromkeys(split for split, _ in seen))
-    places = tuple(sorted(seen, key=lambda p: splits.index(p[0])))
+    places = places_of(e for r in records for e in r.evaluations)
     names = dict.fromkeys(name for r in records for e in r.evaluations for name in e.metrics)
     of_lm_eval = {name for r in records for e in r.evaluations if e.mode == LM_EVAL for name in e.metrics}
     metrics = known_metrics(names, [*known, *(_of_lm_eval(n) for n in sorted(of_lm_eval - {m.name for m in known}))])
@@ -214,8 +203,8 @@ def _block(records: Sequence[RunRecord], known: Sequence[Metric], unequal: set[s
         reference, others = reference_of(records, place, own)
         disagree = max(disagree, others)
         for metric in metrics:
-            if not metric.own and (shown := _checkpoint(reference, metric.name)):
-                cells[(*place, "reference", metric.name)] = Cell(shown, (shown.n,), "prompts" if shown.half else "none")
+            if not metric.own and (shown := cell_of([reference], metric.name)):
+                cells[(*place, "reference", metric.name)] = shown
             tests: dict[str, tuple[float | None, int]] = {}
             for column in columns:
                 evaluations = [last(r, "trained", place) for r in column.done]
@@ -263,6 +252,13 @@ def _block(records: Sequence[RunRecord], known: Sequence[Metric], unequal: set[s
         captions=(),
     )
     return replace(block, captions=tuple(captions_of(block, records, disagree)))
+
+
+def places_of(evaluations: Iterable[Evaluation]) -> tuple[Place, ...]:
+    """Splits and modes in the order in which they were evaluated, splits kept together."""
+    seen = dict.fromkeys((e.split, e.mode) for e in evaluations)
+    splits = list(dict.fromkeys(split for split, _ in seen))
+    return tuple(sorted(seen, key=lambda p: splits.index(p[0])))
 
 
 def known_metrics(names: Collection[str], known: Sequence[Metric]) -> list[Metric]:

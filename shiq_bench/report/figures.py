@@ -36,11 +36,7 @@ def files_of(study: StudyResults) -> dict[str, bytes]:
 
 
 def write(study: StudyResults, out: Path) -> list[Path]:
-    """Write :func:`files_of` a study, under its name.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Write :func:`files_of` a study, under its name, or raise UserError where the folder cannot be written."""
     files = {out / f"{study.name}.{suffix}": data for suffix, data in files_of(study).items()}
     for path, data in files.items():
         write_atomic(path, data)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 from shiq_bench.report.document import Table, simple_table
 from shiq_bench.report.format import EMPTY, interval, listed, number
-from shiq_bench.report.prose import too_few
 from shiq_bench.report.study_results import (
     StudyResults,
     Verdict,
@@ -16,6 +15,7 @@ from shiq_bench.report.study_results import (
     paired_tests,
     shown,
     start,
+    too_few,
     values,
 )
 from shiq_bench.stats.clustered import linearised_difference
@@ -24,12 +24,9 @@ from shiq_bench.stats.intervals import Estimate, crossed_rows, mean_ci_t, paired
 
 def ends_of(study: StudyResults, panel: str) -> dict[str, Estimate]:
     """Method -> its number at the end, best first."""
-    found = {}
-    for method in study.methods:
-        for units in measured(study, panel, method).values():
-            found[method] = mean_ci_t(units.values())
-    known = {m: e for m, e in found.items() if e.mean is not None}
-    return dict(sorted(known.items(), key=lambda item: study.sign * (item[1].mean or 0.0)))
+    found = {m: mean_ci_t(units.values()) for m in study.methods for units in measured(study, panel, m).values()}
+    known = [(m, e) for m, e in found.items() if e.mean is not None]
+    return dict(sorted(known, key=lambda item: study.sign * (item[1].mean or 0.0)))
 
 
 def panel_claim(study: StudyResults, panel: str) -> str:
@@ -39,10 +36,9 @@ def panel_claim(study: StudyResults, panel: str) -> str:
         return f"{panel}: no finished run."
     first, *rest = ends
     equal = [m for m in rest if ends[m].mean == ends[first].mean]
-    word = "Lowest" if study.better == "lower" else "Highest"
-    text = f"{panel}: {word.lower()} at the end: {listed([first, *equal])} ({interval(ends[first])})."
-    behind = [m for m in rest if m not in equal]
-    if behind:
+    word = "lowest" if study.better == "lower" else "highest"
+    text = f"{panel}: {word} at the end: {listed([first, *equal])} ({interval(ends[first])})."
+    if behind := [m for m in rest if m not in equal]:
         text += f" Next: {behind[0]} ({interval(ends[behind[0]])})."
     return f"{text}{_verdicts(study, panel)}{_below_start(study, panel)}"
 
@@ -137,8 +133,7 @@ def final_table(study: StudyResults, panel: str) -> Table:
             test = against.get(method)
             row += [EMPTY, ""] if test is None else [interval(test.difference), test.verdict]
         rows.append(tuple(row))
-    begun = start(study, panel)
-    rows.append(reference_row(study, panel, len(headers), interval(begun)))
+    rows.append(reference_row(study, panel, len(headers), interval(start(study, panel))))
     return simple_table(panel, headers, rows)
 
 

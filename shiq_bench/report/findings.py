@@ -1,22 +1,25 @@
 """What the records of a study say, by the kind of study: sentences and tables, before anything is drawn.
 
-Every sentence is computed from the records. The same records give the same text: nothing here reads
-a clock or a folder.
+The same records give the same text: nothing here reads a clock or a folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from shiq_bench.records.record import RunRecord
 from shiq_bench.report.blocks import last
 from shiq_bench.report.document import BROKEN, Table, simple_table
 from shiq_bench.report.final_performance import contrast_of, final_table, panel_claim
-from shiq_bench.report.format import EMPTY, interval, listed, number, span
+from shiq_bench.report.format import EMPTY, ROUNDING, interval, listed, number, span
 from shiq_bench.report.multi_task import across_findings
-from shiq_bench.report.prose import lead_of, notes_of, problems_of, source_of, too_few
 from shiq_bench.report.reward_kl_frontier import front_findings
 from shiq_bench.report.steps_to_threshold import speed_of
-from shiq_bench.report.study_results import ROUNDING, Findings, StudyResults, focus_tests, series, values
+from shiq_bench.report.study_results import Findings, StudyResults, focus_tests, lead_of, series, too_few, values
+from shiq_bench.stats.intervals import Estimate
+
+#: Method -> its number at every value of what varies.
+Lines = Mapping[str, Mapping[float, Estimate]]
 
 
 def findings(study: StudyResults) -> Findings:
@@ -40,20 +43,20 @@ def _ends(study: StudyResults) -> Findings:
             claims.append(claim)
             embedded.append(table)
     lead = lead_of(study, "lines and bands, " if study.kind == "curves" else "")
-    return Findings(lead, tuple(claims), (*embedded, *tables), problems_of(study), notes_of(study), tuple(embedded))
+    return Findings.of(study, lead, claims, [*embedded, *tables], embedded)
 
 
 def _against(study: StudyResults) -> Findings:
-    claims = [_against_claim(study, panel) for panel in study.panels]
-    tables = [_against_table(study, panel) for panel in study.panels]
-    return Findings(
-        lead_of(study, "points and bands, "), tuple(claims), tuple(tables), problems_of(study), notes_of(study)
-    )
+    lead, claims, tables = lead_of(study, "points and bands, "), [], []
+    for panel in study.panels:
+        lines = {m: dict(series(study, panel, m)) for m in study.methods}
+        xs = sorted({x for line in lines.values() for x in line})
+        claims.append(_against_claim(study, panel, lines, xs))
+        tables.append(_against_table(study, panel, lines, xs))
+    return Findings.of(study, lead, claims, tables)
 
 
-def _against_claim(study: StudyResults, panel: str) -> str:
-    lines = {m: dict(series(study, panel, m)) for m in study.methods}
-    xs = sorted({x for line in lines.values() for x in line})
+def _against_claim(study: StudyResults, panel: str, lines: Lines, xs: Sequence[float]) -> str:
     if not xs:
         return f"{panel}: no finished run."
     best: dict[tuple[str, ...], list[float]] = {}
@@ -85,13 +88,9 @@ def _at(some: Sequence[float], every: Sequence[float]) -> str:
     return "every value" if len(some) == len(every) > 1 else ", ".join(f"{x:g}" for x in some)
 
 
-def _against_table(study: StudyResults, panel: str) -> Table:
-    lines = {m: dict(series(study, panel, m)) for m in study.methods}
-    xs = sorted({x for line in lines.values() for x in line})
-    marks = {
-        (d.method, d.x): {"wins": " (+)", "loses": " (-)", "undecided": ""}[d.verdict]
-        for d in focus_tests(study, panel)
-    }
+def _against_table(study: StudyResults, panel: str, lines: Lines, xs: Sequence[float]) -> Table:
+    signs = {"wins": " (+)", "loses": " (-)", "undecided": ""}
+    marks = {(d.method, d.x): signs[d.verdict] for d in focus_tests(study, panel)}
     rows = [
         (m, *(interval(line[x]) + marks.get((m, x), "") if x in line else EMPTY for x in xs))
         for m, line in lines.items()
@@ -101,15 +100,11 @@ def _against_table(study: StudyResults, panel: str) -> Table:
 
 
 def _table(study: StudyResults) -> Findings:
-    letters = {
-        reason: chr(ord("a") + i)
-        for i, reason in enumerate(dict.fromkeys(c.left_out for c in study.cells if c.left_out))
-    }
     tables = [
         simple_table(
             view.title,
             ("", *view.panels),
-            ((m, *(_worst_text(study, p, m, letters) for p in view.panels)) for m in view.methods),
+            ((m, *(_worst_text(study, p, m) for p in view.panels)) for m in view.methods),
         )
         for view in study.views
     ]
@@ -120,30 +115,29 @@ def _table(study: StudyResults) -> Findings:
     )
     if bounds := sorted({c.bound for c in study.cells if c.bound is not None}):
         lead += f" !: above {listed([number(b) for b in bounds])} where that is promised."
-    reasons = [f"({letter}) {reason}." for reason, letter in letters.items()]
-    notes = (*reasons, *study.notes, *source_of(study))
-    return Findings(lead, _bound_claims(study), tuple(tables), problems_of(study), notes)
+    return Findings.of(study, lead, _bound_claims(study), tables)
 
 
-def _worst_text(study: StudyResults, panel: str, method: str, letters: Mapping[str, str]) -> str:
-    cells = study.of(panel, method)
-    if not cells:
-        return ""
-    cell = cells[0]
-    if cell.left_out:
-        return letters[cell.left_out]
+def _worst_text(study: StudyResults, panel: str, method: str) -> str:
+    cell = next(iter(study.of(panel, method)), None)
+    if cell is None or cell.left_out:
+        return study.letters[cell.left_out] if cell else ""
     if cell.record is None:
         return "failed" if cell.problem else ""
-    evaluation = last(cell.record, "trained")
-    found = list(values(evaluation, study.metric).values())
+    found, total = _measured(study, cell.record)
     if not found:
         return f"diverged{BROKEN if cell.bound is not None else ''}" if cell.record.status == "diverged" else EMPTY
     worst, mean = max(found), sum(found) / len(found)
     text = f"<{ROUNDING:g}" if worst <= ROUNDING else f"{worst:.1e} ({mean:.1e})" if mean > ROUNDING else f"{worst:.1e}"
-    total = len(evaluation.examples) if evaluation else 0
     if len(found) < total:
         text += f" {len(found)} of {total}"
     return text + (BROKEN if cell.bound is not None and (worst > cell.bound or len(found) < total) else "")
+
+
+def _measured(study: StudyResults, record: RunRecord) -> tuple[list[float], int]:
+    """The metric of every instance that has it at the end, and how many instances there are."""
+    evaluation = last(record, "trained")
+    return [*values(evaluation, study.metric).values()], len(evaluation.examples) if evaluation else 0
 
 
 def _bound_claims(study: StudyResults) -> tuple[str, ...]:
@@ -153,9 +147,7 @@ def _bound_claims(study: StudyResults) -> tuple[str, ...]:
     for cell in study.cells:
         if cell.bound is None or cell.record is None:
             continue
-        evaluation = last(cell.record, "trained")
-        found = values(evaluation, study.metric).values()
-        total = len(evaluation.examples) if evaluation else 0
+        found, total = _measured(study, cell.record)
         if cell.record.status == "diverged":
             broken.append(f"{cell.name} (diverged)")
         elif 0 < len(found) < total:

@@ -11,6 +11,9 @@ from shiq_bench.stats.intervals import Estimate
 #: Where there is no number.
 EMPTY = "–"
 
+#: Numbers at or under this are rounding, and are printed as such.
+ROUNDING = 1e-12
+
 _ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 

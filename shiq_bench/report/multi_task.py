@@ -9,7 +9,6 @@ import numpy as np
 from shiq_bench.report.document import simple_table
 from shiq_bench.report.final_performance import final_table, panel_claim
 from shiq_bench.report.format import EMPTY, interval, listed, number, span
-from shiq_bench.report.prose import notes_of, problems_of
 from shiq_bench.report.study_results import Findings, StudyResults, measured, start
 from shiq_bench.stats.aggregates import (
     FEW_TASKS,
@@ -112,10 +111,7 @@ def across_findings(study: StudyResults) -> Findings:
     claims = [panel_claim(study, panel) for panel in study.panels] if few else []
     claims += _claims(study, scores)
     tables = (*by_task, summary) if few else (summary, *by_task)
-    return Findings(
-        _lead(study, panels, few), tuple(claims), tables, problems_of(study), notes_of(study),
-        tables if few else (summary,),
-    )  # fmt: skip
+    return Findings.of(study, _lead(study, panels, few), claims, tables, tables if few else (summary,))
 
 
 def _lead(study: StudyResults, panels: list[str], few: bool) -> str:
@@ -136,9 +132,8 @@ def _lead(study: StudyResults, panels: list[str], few: bool) -> str:
 
 def _rows(study: StudyResults, scores: Normalised) -> list[tuple[str, ...]]:
     found, better = means(study), improvements(study)
-    order = [*found, *(m for m in study.methods if m not in found)]
     rows = []
-    for method in order:
+    for method in [*found, *(m for m in study.methods if m not in found)]:
         shown = interval(found[method]) if method in found else EMPTY
         runs = sum(len(xs) for xs in scores[method].values())
         row = [method, shown, str(len(scores[method])), str(runs)]

@@ -1,27 +1,46 @@
 """Two runs, or two methods over their shared seeds, side by side: what differs, by how much, and on which prompts.
 
-Everything is a difference of the first minus the second, on the prompts both answered.
+Everything is a difference of the first minus the second, on the prompts both answered. What a model wrote is text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from shiq_bench.records.errors import UserError, suggest
+from shiq_bench.records.escaping import visible
+from shiq_bench.records.hashing import canonical_json
 from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, Metric, RunRecord
 from shiq_bench.records.spec import conditions
+from shiq_bench.report import render
 from shiq_bench.report.blocks import Cell, Place, differing, flat, last, named, plain
-from shiq_bench.report.comparison import difference_of, known_metrics, unit_differences
-from shiq_bench.report.format import EMPTY
+from shiq_bench.report.comparison import difference_of, known_metrics, mixed_sources, places_of, unit_differences
+from shiq_bench.report.document import Document, Header, Row, Section, Table, simple_table
+from shiq_bench.report.format import EMPTY, decimals, metric_label, p_value, plus_minus
 from shiq_bench.stats.clustered import prompts_with, summarise
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 from shiq_bench.stats.tests import paired_p
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+#: Lines that either side of an example may take, and characters of a line where no terminal says how many.
+LINES, CHARACTERS = 20, 100
+
+FRAME = (
+    "one", "other", "split", "mode", "metric", "mean_one", "mean_other", "difference", "low", "high", "stderr",
+    "interval_over", "p", "prompts", "seeds",
+)  # fmt: skip
+
+Runs = Sequence[RunRecord]
 Pairs = Sequence[tuple[Evaluation, Evaluation]]
 Over = Literal["seeds and prompts", "seeds", "prompts", "instances", "none"]
 
@@ -32,10 +51,7 @@ class Difference:
 
     Attributes:
         one, other: the two means over the shared prompts, in the metric's unit; None where undefined.
-        difference: their difference with its interval.
-        over: what the interval is over.
-        p: two-sided, of no difference: the t test of the interval (see :func:`shiq_bench.stats.tests.paired_p`); None
-            where there is nothing to test with.
+        p: two-sided, of no difference, see :func:`shiq_bench.stats.tests.paired_p`.
         prompts: shared, the fewest of any seed.
         seeds: pairs of runs behind it, which both measured it.
     """
@@ -83,7 +99,7 @@ class Versus:
     captions: tuple[str, ...]
 
 
-def select(records: Sequence[RunRecord], name: str, task: str = "") -> list[RunRecord]:
+def select(records: Runs, name: str, task: str = "") -> list[RunRecord]:
     """The runs that a name stands for: a run id, or ``algo``, or ``algo:key=value,key=value``.
 
     Raises:
@@ -121,18 +137,17 @@ def select(records: Sequence[RunRecord], name: str, task: str = "") -> list[RunR
 
 
 def versus(
-    one: Sequence[RunRecord],
-    other: Sequence[RunRecord],
+    one: Runs,
+    other: Runs,
     names: tuple[str, str],
     metrics: Sequence[Metric] = (),
     *,
     count: int = 5,
     allow_mixed: bool = False,
 ) -> Versus:
-    """Compare two selections.
+    """Compare two selections, called by those names.
 
     Args:
-        names: what the two are called.
         metrics: the task's, which give order, titles and units.
         count: examples at most.
         allow_mixed: compare runs of different versions of the source, and say so.
@@ -143,11 +158,9 @@ def versus(
     _check(one, other, names, allow_mixed)
     pairs = _paired_runs(one, other, names)
     table = pairs[0][0].spec.model == "table"
-    seen = dict.fromkeys((e.split, e.mode) for a, _ in pairs for e in a.evaluations if e.policy == "trained")
-    splits = list(dict.fromkeys(split for split, _ in seen))
     rows: list[Difference] = []
     found: dict[Place, Pairs] = {}
-    for place in sorted(seen, key=lambda p: splits.index(p[0])):
+    for place in places_of(e for a, _ in pairs for e in a.evaluations if e.policy == "trained"):
         both = [(last(a, "trained", place), last(b, "trained", place)) for a, b in pairs]
         evaluated = [(a, b) for a, b in both if a is not None and b is not None]
         if evaluated:
@@ -183,7 +196,7 @@ def _same(value: Any, text: str) -> bool:
     return plain(value) == text
 
 
-def _check(one: Sequence[RunRecord], other: Sequence[RunRecord], names: tuple[str, str], allow_mixed: bool) -> None:
+def _check(one: Runs, other: Runs, names: tuple[str, str], allow_mixed: bool) -> None:
     if {r.run_id for r in one} & {r.run_id for r in other}:
         raise UserError(f"{names[0]} and {names[1]} have a run in common: nothing can be learnt from comparing it")
     both = [*one, *other]
@@ -202,9 +215,7 @@ def _check(one: Sequence[RunRecord], other: Sequence[RunRecord], names: tuple[st
             raise UserError(f"{name} has no finished run: {runs[0].run_id} is {runs[0].status}")
 
 
-def _paired_runs(
-    one: Sequence[RunRecord], other: Sequence[RunRecord], names: tuple[str, str]
-) -> list[tuple[RunRecord, RunRecord]]:
+def _paired_runs(one: Runs, other: Runs, names: tuple[str, str]) -> list[tuple[RunRecord, RunRecord]]:
     """Finished runs of equal seeds; two single runs are a pair whatever their seeds."""
     a, b = ({r.spec.seed: r for r in runs if r.status == "done"} for runs in (one, other))
     if shared := sorted(a.keys() & b.keys()):
@@ -231,7 +242,7 @@ def _row(place: Place, metric: Metric, pairs: Pairs, table: bool) -> Difference:
 
 
 def _shared_mean(a: Evaluation, b: Evaluation, metric: str) -> float | None:
-    """The first's pooled mean over the prompts on which both have the metric, and of a rate a trial."""
+    """The first's pooled mean over the prompts on which both have the metric."""
     shared = prompts_with(b.examples, metric)
     return summarise([e for e in a.examples if e["prompt_id"] in shared], [metric])[metric]["mean"]
 
@@ -272,20 +283,13 @@ def _shown(evaluation: Evaluation, prompt: str, by: Metric) -> Mapping[str, Any]
 
 
 def _unlike(pair: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, str]]:
-    a, b = ({"algo": r.spec.algo, **flat(r.spec)} for r in pair)
-    if pair[0].spec.seed != pair[1].spec.seed:
-        a, b = {**a, "seed": pair[0].spec.seed}, {**b, "seed": pair[1].spec.seed}
+    a, b = ({"algo": r.spec.algo, **flat(r.spec), "seed": r.spec.seed} for r in pair)
     unlike = differing([a, b])
-    one, other = ({n: plain(s[n]) if n in s else EMPTY for n in unlike} for s in (a, b))
-    return [(n, one[n], other[n]) for n in {**a, **b} if n in unlike]
+    one, other = ({n: plain(s[n]) if n in s else EMPTY for n in a | b} for s in (a, b))
+    return [(n, one[n], other[n]) for n in one if n in unlike]
 
 
-def _captions(
-    one: Sequence[RunRecord],
-    other: Sequence[RunRecord],
-    pairs: Sequence[tuple[RunRecord, RunRecord]],
-    rows: Sequence[Difference],
-) -> list[str]:
+def _captions(one: Runs, other: Runs, pairs: Sequence[Sequence[RunRecord]], rows: Sequence[Difference]) -> list[str]:
     said: dict[Over, str] = {
         "instances": "Intervals: Student's t over instances.",
         "seeds and prompts": "Intervals over seeds and prompts: t from their variance components.",
@@ -307,7 +311,90 @@ def _captions(
         if record.run_id not in used:
             why = record.status if record.status != "done" else "its seed is not shared"
             out.append(f"Left out: {record.run_id}: {why}.")
-    if versions := code_versions((*one, *other)):
-        out.append(f"MIXED SOURCES: these runs come from different versions of the code: {'; '.join(versions)}.")
+    out += mixed_sources((*one, *other))
     out.append(f"Runs: {', '.join(a.run_id for a, _ in pairs)} against {', '.join(b.run_id for _, b in pairs)}.")
     return out
+
+
+# --- what is shown ------------------------------------------------------------------------------
+
+
+def print_versus(versus: Versus, *, format: str = "rich", console: Console | None = None) -> None:
+    """Print it in one of :data:`shiq_bench.report.render.FORMATS`, or raise UserError."""
+    render.show(partial(document, versus), partial(frame, versus), format, console)
+
+
+def frame(versus: Versus) -> pd.DataFrame:
+    """One row a metric, at full precision."""
+    import pandas as pd
+
+    rows = []
+    for row in versus.rows:
+        d = row.difference
+        about = (versus.one, versus.other, row.split, row.mode, row.metric.name, row.one, row.other)
+        rows.append((*about, d.mean, d.low, d.high, d.stderr, row.over, row.p, row.prompts, row.seeds))
+    return pd.DataFrame(rows, columns=list(FRAME))
+
+
+def document(versus: Versus, width: int | None = None) -> Document:
+    """The numbers, what differs in the settings, and the examples side by side, shortened to fit the width."""
+    names = (versus.one, versus.other)
+    tables = []
+    for place in dict.fromkeys((r.split, r.mode) for r in versus.rows):
+        rows = [_row_of(r) for r in versus.rows if (r.split, r.mode) == place]
+        headers = map(Header, (*names, "difference", "p", "prompts", "seeds"))
+        tables.append(Table(f"{place[0]}, {place[1]}", tuple(headers), tuple(rows)))
+    if versus.settings:
+        tables.append(simple_table("settings that differ", ("", *names), versus.settings))
+    sections = [Section(versus.title, tuple(tables), notes=versus.captions)]
+    if versus.examples and versus.by:
+        half = CHARACTERS if width is None else max(10, (width - 3) // 2)
+        examples = tuple(_example(versus, e, half) for e in versus.examples)
+        sections.append(Section(f"prompts that differ most by {versus.by.title}", examples))
+    return Document(tuple(sections))
+
+
+def _row_of(difference: Difference) -> Row:
+    d, metric = difference.difference, difference.metric
+    known = [Estimate(x, None, None, None, 0, 0) for x in (difference.one, difference.other)]
+    digits = decimals([d] if d.half else known, metric)
+    texts = [*(plus_minus(e, metric, digits) for e in known), plus_minus(d, metric, digits, signed=True)]
+    texts += [p_value(difference.p), str(difference.prompts), str(difference.seeds)]
+    return Row(metric_label(metric), tuple(texts))
+
+
+def _example(versus: Versus, example: Example, width: int) -> Table:
+    """What either did on one prompt, a row a line."""
+    assert versus.by is not None
+    scale, unit = (100, " points") if versus.by.percent else (1, "")
+    amount = f"{versus.by.title} {scale * example.difference:+.3g}{unit}"
+    sides = (told(*pair, versus) for pair in ((example.one, example.other), (example.other, example.one)))
+    lines = zip_longest(*(shortened(side, width) for side in sides), fillvalue="")
+    title = f"{example.prompt} ({example.split}, {example.mode}): {amount}"
+    rows = tuple(Row(one, (other,)) for one, other in lines)
+    return Table(title, (Header(versus.other),), rows, corner=versus.one, left=True)
+
+
+def told(example: Mapping[str, Any], beside: Mapping[str, Any], versus: Versus) -> list[str]:
+    """An episode in lines: its numbers and what its task has kept of it, short before long, where the two differ."""
+    known = {row.metric.name for row in versus.rows}
+    numbers = [k for k in example if k in known and isinstance(example[k], int | float) and example[k] != beside.get(k)]
+    lines = [", ".join(f"{k} {example[k]:g}" for k in numbers)]
+    details, others = example.get("details") or {}, beside.get("details") or {}
+    texts = {
+        name: value if isinstance(value, str) else canonical_json(value)
+        for name, value in details.items()
+        if name not in others or value != others[name]
+    }
+    for name, text in sorted(texts.items(), key=lambda item: len(item[1])):
+        first, *rest = visible(text).split("\n")
+        lines += [f"{visible(str(name))}: {first}", *rest]
+    return lines
+
+
+def shortened(lines: Sequence[str], width: int, most: int = LINES) -> list[str]:
+    """Lines no wider than a column, and no more than fit; what was cut is said."""
+    folded = [part for line in lines for part in ([line[i : i + width] for i in range(0, len(line), width)] or [""])]
+    if len(folded) <= most:
+        return folded
+    return [*folded[: most - 1], f"… {len(folded) - most + 1} more lines"]

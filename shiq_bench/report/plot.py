@@ -119,12 +119,10 @@ def _axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     for i, ((_, method), line) in enumerate(lines.items()):
         # Beneath the others, and wider: a line that equals it is seen on top of it.
         look, front = styles[method], 3 if method == study.focus else 4
-        x = [x for x, _ in line]
-        mean = [e.mean or 0.0 for _, e in line]
-        low = [e.mean if e.low is None else e.low for _, e in line]
-        high = [e.mean if e.high is None else e.high for _, e in line]
-        band = ([max(v or 0.0, bottom) for v in low], [v or 0.0 for v in high])
-        handles[method] = _line(axes, look, x, mean, band, first=i, zorder=front)
+        x, mean = [x for x, _ in line], [e.mean or 0.0 for _, e in line]
+        low = [max(m if e.low is None else e.low, bottom) for (_, e), m in zip(line, mean, strict=True)]
+        high = [m if e.high is None else e.high for (_, e), m in zip(line, mean, strict=True)]
+        handles[method] = _line(axes, look, x, mean, (low, high), first=i, zorder=front)
     return handles
 
 
@@ -200,11 +198,11 @@ def _logarithmic(axis: Any, ratio: float) -> None:
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 50 else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
+    axis.set_major_formatter(FuncFormatter(_tick))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _tick(x: float) -> str:
+def _tick(x: float, _: int | None) -> str:
     return f"{x:g}" if 1e-3 <= x < 1e5 else f"$10^{{{round(log10(x))}}}$" if x > 0 else ""
 
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +43,7 @@ def check_format(format: str) -> None:
 
 
 def text(make: Make, numbers: Numbers, format: str, width: int = WIDTH) -> str:
-    """What is written to a file; of a csv every number, a row each.
-
-    Raises:
-        UserError: no such format.
-    """
+    """What is written to a file, of a csv every number, a row each; UserError where there is no such format."""
     check_format(format)
     if format == "csv":
         return to_csv(numbers())
@@ -192,44 +189,15 @@ def _pipe(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-_HTML_STYLE = (
-    "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
-    "caption{text-align:left;font-weight:bold}th,td{padding:.15em .6em;text-align:right}"
-    "th:first-child,td:first-child,table.left *{text-align:left}thead tr{border-bottom:1px solid}"
-    "tr.difference{font-style:italic}"
-)
-
-
 def to_html(document: Document) -> str:
-    """A heading a section, a table each, lists underneath."""
-    out = ["<!DOCTYPE html>", '<html lang="en">', '<head><meta charset="utf-8"><title>shiq-bench</title>']
-    out += [f"<style>{_HTML_STYLE}</style></head>", "<body>"]
-    for section in document.sections:
-        out.append(f"<h2>{_html_text(section.title)}</h2>")
-        for table in section.tables:
-            out += _html_table(table)
-        out += _html_list((*section.claims, *section.notes))
-    return "\n".join([*out, *_html_list(document.warnings), "</body>", "</html>"]) + "\n"
+    """A heading a section, a table each, lists underneath; whatever is put into the template is escaped."""
+    import jinja2
 
-
-def _html_table(table: Table) -> Iterable[str]:
-    yield '<table class="left">' if table.left else "<table>"
-    yield from (f"<caption>{_html_text(table.title)}</caption>", "<thead>")
-    rows = [[h.group for h in table.headers], [h.text for h in table.headers], [h.note for h in table.headers]]
-    for i, heads in enumerate(rows):
-        if i == 1 or any(heads):
-            corner = _html_text(table.corner) if i == 1 else ""
-            yield f"<tr><th>{corner}</th>{''.join(f'<th>{_html_text(t)}</th>' for t in heads)}</tr>"
-    yield from ("</thead>", "<tbody>")
-    for row in table.rows:
-        texts = (f"<b>{t}</b>" if i in row.bold else t for i, t in enumerate(map(_html_text, row.texts)))
-        cells = "".join(f"<td>{t}</td>" for t in (_html_text(row.label), *texts))
-        yield f'<tr class="difference">{cells}</tr>' if row.italic else f"<tr>{cells}</tr>"
-    yield from ("</tbody>", "</table>")
-
-
-def _html_list(lines: Sequence[str]) -> list[str]:
-    return ["<ul>", *(f"<li>{_html_text(line)}</li>" for line in lines), "</ul>"] if lines else []
+    template = (resources.files("shiq_bench.report") / "document.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        finalize=_html_text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(template).render(document=document)
 
 
 def _html_text(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -11,9 +11,22 @@ import numpy as np
 from shiq_bench.report.document import Table, simple_table
 from shiq_bench.report.final_performance import headers_beside, reference_row, values_beside
 from shiq_bench.report.format import EMPTY, interval, listed, number, p_value
-from shiq_bench.report.prose import lead_of, notes_of, problems_of, too_few, wins_where
-from shiq_bench.report.study_results import Findings, PairwiseTest, StudyResults, measured, paired_tests, start
+from shiq_bench.report.study_results import (
+    Findings,
+    PairwiseTest,
+    StudyResults,
+    lead_of,
+    measured,
+    paired_tests,
+    start,
+    too_few,
+    wins_where,
+)
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
+
+Pair = tuple[str, str]
+Gaps = dict[str, tuple[float, float, float]]
+Tested = Mapping[Pair, PairwiseTest]
 
 
 @dataclass(frozen=True)
@@ -27,15 +40,20 @@ class Point:
 
 def front(study: StudyResults, panel: str, method: str) -> list[Point]:
     """A method's points in the order of what varies, over the units that have both numbers."""
-    out = []
+    return [
+        Point(value or 0.0, *map(mean_ci_t, zip(*ends.values(), strict=True)))
+        for value, ends in _ends(study, panel, method).items()
+        if ends
+    ]
+
+
+def _ends(study: StudyResults, panel: str, method: str) -> dict[float | None, dict[str, tuple[float, float]]]:
+    """What varies -> unit -> where it ends on both axes, of the units that have both numbers."""
     across = measured(study, panel, method, study.x_metric)
-    for value, ys in measured(study, panel, method).items():
-        xs = across.get(value, {})
-        both = sorted(xs.keys() & ys.keys())
-        if both:
-            x, y = mean_ci_t(xs[u] for u in both), mean_ci_t(ys[u] for u in both)
-            out.append(Point(value or 0.0, x, y))
-    return out
+    return {
+        value: {unit: (across[value][unit], y) for unit, y in sorted(ys.items()) if unit in across.get(value, {})}
+        for value, ys in measured(study, panel, method).items()
+    }
 
 
 def origin(study: StudyResults, panel: str) -> tuple[float, float] | None:
@@ -44,14 +62,14 @@ def origin(study: StudyResults, panel: str) -> tuple[float, float] | None:
     return None if y is None else (start(study, panel, study.x_metric).mean or 0.0, y)
 
 
-def gaps(study: StudyResults, panel: str, one: str, other: str) -> dict[str, tuple[float, float, float]]:
+def gaps(study: StudyResults, panel: str, one: str, other: str) -> Gaps:
     """Unit -> by how much one front is better than another at equal x, and the shared range of x, low and high.
 
     A unit's front is the polyline through its runs in the order of x, and the difference its mean
     over the range that both cover. Units whose ranges do not meet have none.
     """
     a, b = _polylines(study, panel, one), _polylines(study, panel, other)
-    out = {}
+    out: Gaps = {}
     for unit in sorted(a.keys() & b.keys()):
         (xa, ya), (xb, yb) = a[unit], b[unit]
         low, high = max(xa[0], xb[0]), min(xa[-1], xb[-1])
@@ -65,12 +83,10 @@ def gaps(study: StudyResults, panel: str, one: str, other: str) -> dict[str, tup
 
 def _polylines(study: StudyResults, panel: str, method: str) -> dict[str, np.ndarray]:
     """Unit -> x and y of its runs, by x. ``[2, points]``"""
-    across = measured(study, panel, method, study.x_metric)
     found: dict[str, list[tuple[float, float]]] = {}
-    for value, ys in measured(study, panel, method).items():
-        for unit, y in ys.items():
-            if unit in across.get(value, {}):
-                found.setdefault(unit, []).append((across[value][unit], y))
+    for ends in _ends(study, panel, method).values():
+        for unit, point in ends.items():
+            found.setdefault(unit, []).append(point)
     return {unit: np.array(sorted(points)).T for unit, points in found.items()}
 
 
@@ -83,17 +99,17 @@ def front_findings(study: StudyResults) -> Findings:
         tested = dict(zip(compared, found, strict=True))
         claims.append(_front_claim(study, panel, tested))
         points.append(_points_table(study, panel))
-        pairs.append(_pairs_table(study, panel, tested, [list(d.values()) for d in compared.values()]))
+        pairs.append(_pairs_table(study, panel, compared, tested))
     tables = tuple(table for both in zip(points, pairs, strict=True) for table in both if table.rows)
     lead = (
         f"{lead_of(replace(study, focus=''), 'points and bars, ')} Labels: {study.x_label}. Each {study.unit[:-1]}'s "
         f"front is interpolated linearly between its runs; two are compared by their mean difference at equal "
         f"{study.x_metric_label} over the range that both cover. One is better where {wins_where('pairs')}."
     )
-    return Findings(lead, tuple(claims), tables, problems_of(study), notes_of(study), tables)
+    return Findings.of(study, lead, claims, tables, tables)
 
 
-def _front_claim(study: StudyResults, panel: str, tested: Mapping[tuple[str, str], PairwiseTest]) -> str:
+def _front_claim(study: StudyResults, panel: str, tested: Tested) -> str:
     ends = {(m, p.value): p for m in study.methods for p in front(study, panel, m)}
     if not ends:
         return f"{panel}: no finished run."
@@ -139,14 +155,10 @@ def _points_table(study: StudyResults, panel: str) -> Table:
     return simple_table(panel, headers, rows)
 
 
-def _pairs_table(
-    study: StudyResults,
-    panel: str,
-    tested: Mapping[tuple[str, str], PairwiseTest],
-    ranges: Sequence[Sequence[tuple[float, float, float]]],
-) -> Table:
+def _pairs_table(study: StudyResults, panel: str, compared: Mapping[Pair, Gaps], tested: Tested) -> Table:
     rows = []
-    for ((a, b), test), shared in zip(tested.items(), ranges, strict=True):
+    for (a, b), test in tested.items():
+        shared = compared[a, b].values()
         low, high = (mean_ci_t(g[i] for g in shared).mean for i in (1, 2))
         where = f"{number(low)} to {number(high)}" if shared else EMPTY
         ahead = f"{sum(g[0] > 0 for g in shared)} of {len(shared)}"

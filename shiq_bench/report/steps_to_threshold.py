@@ -8,9 +8,12 @@ from math import exp, log
 from shiq_bench.records.record import RunRecord
 from shiq_bench.report.blocks import last
 from shiq_bench.report.document import Table, simple_table
-from shiq_bench.report.format import EMPTY, interval, listed, number
-from shiq_bench.report.study_results import ROUNDING, StudyResults, Verdict, paired_tests, values
+from shiq_bench.report.format import EMPTY, ROUNDING, interval, listed, number
+from shiq_bench.report.study_results import StudyResults, Verdict, paired_tests, values
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
+
+#: Method -> instance -> updates, None where it never gets there.
+Times = Mapping[str, Mapping[str, float | None]]
 
 
 def updates_until(record: RunRecord, metric: str, threshold: float) -> dict[str, float | None]:
@@ -68,13 +71,7 @@ def speed_of(study: StudyResults, panel: str, metric: str, threshold: float, lab
     return _speed_claim(study, panel, times, firsts, f"{label} falls to {threshold:g}"), table
 
 
-def _speed_claim(
-    study: StudyResults,
-    panel: str,
-    times: Mapping[str, Mapping[str, float | None]],
-    firsts: Mapping[str, int],
-    what: str,
-) -> str:
+def _speed_claim(study: StudyResults, panel: str, times: Times, firsts: Mapping[str, int], what: str) -> str:
     n = max((len(t) for t in times.values()), default=0)
     order = sorted(times, key=lambda m: -firsts[m])
     text = f"{panel}: first to where {what}: {listed([f'{m} on {firsts[m]}' for m in order])} of {n} instances"
@@ -93,7 +90,7 @@ def _speed_claim(
     )
 
 
-def _firsts(times: Mapping[str, Mapping[str, float | None]]) -> dict[str, int]:
+def _firsts(times: Times) -> dict[str, int]:
     """Method -> instances on which none was faster."""
     counts = dict.fromkeys(times, 0)
     for instance in dict.fromkeys(i for t in times.values() for i in t):

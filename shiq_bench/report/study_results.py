@@ -8,24 +8,24 @@ such units or more; nothing else is a win. Before the adjustment it is the test 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import product
 from math import inf
 from typing import Literal
 
+from shiq_bench.records.provenance import code_versions
 from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.report.blocks import last
 from shiq_bench.report.document import Table
+from shiq_bench.report.format import listed, span
 from shiq_bench.stats.intervals import Estimate, mean_ci_t
 from shiq_bench.stats.ranking import ALPHA, BOLD_SEEDS
 from shiq_bench.stats.tests import holm, paired_p
 
 Kind = Literal["curves", "against", "table", "front", "across"]
 Verdict = Literal["wins", "loses", "undecided"]
-
-#: Numbers at or under this are rounding, and are printed as such.
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,7 @@ class StudyResults:
     """A study and its records: all that a picture or a table is made of.
 
     Attributes:
-        name: of the files.
-        asks: the question it answers, one sentence.
         metric, label: what is shown, by its name in the records and in words.
-        better: the direction of the metric.
         focus: the method that the others are compared with; "" for none.
         x_label: what varies.
         floor: smaller values count as this one; 0 is none.
@@ -124,16 +121,16 @@ class StudyResults:
         """Of a difference that is an improvement, other minus ours."""
         return 1 if self.better == "lower" else -1
 
-    @cached_property
-    def _by_place(self) -> dict[tuple[str, str], list[Trial]]:
-        out: dict[tuple[str, str], list[Trial]] = {}
-        for cell in self.cells:
-            out.setdefault((cell.panel, cell.method), []).append(cell)
-        return out
-
     def of(self, panel: str, method: str) -> list[Trial]:
         """Cells of one line, in the order of what varies."""
-        return sorted(self._by_place.get((panel, method), []), key=lambda c: -inf if c.x is None else c.x)
+        found = (c for c in self.cells if (c.panel, c.method) == (panel, method))
+        return sorted(found, key=lambda c: -inf if c.x is None else c.x)
+
+    @property
+    def letters(self) -> dict[str, str]:
+        """Reason for leaving cells out -> the letter that stands for it in a table."""
+        reasons = dict.fromkeys(c.left_out for c in self.cells if c.left_out)
+        return {reason: chr(ord("a") + i) for i, reason in enumerate(reasons)}
 
     @property
     def done(self) -> list[RunRecord]:
@@ -143,14 +140,9 @@ class StudyResults:
 
 @dataclass(frozen=True)
 class Findings:
-    """What stands under a picture.
+    """What stands under a picture: how to read it, what it shows, the numbers behind that, and what is missing.
 
     Attributes:
-        lead: how to read it.
-        claims: what it shows, one sentence or two a panel.
-        tables: the numbers behind the claims.
-        problems: runs that failed or diverged, which the picture itself must say.
-        notes: what was left out and why, what the study itself remarks, and where the records are from.
         embedded: tables that belong under the picture itself.
     """
 
@@ -160,6 +152,13 @@ class Findings:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     embedded: tuple[Table, ...] = ()
+
+    @classmethod
+    def of(
+        cls, study: StudyResults, lead: str, claims: Sequence[str], tables: Sequence[Table], under: Sequence[Table] = ()
+    ) -> Findings:
+        """With what the study lacks, and its notes; ``under`` the picture are some of its tables."""
+        return cls(lead, tuple(claims), tuple(tables), problems_of(study), notes_of(study), tuple(under))
 
 
 def values(evaluation: Evaluation | None, metric: str, floor: float = 0.0) -> dict[str, float]:
@@ -273,3 +272,81 @@ def focus_tests(study: StudyResults, panel: str) -> list[PairwiseTest]:
 def gain_of(study: StudyResults, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
     """Unit -> by how much ours is better, where both were measured."""
     return {k: study.sign * (theirs[k] - ours[k]) for k in sorted(ours.keys() & theirs.keys())}
+
+
+def lead_of(study: StudyResults, marks: str) -> str:
+    """How to read a picture or table: the metric, n, the unit, the intervals and the test."""
+    places = [measured(study, panel, method).values() for panel in study.panels for method in study.methods]
+    n = span({len(units) for found in places for units in found} - {0})
+    where = f" on split {study.split}, {study.mode} answers" if study.split else ""
+    text = f"{study.label}{where}: {marks}mean over n = {n} {study.unit} with 95% intervals (Student's t)."
+    if study.focus:
+        text += f" All methods get the same {study.unit}: {study.focus} wins where {wins_where('comparisons')}."
+    if study.floor:
+        text += f" Values under {study.floor:g} count as {study.floor:g}."
+    return text
+
+
+def wins_where(compared: str) -> str:
+    """When a difference is called a win, in words."""
+    return (
+        f"the t test of the paired differences, {BOLD_SEEDS} or more, has p below {ALPHA:g} after Holm's adjustment "
+        f"for all {compared} of a panel (intervals are not adjusted)"
+    )
+
+
+def problems_of(study: StudyResults) -> tuple[str, ...]:
+    """Cells that failed or diverged: nothing is dropped silently."""
+    places = list(product(study.panels, study.methods)) if study.split else []
+    out = [f"Not there: {c.name}: {c.problem}." for c in study.cells if c.problem and not study.split]
+    out += [text for panel, method in places if (text := _lost(study.of(panel, method)))]
+    for cell in study.cells:
+        examples = [] if cell.record is None else list(((e := shown(study, cell.record)) and e.examples) or ())
+        lost = sum(bool(e.get("diverged")) for e in examples)
+        if cell.record is not None and cell.record.status == "diverged" and not examples and not study.split:
+            out.append(f"{cell.name} diverged on every instance: it has no numbers.")
+        elif lost:
+            out.append(f"{cell.name} diverged on {lost} of {len(examples)} instances, which its numbers leave out.")
+    return tuple(out)
+
+
+def _lost(cells: Sequence[Trial]) -> str:
+    """A method's runs that failed or diverged, in one line, for they mostly do so for one reason."""
+    lost = [c for c in cells if c.problem]
+    if len(lost) < 2:
+        return f"Not there: {lost[0].name}: {lost[0].problem}." if lost else ""
+    which = "" if len(lost) == len(cells) else f" ({'; '.join(c.place for c in lost)})"
+    of = f"{len(lost)} of {len(cells)} runs of {cells[0].method} on {cells[0].panel}"
+    return f"Not there: {of}{which}, the first of them because: {lost[0].problem}."
+
+
+def _left_out(study: StudyResults) -> list[str]:
+    if study.kind == "table" and not study.split:
+        return [f"({letter}) {reason}." for reason, letter in study.letters.items()]
+    out = []
+    for reason in study.letters:
+        cells = [c for c in study.cells if c.left_out == reason]
+        methods = [m for m in study.methods if any(c.method == m for c in cells)]
+        panels = [p for p in study.panels if any(c.panel == p for c in cells)]
+        out.append(f"Left out: {listed(methods)} on {listed(panels)}: {reason}.")
+    return out
+
+
+def notes_of(study: StudyResults) -> tuple[str, ...]:
+    """What was left out and why, the study's own remarks, deviations, and where the records are from."""
+    # Of language models alone: where they departed from what was asked of them.
+    counts = Counter(d for r in study.done if study.split for d in r.deviations)
+    deviations = [f"In {n} of {len(study.done)} runs: {text}." for text, n in counts.items()]
+    sources = Counter(r.source_hash or "unknown" for r in study.done)
+    text = ", ".join(f"{n} of source {h}" for h, n in sorted(sources.items()))
+    mixed = "MIXED SOURCES: these runs come from different versions of the code."
+    warning = [mixed] if code_versions(study.done) else []
+    return (*_left_out(study), *study.notes, *deviations, f"Records: {text or 'none'}.", *warning)
+
+
+def too_few(study: StudyResults, found: Sequence[PairwiseTest]) -> str:
+    """Said where no verdict could have been other than undecided."""
+    n = max((d.difference.units for d in found), default=0)
+    if not found or n >= BOLD_SEEDS:
+        return ""
+    return f" n = {n} {study.unit} are too few to call a winner: that takes {BOLD_SEEDS}."

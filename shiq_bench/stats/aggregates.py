@@ -1,14 +1,12 @@
 """Statistics over several tasks from few seeds each (Agarwal et al. 2021, arXiv:2108.13264).
 
-Scores of different tasks are comparable only after they have been normalised, which is the caller's
-business. Every interval is a percentile of the stratified bootstrap: seeds are resampled within a
-task, never tasks, so it says how the same tasks would have come out with other seeds. With one seed
-in some task there is nothing to resample, and no interval.
+The caller normalises the scores of different tasks. Every interval is a percentile of the stratified bootstrap: seeds
+are resampled within a task, never tasks, so it says how the same tasks would have come out with other seeds. With one
+seed in some task there is no interval.
 
-With few seeds a task these intervals are somewhat narrow: with six seeds on each of 1 to 10 tasks,
-95% intervals of the interquartile mean covered 89% to 93%, those of the probability of improvement
-93% to 95% (``python -m tests.stats.simulations``). Below five tasks the per-task t intervals
-come first.
+With few seeds a task these intervals are somewhat narrow: with six seeds on each of 1 to 10 tasks, 95% intervals of the
+interquartile mean covered 89% to 93%, those of the probability of improvement 93% to 95%
+(``python -m tests.stats.simulations``).
 """
 
 from __future__ import annotations
@@ -27,10 +25,11 @@ Scores = Mapping[str, ArrayLike]
 #: Below this many tasks, intervals of every single task come first.
 FEW_TASKS = 5
 
+#: Quantiles of a bootstrap that bound a 95% interval.
+LIMITS = (0.5 - 0.95 / 2, 0.5 + 0.95 / 2)
 
-def interquartile_mean(
-    scores: Scores, generator: np.random.Generator, resamples: int = 2000, level: float = 0.95
-) -> Estimate:
+
+def interquartile_mean(scores: Scores, generator: np.random.Generator, resamples: int = 2000) -> Estimate:
     """Mean of the middle half of all runs, pooled over tasks, with its stratified bootstrap interval.
 
     A quarter of the runs, rounded down, is cut off at either end: ``scipy.stats.trim_mean(x, 0.25)``.
@@ -40,18 +39,16 @@ def interquartile_mean(
         Estimate in the unit of the scores; n and units count runs. Without any run the mean is None.
 
     Raises:
-        ValueError: a score is not finite, or a level or number of resamples that makes no sense.
+        ValueError: a score is not finite.
     """
-    rows = _rows(scores, resamples, level)
+    rows = _rows(scores)
     drawn = [x[generator.integers(0, x.size, size=(resamples, x.size))] for x in rows.values()]  # [B, S] a task
     mean = float(_trimmed(np.concatenate(list(rows.values())))) if rows else None
     means = _trimmed(np.concatenate(drawn, axis=1)) if rows else np.empty(0)
-    return _estimate(mean, means, rows.values(), level)
+    return _estimate(mean, means, rows.values())
 
 
-def probability_of_improvement(
-    x: Scores, y: Scores, generator: np.random.Generator, resamples: int = 2000, level: float = 0.95
-) -> Estimate:
+def probability_of_improvement(x: Scores, y: Scores, generator: np.random.Generator, resamples: int = 2000) -> Estimate:
     r"""How likely a run of X beats a run of Y on a task drawn at random, with its stratified bootstrap interval.
 
     Per task it is the Mann-Whitney statistic over its number of pairs, ties half, and then the mean over tasks:
@@ -67,7 +64,7 @@ def probability_of_improvement(
     Raises:
         ValueError: as :func:`interquartile_mean`.
     """
-    a, b = _rows(x, resamples, level), _rows(y, resamples, level)
+    a, b = _rows(x), _rows(y)
     shared = [task for task in a if task in b]
     means, point = np.zeros(resamples), 0.0
     for task in shared:
@@ -77,7 +74,7 @@ def probability_of_improvement(
         means += ((left @ won) * right).sum(axis=1) / won.size / len(shared)
         point += float(won.mean()) / len(shared)
     rows = [found[task] for found in (a, b) for task in shared]
-    return _estimate(point if shared else None, means, rows, level)
+    return _estimate(point if shared else None, means, rows)
 
 
 @dataclass(frozen=True)
@@ -88,22 +85,16 @@ class Profile:
         thresholds: in the unit of the scores, ascending. ``[T]``
         share: runs whose score is above each, averaged over tasks. ``[T]``
         low, high: pointwise confidence limits; None where some task has one seed. ``[T]``
-        n: runs behind it.
     """
 
     thresholds: tuple[float, ...]
     share: tuple[float, ...]
     low: tuple[float, ...] | None
     high: tuple[float, ...] | None
-    n: int
 
 
 def performance_profile(
-    scores: Scores,
-    thresholds: Sequence[float],
-    generator: np.random.Generator,
-    resamples: int = 2000,
-    level: float = 0.95,
+    scores: Scores, thresholds: Sequence[float], generator: np.random.Generator, resamples: int = 2000
 ) -> Profile | None:
     r"""Score distribution of a method's runs over all tasks, with a pointwise bootstrap band.
 
@@ -115,7 +106,7 @@ def performance_profile(
     Raises:
         ValueError: thresholds that do not ascend; as :func:`interquartile_mean`.
     """
-    rows = _rows(scores, resamples, level)
+    rows = _rows(scores)
     tau = np.asarray(thresholds, dtype=np.float64)
     if tau.ndim != 1 or not tau.size or np.any(np.diff(tau) <= 0):
         raise ValueError("expected thresholds in ascending order, at least one")
@@ -128,14 +119,12 @@ def performance_profile(
         drawn += _counts(x.size, generator, resamples) @ above / x.size / len(rows)
     low = high = None
     if all(x.size > 1 for x in rows.values()):
-        low, high = (tuple(map(float, q)) for q in np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=0))
-    return Profile(tuple(map(float, tau)), tuple(map(float, share)), low, high, sum(x.size for x in rows.values()))
+        low, high = (tuple(map(float, q)) for q in np.quantile(drawn, LIMITS, axis=0))
+    return Profile(tuple(map(float, tau)), tuple(map(float, share)), low, high)
 
 
-def _rows(scores: Scores, resamples: int, level: float) -> dict[str, Floats]:
+def _rows(scores: Scores) -> dict[str, Floats]:
     """The scores of every task that has any: ``[S]`` each."""
-    if not 0 < level < 1 or resamples < 2:
-        raise ValueError(f"level is {level} and resamples {resamples}; expected a share between 0 and 1, and 2 or more")
     rows = {task: np.asarray(x, dtype=np.float64) for task, x in scores.items()}
     for task, x in rows.items():
         if x.ndim != 1 or not np.isfinite(x).all():
@@ -159,9 +148,9 @@ def _counts(size: int, generator: np.random.Generator, resamples: int) -> Floats
     return generator.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)
 
 
-def _estimate(mean: float | None, means: Floats, rows: Collection[Floats], level: float) -> Estimate:
+def _estimate(mean: float | None, means: Floats, rows: Collection[Floats]) -> Estimate:
     n = sum(x.size for x in rows)
     if mean is None or any(x.size < 2 for x in rows):
         return Estimate(mean, None, None, None, n, n)
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(means, LIMITS)
     return Estimate(mean, float(means.std(ddof=1)), float(low), float(high), n, n)

@@ -16,11 +16,9 @@ def clustered_mean(
 ) -> Estimate:
     r"""Pooled mean, or rate, with a standard error clustered by prompt.
 
-    Episodes of one prompt are alike, so the prompt is the unit of the error. With ``trials`` the
-    estimate is the rate :math:`r = \sum x_i / \sum m_i` (successes over trials, n counts trials),
-    otherwise every :math:`m_i` is 1 (n counts episodes). Linearised over the G prompts
-    (Cochran 1977, section 6; with :math:`m_i = 1` the clustered error of Miller 2024,
-    arXiv:2411.00640, with the factor G/(G-1)):
+    With ``trials`` the estimate is the rate :math:`r = \sum x_i / \sum m_i` (successes over trials, n counts trials),
+    otherwise every :math:`m_i` is 1 (n counts episodes). Linearised over the G prompts (Cochran 1977, section 6; with
+    :math:`m_i = 1` the clustered error of Miller 2024, arXiv:2411.00640, with the factor G/(G-1)):
 
     .. math:: e_g = \sum_{i \in g} (x_i - r m_i), \quad
               \widehat{Var}(r) = \frac{G}{G-1} \frac{\sum_g e_g^2}{(\sum_i m_i)^2}
@@ -32,20 +30,18 @@ def clustered_mean(
         clusters: the prompt of each episode, ``[E]``.
         trials: trials of each episode, ``[E]``; an episode with none is left out.
     """
-    x, m, groups = _columns(values, clusters, trials)
-    rate, influence = _linearised(x, m, groups)
-    stderr = _error(influence)
-    n = float(m.sum())
-    return t_interval(rate, stderr, int(n) if n.is_integer() else n, len(influence))
+    columns = _columns(values, clusters, trials)
+    rate, influence = _linearised(*columns)
+    n = float(columns[1].sum())
+    return t_interval(rate, _error(influence), int(n) if n.is_integer() else n, len(influence))
 
 
 def paired_examples(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str) -> Estimate:
     r"""Difference of two policies' pooled means (or rates) of a metric, paired by prompt.
 
-    The difference equals the difference of the two means that a table shows, on the prompts both
-    have. Its error comes from the per-prompt differences of the two linearised estimates,
-    :math:`d_g = e^a_g / \sum m^a - e^b_g / \sum m^b`, so what makes a prompt hard for both cancels.
-    With equally many episodes a prompt it is :func:`paired_difference` of the prompts' means.
+    It is the difference of the two means on the prompts both have. Its error comes from the per-prompt differences of
+    the two linearised estimates, :math:`d_g = e^a_g / \sum m^a - e^b_g / \sum m^b`, so what makes a prompt hard for
+    both cancels. With equally many episodes a prompt it is :func:`paired_difference` of the prompts' means.
 
     Args:
         a, b: examples of the two policies, as in ``Evaluation.examples``.
@@ -53,10 +49,8 @@ def paired_examples(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any
     Returns:
         Estimate in the metric's unit; n and units count shared prompts.
     """
-    left, right = _of_metric(a, metric), _of_metric(b, metric)
-    shared = sorted(set(left[2]) & set(right[2]), key=str)
-    rate_a, influence_a = _linearised(*_only(left, shared))
-    rate_b, influence_b = _linearised(*_only(right, shared))
+    left, right, shared = _shared(a, b, metric)
+    (rate_a, influence_a), (rate_b, influence_b) = _linearised(*left), _linearised(*right)
     if rate_a is None or rate_b is None:
         return Estimate(None, None, None, None, len(shared), len(shared))
     stderr = _error({g: influence_a[g] - influence_b[g] for g in shared})
@@ -78,9 +72,8 @@ def linearised_difference(
     a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str
 ) -> dict[str, float]:
     """Prompt that both have -> difference of the two :func:`linearised`; the mean is :func:`paired_examples`'s."""
-    left, right = _of_metric(a, metric), _of_metric(b, metric)
-    shared = sorted(set(left[2]) & set(right[2]), key=str)
-    one, other = _contributions(_only(left, shared)), _contributions(_only(right, shared))
+    left, right, _ = _shared(a, b, metric)
+    one, other = _contributions(left), _contributions(right)
     return {g: z - other[g] for g, z in one.items() if g in other}
 
 
@@ -177,10 +170,16 @@ def _columns(values: Sequence[Any], clusters: Sequence[Hashable], trials: Sequen
     return x[keep], m[keep], [c for c, k in zip(clusters, keep, strict=True) if k]
 
 
-def _only(columns: _Columns, clusters: Sequence[Hashable]) -> _Columns:
-    wanted = set(clusters)
-    keep = np.array([c in wanted for c in columns[2]], dtype=bool)
-    return columns[0][keep], columns[1][keep], [c for c in columns[2] if c in wanted]
+def _shared(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: str
+) -> tuple[_Columns, _Columns, list[Hashable]]:
+    """The episodes of either on the prompts both have, and those prompts."""
+    sides = [_of_metric(a, metric), _of_metric(b, metric)]
+    both = set(sides[0][2]) & set(sides[1][2])
+    for i, (x, m, clusters) in enumerate(sides):
+        keep = np.array([c in both for c in clusters], dtype=bool)
+        sides[i] = x[keep], m[keep], [c for c in clusters if c in both]
+    return sides[0], sides[1], sorted(both, key=str)
 
 
 def _linearised(x: Floats, m: Floats, groups: Sequence[Hashable]) -> tuple[float | None, dict[Hashable, float]]:

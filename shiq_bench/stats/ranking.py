@@ -46,13 +46,10 @@ def winner(scores: BySeed) -> str | None:
     Methods with fewer than :data:`BOLD_SEEDS` seeds are not ranked. Of the others it has the highest
     mean, and its lead over each of them, over at least that many shared seeds, has a 95% t interval
     above 0 *and* a sign-flip p below 5%. Looking only at the best of k does not inflate the rate:
-    where the methods are alike, the best two are closer to each other the more of them there are, and k = 2 is
-    the least favourable case (Gutmann and Maymin 1987, "Is the selected population the best?").
-    Measured over 20,000 rows of equal methods (standard error up to 0.15 points), the t interval alone marks
-    5.0% of rows of 2 methods at six seeds and 5.3% at ten; with the sign-flip test, which costs nothing
-    where the lead is clear, 2.6% and 4.9%; of 4 and 7 methods the rule marks 0.1% and 0.0% at six
-    seeds and 0.5% and 0.1% at ten (4,000 rows). It bounds one row (one
-    metric on one split): a table of many has as many chances.
+    k = 2 is the least favourable case (Gutmann and Maymin 1987, "Is the selected population the best?").
+    Of 20,000 rows of 2 equal methods the t interval alone marks 5.0% at six seeds and 5.3% at ten, with the sign-flip
+    test 2.6% and 4.9%; of 4 and 7 methods 0.1% and 0.0% at six seeds, 0.5% and 0.1% at ten (4,000 rows). It bounds
+    one row (one metric on one split): a table of many has as many chances.
 
     Neither test is exact where means are equal and distributions are not: one skewed method among
     quiet ones is marked in 9.4% of rows (two methods, ten seeds; the t interval alone: 10.0%).

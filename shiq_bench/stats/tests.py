@@ -109,9 +109,9 @@ def holm(pvalues: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def binomial_stderr(rate: float, n: int) -> float | None:
+def binomial_stderr(rate: float, n: int) -> float:
     """Standard error of a rate over n independent prompts; at 40%, 3.5 points over 200 and 7.7 over 40."""
-    return float(np.sqrt(rate * (1 - rate) / n)) if n else None
+    return float(np.sqrt(rate * (1 - rate) / n))
 
 
 def detectable_difference(stderr: float) -> float:

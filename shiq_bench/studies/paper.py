@@ -33,14 +33,7 @@ TABLES = {"md": "md", "html": "html", "tex": "latex", "csv": "csv"}
 
 @dataclass(frozen=True)
 class Made:
-    """One file of a paper.
-
-    Attributes:
-        path: from the paper's folder.
-        data: its bytes.
-        runs: ids of those that it shows.
-        command: what draws it again, of a study.
-    """
+    """One file of a paper: its path in there, its bytes, the ids of the runs it shows, and what draws a study again."""
 
     path: str
     data: bytes
@@ -63,7 +56,6 @@ def paper(
     deleted, unless some record cannot be read.
 
     Args:
-        folders: of run records.
         given: studies beside the shipped ones, by their paths.
 
     Returns:
@@ -86,12 +78,8 @@ def paper(
     left = {name: digest for name, digest in _listed(out).items() if name not in {m.path for m in made}}
     if not problems:
         _delete(left, out)
-    where = (
-        [] if [*folders] == [Path("results")] else [word for folder in folders for word in ("--results", str(folder))]
-    )
-    command = shlex.join(
-        ["shiq-bench", "table", "--paper", *where, *(word for name in given for word in ("--study", str(name)))]
-    )
+    extra = [word for name in given for word in ("--study", str(name))]
+    command = _command(["table", "--paper"], folders, extra)
     _write_manifest(records, made, left if problems else {}, command, out)
     return made, problems
 
@@ -124,11 +112,15 @@ def _study(path: Path, records: Sequence[RunRecord], results: Path, allow_mixed:
     shown = [replace(cell, problem=cell.problem or _missing(cell, there)) for cell in cells]
     files = figures.files_of(sheet(study, shown))
     name = study.name if path == shipped().get(study.name) else str(path)
-    command = shlex.join(
-        ["shiq-bench", "study", name, *([] if results == Path("results") else ["--results", str(results)])]
-    )
+    command = _command(["study", name], [results])
     ids = tuple(sorted(r.run_id for r in found))
     return [Made(f"studies/{study.name}.{suffix}", data, ids, command) for suffix, data in files.items()]
+
+
+def _command(words: Sequence[str], folders: Sequence[Path], extra: Sequence[str] = ()) -> str:
+    """What a person types to do so again; the usual folder of results goes without saying."""
+    told = [] if [*folders] == [Path("results")] else [word for f in folders for word in ("--results", str(f))]
+    return shlex.join(["shiq-bench", *words, *told, *extra])
 
 
 def _missing(cell: PlannedTrial, there: Mapping[str, RunRecord]) -> str:
@@ -155,7 +147,7 @@ def _delete(files: Mapping[str, str], out: Path) -> None:
     for name, digest in files.items():
         path = Path(name)
         ours = len(path.parts) == 2 and path.parts[0] in ("tables", "studies") and (out / path).is_file()
-        if ours and hashlib.sha256((out / path).read_bytes()).hexdigest() == digest:
+        if ours and _sha256((out / path).read_bytes()) == digest:
             (out / path).unlink()
 
 
@@ -163,16 +155,13 @@ def _write_manifest(
     records: Iterable[RunRecord], made: Sequence[Made], kept: Mapping[str, str], command: str, out: Path
 ) -> None:
     """With what an earlier paper wrote and was not deleted, for the next one to do so."""
-    write_json(
-        out / MANIFEST,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "paper",
-            "runs": {r.run_id: _origin(r) for r in records},
-            "files": {m.path: {"sha256": hashlib.sha256(m.data).hexdigest(), "runs": list(m.runs)} for m in made},
-            **({"kept": kept} if kept else {}),
-        },
-    )
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "paper",
+        "runs": {r.run_id: _origin(r) for r in records},
+        "files": {m.path: {"sha256": _sha256(m.data), "runs": list(m.runs)} for m in made},
+    }
+    write_json(out / MANIFEST, manifest | ({"kept": kept} if kept else {}))
     head = f"# Tables and pictures\n\nWritten by `{command}`. Every file with its runs: [{MANIFEST}]({MANIFEST}).\n\n"
     lines = [f"- [{m.path}]({m.path})" + (f", drawn by `{m.command}`" if m.command else "") for m in made]
     write_atomic(out / INDEX, (head + "\n".join(lines) + "\n").encode())
@@ -181,10 +170,9 @@ def _write_manifest(
 def _origin(record: RunRecord) -> Mapping[str, object]:
     """What tells a record from another one of the same run."""
     data = {k: v for k, v in record.to_json().items() if k not in ("timings", "peak_memory_mb", "hardware")}
-    return {
-        "content": hashlib.sha256(canonical_json(data).encode()).hexdigest(),
-        "status": record.status,
-        "source_hash": record.source_hash,
-        "git_commit": record.git_commit,
-        "git_dirty": record.git_dirty,
-    }
+    told = ("status", "source_hash", "git_commit", "git_dirty")
+    return {"content": _sha256(canonical_json(data).encode()), **{name: data[name] for name in told}}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

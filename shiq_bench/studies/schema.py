@@ -76,14 +76,10 @@ class Panel(_Settable):
 
 
 class Method(_Settable):
-    """An algorithm and its settings."""
-
     algo: Text
 
 
 class Cells(_Strict):
-    """Some panels and some methods."""
-
     panels: Names = ()
     methods: Names = ()
 
@@ -121,11 +117,9 @@ class Study(_Strict):
     """A study as its file says it.
 
     Attributes:
-        name: of the file, and of everything that is drawn from it.
         asks: the question, one sentence.
         kind: ``curves`` over updates, numbers ``against`` what varies, a ``front`` of the metric over the KL to the
             reference as something varies, a ``table``, or all panels summed up ``across`` tasks.
-        metric: what is shown.
         focus: the method that the others are compared with; "" for none.
         settings: of every cell; panels, methods and what varies win over them, in this order.
         task, panels: title -> task and settings, or the one task of the only panel.
@@ -135,8 +129,6 @@ class Study(_Strict):
         reach: a metric -> a threshold, to measure speed by.
         contrast: pairs of panels to compare method by method; their instances are the same problems.
         views: title -> which panels and methods share a pair of axes, or a table.
-        adjust: cells with settings of their own.
-        leave_out: cells that are not run.
         no_bound: cells that the bounds do not hold for.
         replicate: training seeds of language models, one run each; () where the runs are tables.
         split, mode: the evaluation of language models that is shown.

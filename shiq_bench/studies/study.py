@@ -52,11 +52,7 @@ class PlannedTrial(Trial):
         return self.resolved.spec.run_id
 
     def job(self, study: str = "") -> Job:
-        """The trial as a sweep takes it, with a problem where it is left out or its method and task do not fit.
-
-        Args:
-            study: what its name begins with, where a sweep is of several.
-        """
+        """The trial as a sweep takes it, of several under the study's name too; with a problem if it is not to run."""
         return job_of(f"{study}: {self.name}" if study else self.name, self.resolved, self.left_out)
 
 
@@ -86,8 +82,7 @@ def expand(study: Study, results: Path) -> list[PlannedTrial]:
     """Every cell of a study with every setting resolved, panel by panel, method by method.
 
     Raises:
-        UserError: a setting that the run, the algorithm and the task do not know or take; the line
-            names the cell.
+        UserError: a setting that the run, the algorithm and the task do not know or take; the line names the cell.
     """
     out = []
     values = next(iter(study.vary.values()), (None,))
@@ -200,9 +195,6 @@ def refuse_mixture(study: Study, cells: Sequence[PlannedTrial]) -> None:
 def study_jobs(name: str, given: Settings, results: Path) -> list[Job]:
     """The runs of one study, for a sweep.
 
-    Args:
-        given: settings that win over those of the file, as in :func:`overridden`.
-
     Raises:
         UserError: as :func:`find`, :func:`load`, :func:`overridden` and :func:`expand`, or the name is ``all``.
     """
@@ -235,7 +227,6 @@ def run_studies(
         out: folder of pictures.
         log: where progress goes.
         fresh: run again what other code has made.
-        allow_mixed: draw runs of different code together.
         executor: "": this process for few runs of tables, else workers of this machine.
         plugins: files that every worker loads.
 

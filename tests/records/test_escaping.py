@@ -15,14 +15,14 @@ from markdown_it import MarkdownIt
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.escaping import in_csv, in_line, in_markdown, visible
 from shiq_bench.records.record import RunRecord
-from shiq_bench.report import figures, pairwise_text, tables
+from shiq_bench.report import figures, tables
 from shiq_bench.report.comparison import compare
 from shiq_bench.report.pairwise import versus as versus_of
 from shiq_bench.report.render import FORMATS, to_csv
 from shiq_bench.report.tables import frame as frame_of
 from tests.report.studies import one_panel
 from tests.report.synthetic import METRICS, record
-from tests.report.test_pairwise import _with_text
+from tests.report.test_pairwise import _with_text, text
 
 SMALL = {"rl": 3}
 LIVE = [
@@ -77,7 +77,7 @@ def test_tables_in_markdown_hold_no_more_than_tables() -> None:
 def test_two_compared_in_markdown() -> None:
     say = " ".join(LIVE)
     a, b = (_with_text(record(m), {"p0": x, "p1": 0.5}, f"{say} {m}") for m, x in (("shiq", 1.0), ("dpo", 0.0)))
-    md = pairwise_text.text(versus_of([a], [b], ("![x](https://evil)", "dpo\n| a |"), METRICS, count=1), "md")
+    md = text(versus_of([a], [b], ("![x](https://evil)", "dpo\n| a |"), METRICS, count=1), "md")
     assert {"img", "a", "h1", "code", "del"}.isdisjoint(elements(rendered(md)))
     assert not re.findall(r"(?<!\\)<\w+>", md)
 
@@ -144,6 +144,6 @@ def test_files_of_numbers_hold_no_formula_and_all_numbers() -> None:
     assert {r["policy"] for r in rows} == {"reference", "dpo", "'=cmd()"}
     means = [x for x in frame_of(comparison.blocks)["mean"] if x == x]
     assert min(means) < 0 and [float(r["mean"]) for r in rows if r["mean"]] == pytest.approx(means)
-    (first, *_) = _rows(pairwise_text.text(versus_of(records[:1], records[1:], ("=a", "-b"), METRICS), "csv"))
+    (first, *_) = _rows(text(versus_of(records[:1], records[1:], ("=a", "-b"), METRICS), "csv"))
     assert (first["one"], first["other"]) == ("'=a", "'-b") and float(first["mean_one"]) >= 0
     assert {r["method"] for r in _rows(to_csv(figures.frame(one_panel({"@a": [-1.0, 2.0]}))))} == {"'@a"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -19,10 +20,9 @@ from shiq_bench.cli.app import main
 from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import RunRecord
-from shiq_bench.report import pivots
+from shiq_bench.report import tables
 from shiq_bench.report.comparison import compare
-from shiq_bench.report.page import SCRIPTS, embedded, page
-from shiq_bench.report.payload import Limits, Payload, evenly, pack, payload, unpack
+from shiq_bench.report.page import SCRIPTS, Limits, Payload, embedded, evenly, pack, page, payload
 from shiq_bench.stats.intervals import mean_ci_t
 from tests import needs
 from tests.report.synthetic import METRICS, record
@@ -35,6 +35,11 @@ HOSTILE = (
     '</script><img src=x onerror="window.hacked=1"><script>window.hacked=2</script>\u2028\u2029<!-- '
     "<svg/onload=window.hacked=3> {{ 7*7 }} &lt;b&gt; ]]> \ud800 javascript:window.hacked=4"
 )
+
+
+def unpack(text: str) -> Any:
+    """The JSON value in a pack."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 def told(
@@ -86,7 +91,7 @@ def test_the_leaderboard_is_the_table() -> None:
     records = some()
     made, (block,) = payload(records, METRICS), compare(records, METRICS).blocks
     assert [r["label"] for r in made.core["rows"]] == [c.label for c in block.columns]
-    texts = pivots.texts(block)
+    texts = tables.texts(block)
     for column in block.columns:
         row = row_of(made, column.label)
         for at, place in enumerate(block.places):

@@ -17,8 +17,8 @@ from shiq_bench.records import run_store
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.escaping import visible
 from shiq_bench.records.record import Evaluation, RunRecord
-from shiq_bench.report.pairwise import select, versus
-from shiq_bench.report.pairwise_text import print_versus, shortened, text, told
+from shiq_bench.report import render
+from shiq_bench.report.pairwise import Versus, document, frame, print_versus, select, shortened, told, versus
 from shiq_bench.stats.clustered import linearised_difference, paired_examples, summarise
 from shiq_bench.stats.intervals import crossed_t, mean_ci_t
 from tests.command import shiq_bench
@@ -30,6 +30,10 @@ NAMES = ("one", "other")
 
 def _seeds(algo: str, skill: float, seeds: range = range(6), **spec: Any) -> list[RunRecord]:
     return [record(algo, s, skill=skill, prompts=SMALL, **spec) for s in seeds]
+
+
+def text(made: Versus, format: str, width: int = render.WIDTH) -> str:
+    return render.text(lambda wide: document(made, wide), lambda: frame(made), format, width)
 
 
 def _last(r: RunRecord, split: str, mode: str) -> Evaluation:

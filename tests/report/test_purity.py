@@ -17,8 +17,7 @@ from tests.report.synthetic import METRICS, record
 from shiq_bench.report.comparison import compare
 from shiq_bench.report.render import FORMATS
 from shiq_bench.report.tables import text
-from shiq_bench.report.payload import payload
-from shiq_bench.report.page import page
+from shiq_bench.report.page import page, payload
 comparison = compare([record(prompts={"rl": 3})], METRICS)
 [text(comparison, format) for format in FORMATS]
 page(payload([record(prompts={"rl": 3})], METRICS))

@@ -19,9 +19,8 @@ from shiq_bench.records.record import Evaluation, RunRecord
 from shiq_bench.report.comparison import compare
 from shiq_bench.report.document import Document, Section, simple_table
 from shiq_bench.report.format import metric_label
-from shiq_bench.report.pivots import document, place_title, texts
 from shiq_bench.report.render import PAGE, ROWS, latex_text, to_latex
-from shiq_bench.report.tables import print_table, run_table
+from shiq_bench.report.tables import document, place_title, print_table, texts
 from shiq_bench.report.tables import text as in_format
 from tests import needs
 from tests.report.synthetic import METRICS, SMALL, record, several
@@ -74,7 +73,7 @@ def test_a_run_without_evaluations_has_a_table() -> None:
 
 def test_print_table_to_a_pipe_has_room_and_no_colour() -> None:
     out = io.StringIO()
-    run_table(record(prompts=SMALL), METRICS, console=Console(file=out))
+    print_table([record(prompts=SMALL)], METRICS, console=Console(file=out))
     assert out.getvalue().startswith("bfcl · model tiny") and "\x1b" not in out.getvalue()
     assert max(len(line.rstrip()) for line in out.getvalue().splitlines()) > 80
     for name, render in (("md", markdown), ("csv", csv)):
