@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from shiq_bench.api.algorithm import Algorithm
-from shiq_bench.api.batch import Batch, Stats, TokenStats
+from shiq_bench.api.batch import Batch, Stats, TokenStats, scatter_actions
 from shiq_bench.api.needs import Labels, Pairs
-from shiq_bench.api.ops import scatter_actions
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import Row, action_rewards
 from shiq_bench.data.pairs import LabelRule, PairChoice, make_labels, make_pairs

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from shiq_bench.api.task import Messages, Tools
 from shiq_bench.api.trajectory import ToolCall
 from shiq_bench.models.template import ANSWER, OTHER, TOOL, TOOLS, Template
 from shiq_bench.models.tool_calls import FORMATS, read_calls
@@ -105,15 +106,8 @@ class ChatCodec(Template):
             pass
         return ""
 
-    def prompt(
-        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         """Ids of the messages and of the heading behind which an answer begins, one BOS at most.
-
-        Args:
-            messages: what is said so far.
-            tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each,
-                the parameters as a JSON schema.
 
         Raises:
             UserError: the template refuses the messages, or has no tools that could be called.
@@ -127,9 +121,7 @@ class ChatCodec(Template):
         bos = self.tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
-    def reply(
-        self, messages: Sequence[Mapping[str, str]], ended: bool, calls: Sequence[ToolCall] | None = None
-    ) -> list[int]:
+    def reply(self, messages: Messages, ended: bool, calls: Sequence[ToolCall] | None = None) -> list[int]:
         """Ids between an answer and the next one.
 
         The end-of-turn token comes first unless the policy emitted it (``ended``); here it is
@@ -235,7 +227,7 @@ class ChatCodec(Template):
         return [*ids[:stop], end]
 
     def _behind_calls(
-        self, messages: Sequence[Mapping[str, str]], calls: Sequence[ToolCall], generation: bool = True
+        self, messages: Messages, calls: Sequence[ToolCall], generation: bool = True
     ) -> tuple[int, list[int]]:
         """The token that ends an answer with these calls, and the ids of ``messages`` behind it."""
         asked = [ToolCall(call.name, {"word": ANSWER}, call.id) for call in calls]
@@ -252,7 +244,7 @@ class ChatCodec(Template):
         end, _, start = self._turn_end(ids)
         return end, ids[start:]
 
-    def _after_calls(self, messages: Sequence[Mapping[str, str]], calls: Sequence[ToolCall]) -> tuple[int, list[int]]:
+    def _after_calls(self, messages: Messages, calls: Sequence[ToolCall]) -> tuple[int, list[int]]:
         results = next((n for n, m in enumerate(messages) if m["role"] != "tool"), len(messages))
         if results != len(calls):
             raise ValueError(f"{len(calls)} tool calls are followed by {results} results")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from shiq_bench.api.codec import Codec
+from shiq_bench.api.task import Codec
 from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.lora import is_adapter
 from shiq_bench.models.tiny import WordCodec

@@ -14,8 +14,7 @@ from transformers import LlamaForCausalLM
 
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Batch, LossOutput, Stats
-from shiq_bench.api.codec import Codec
-from shiq_bench.api.task import Episode, Task, TinyModel
+from shiq_bench.api.task import Codec, Episode, Task, TinyModel
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import Row
 from shiq_bench.generation.rollout import replay
