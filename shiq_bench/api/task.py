@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 #: What is said in a dialogue, ``{"role": ..., "content": ...}`` each.
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 #: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each, the parameters as a JSON schema.
 Tools = Sequence[Mapping[str, Any]]
 

@@ -16,8 +16,7 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Batch, Stats, TokenStats, scatter_actions
 from shiq_bench.api.needs import Labels, Pairs
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.groups import Row, action_rewards
-from shiq_bench.data.pairs import LabelRule, PairChoice, make_labels, make_pairs
+from shiq_bench.data.groups import LabelRule, PairChoice, Row, action_rewards, make_labels, make_pairs
 
 #: How trajectories share a forward pass: as padded rows, or in one packed row.
 Layout = Literal["padded", "packed"]

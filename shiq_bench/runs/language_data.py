@@ -14,8 +14,7 @@ from shiq_bench.api.needs import Labels, Mismatched, Pairs, Reference, Support
 from shiq_bench.api.task import Task
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.dataset import read_dataset, read_manifest, read_trajectories, write_trajectories
-from shiq_bench.data.groups import Row, group_rows, in_unit_range, prepare, with_mismatches
-from shiq_bench.data.pairs import make_pairs
+from shiq_bench.data.groups import Row, group_rows, in_unit_range, make_pairs, prepare, with_mismatches
 from shiq_bench.data.schema import ORIGIN, describe
 from shiq_bench.evaluation.evaluate import sample
 from shiq_bench.generation.generator import Generator

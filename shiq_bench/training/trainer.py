@@ -21,8 +21,7 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import Mismatched
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Collator, to_batch, to_stats
-from shiq_bench.data.groups import Row, group_rows, prepare, with_mismatches
-from shiq_bench.data.pairs import seed_of
+from shiq_bench.data.groups import Row, group_rows, prepare, seed_of, with_mismatches
 from shiq_bench.models.lora import is_adapter
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec

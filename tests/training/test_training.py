@@ -18,8 +18,16 @@ from shiq_bench.api.needs import BehaviourModel, Mismatched, OnPolicy, Pairs, Re
 from shiq_bench.api.registry import algorithms
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Collator, lay_out, to_batch
-from shiq_bench.data.groups import Row, centred, group_rows, in_unit_range, prepare, with_mismatches
-from shiq_bench.data.pairs import make_labels, make_pairs
+from shiq_bench.data.groups import (
+    Row,
+    centred,
+    group_rows,
+    in_unit_range,
+    make_labels,
+    make_pairs,
+    prepare,
+    with_mismatches,
+)
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.training import reference as reference_module
