@@ -58,18 +58,21 @@ def mismatched(trajectory: Trajectory, other: Trajectory, max_length: int) -> Tr
     )
 
 
-def with_mismatches(groups: Sequence[Sequence[Trajectory]], max_length: int) -> list[list[Trajectory]]:
-    """For every trajectory of every group, its prompt with an answer of the next group.
+def with_mismatches(trajectories: Sequence[Trajectory], max_length: int) -> tuple[list[Trajectory], list[Trajectory]]:
+    """The trajectories, brought together by prompt, and for each its prompt with an answer to the next prompt.
 
     Raises:
         UserError: there is a single prompt.
     """
+    groups = [[row.trajectory for row in group] for group in group_rows([Row(t) for t in trajectories])]
     if len(groups) < 2:
         raise UserError("mismatched answers need at least two prompts with trajectories; there is one")
-    return [
-        [mismatched(t, mates[i % len(mates)], max_length) for i, t in enumerate(group)]
+    mismatches = [
+        mismatched(t, mates[i % len(mates)], max_length)
         for group, mates in zip(groups, [*groups[1:], groups[0]], strict=True)
+        for i, t in enumerate(group)
     ]
+    return [t for group in groups for t in group], mismatches
 
 
 def centred(trajectories: Sequence[Trajectory]) -> dict[str, float]:

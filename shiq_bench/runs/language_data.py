@@ -130,9 +130,7 @@ def training_groups(
     spec, need = run.spec, run.algorithm.need(Reference)
     mismatches: list[Trajectory] | None = None
     if run.algorithm.need(Mismatched):
-        by_prompt = [[row.trajectory for row in group] for group in group_rows([Row(t) for t in trajectories])]
-        trajectories = [t for group in by_prompt for t in group]
-        mismatches = [t for group in with_mismatches(by_prompt, spec.max_length) for t in group]
+        trajectories, mismatches = with_mismatches(trajectories, spec.max_length)
     stats, mismatch_stats = None, None
     if need and not need.refresh:
         with run.timed("reference pass"):

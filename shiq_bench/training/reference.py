@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Layout, lay_out
+from shiq_bench.data.groups import Columns
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.hashing import stable_hash
 from shiq_bench.training.policy import Policy, Scorer
@@ -72,12 +73,7 @@ def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: inputs[k] for k in names if k in inputs}
 
 
-def policy_stats(
-    policy: Policy,
-    trajectories: Sequence[Trajectory],
-    layout: Layout,
-    precision: str,
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def policy_stats(policy: Policy, trajectories: Sequence[Trajectory], layout: Layout, precision: str) -> list[Columns]:
     """``(logp, lse)`` over the action tokens of each trajectory, dropout off, no gradient."""
     was_training = policy.training
     policy.eval()
@@ -93,12 +89,8 @@ def policy_stats(
 
 
 def reference_pass(
-    policy: Policy,
-    weights_hash: str,
-    trajectories: Sequence[Trajectory],
-    layout: Layout,
-    precision: str,
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    policy: Policy, weights_hash: str, trajectories: Sequence[Trajectory], layout: Layout, precision: str
+) -> list[Columns]:
     """:func:`policy_stats`, cached by everything that decides it and nothing else.
 
     The key holds the weights, token ids and masks, vocabulary, precision, attention

@@ -350,9 +350,7 @@ def test_mismatched_answers_reach_the_loss_beside_the_real_ones() -> None:
         def loss(self, stats: Stats, batch: Batch) -> LossOutput:
             raise NotImplementedError
 
-    data = ragged()
-    groups = [[row.trajectory for row in g] for g in group_rows([Row(t) for t in data])]
-    mates = [t for g in with_mismatches(groups, 30) for t in g]
+    data, mates = with_mismatches(ragged(), 30)
     policy = Policy(build(), VOCAB)
     own, theirs = (policy_stats(policy, ts, "padded", "fp32") for ts in (data, mates))
     inputs = Collator(Both(), "padded", "hard")(prepare(data, own, Both(), False, mates, theirs))
