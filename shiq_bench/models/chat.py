@@ -1,10 +1,8 @@
 """Messages to token ids and back, through one tokenizer and its chat template.
 
-A dialogue is a stream of ids: a prompt, an answer exactly as it was sampled, the ids between that
-answer and the next one, and so on. What was sampled is never turned into text and tokenised
-again, so a transcript is what the model saw. The ids between two answers come from rendering the
-template around a placeholder answer and keeping the text behind it. Function calls work the same
-way: what the template writes for them is found out by rendering placeholders.
+What was sampled is never turned into text and tokenised again, so a transcript is what the model
+saw. The ids between two answers come from rendering the template around a placeholder answer and
+keeping the text behind it; what the template writes for function calls is found out the same way.
 """
 
 from __future__ import annotations
@@ -42,7 +40,6 @@ class ChatCodec(Template):
 
     Attributes:
         end_ids: ids that end an answer; the first is the one :meth:`answer` appends.
-        plain_template: the tokenizer had no template and was given the plain one.
         tiny: the model behind it is one of our own tiny ones.
     """
 
@@ -57,8 +54,7 @@ class ChatCodec(Template):
         """Learn from a few renderings what the template accepts and how it ends a turn.
 
         Args:
-            tokenizer: a transformers tokenizer; one without a template is given the plain one.
-            tiny: see the attribute.
+            tokenizer: of transformers.
             end_ids: further ids that end an answer, such as those of a generation config.
             template_options: variables for the template, such as ``enable_thinking``.
 
@@ -125,13 +121,7 @@ class ChatCodec(Template):
         """Ids between an answer and the next one.
 
         The end-of-turn token comes first unless the policy emitted it (``ended``); here it is
-        forced, and no action.
-
-        Args:
-            messages: results of the calls, one each and in their order, then anything else.
-            ended: whether the policy closed its turn.
-            calls: what the answer called, as it was read: names and ids count, arguments do not. An
-                empty sequence says that it called nothing though it had tools.
+        forced, and no action. Of ``calls``, names and ids count, arguments do not.
 
         Raises:
             UserError: the template refuses the messages.
@@ -188,13 +178,7 @@ class ChatCodec(Template):
         return ids
 
     def calls(self, token_ids: Sequence[int], format: str) -> list[ToolCall] | None:
-        """Calls an answer makes, in order.
-
-        What stands inside a model's reasoning is no call.
-
-        Returns:
-            One call or more; None where there is none, or one that cannot be read (:meth:`text` says
-            whether there was anything).
+        """Calls an answer makes outside its reasoning, in order; None where none, or one that cannot be read.
 
         Raises:
             UserError: no such format.
