@@ -116,8 +116,7 @@ def show(
 
     Args:
         count: dialogues at most.
-        prompt: only of this prompt.
-        source: only of this source.
+        prompt, source: only of these.
         seed: pick at random; None is the first ones.
         full: do not shorten long observations.
 

@@ -73,8 +73,7 @@ def tabulate(
     exact, data = [], []
     seeds = list(seeds) if seeds is not None else list(range(len(worlds)))
     for k, (world, found) in enumerate(zip(worlds, trajectories, strict=True)):
-        rows = [Row(t, shifts[k][i] if shifts else 0.0) for i, t in enumerate(found)]
-        groups = group_rows(rows)
+        groups = group_rows([Row(t, shifts[k][i] if shifts else 0.0) for i, t in enumerate(found)])
         if algorithm.need(needs.Mismatched):
             strange = with_mismatches(found, len(world.layers) + 2)[1]
             mates = iter(strange)

@@ -25,9 +25,8 @@ from shiq_bench.data.groups import Row, prepare, seed_of, with_mismatches
 from shiq_bench.models.lora import is_adapter
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
-from shiq_bench.training.auxiliary_models import Companions
 from shiq_bench.training.policy import Policy
-from shiq_bench.training.reference import model_inputs
+from shiq_bench.training.reference import Companions, model_inputs
 from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag, last_checkpoint
 
 #: Beside the policy's own weights, where there are heads.

@@ -26,9 +26,8 @@ from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.settings import resolve
 from shiq_bench.tabular.task import TabularTask
 from shiq_bench.tabular.training import table_stats, tabulate, train_tables
-from shiq_bench.training.auxiliary_models import Companions
 from shiq_bench.training.policy import ActingPolicy, Policy
-from shiq_bench.training.reference import autocast, model_inputs, policy_stats
+from shiq_bench.training.reference import Companions, autocast, model_inputs, policy_stats
 from shiq_bench.training.starting_policy import WeightedLikelihood
 from shiq_bench.training.stopping import Interrupted, StopFlag, last_checkpoint
 from shiq_bench.training.trainer import train
