@@ -22,7 +22,6 @@ class SimPO(sb.Algorithm):
     beta: float = field(default=2.0, metadata={"advised": False})  # a scale of margins, not a KL strength
     gamma: float = 1.0
 
-    logp_reduction = "mean"
     needs = (sb.Pairs(ties="drop"),)
 
     def __post_init__(self) -> None:

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from shiq_bench.api.batch import LossOutput as LossOutput
     from shiq_bench.api.batch import Stats as Stats
     from shiq_bench.api.batch import TokenStats as TokenStats
-    from shiq_bench.api.codec import Codec as Codec
-    from shiq_bench.api.codec import TextCodec as TextCodec
+    from shiq_bench.api.batch import group_mean as group_mean
+    from shiq_bench.api.batch import log_ratio as log_ratio
+    from shiq_bench.api.batch import masked_mean as masked_mean
+    from shiq_bench.api.batch import next_step as next_step
+    from shiq_bench.api.batch import reference_of as reference_of
+    from shiq_bench.api.batch import sum_to_end as sum_to_end
     from shiq_bench.api.needs import BehaviourModel as BehaviourModel
     from shiq_bench.api.needs import Labels as Labels
     from shiq_bench.api.needs import MaxRatio as MaxRatio
@@ -32,18 +36,14 @@ if TYPE_CHECKING:
     from shiq_bench.api.needs import Support as Support
     from shiq_bench.api.needs import TargetNetwork as TargetNetwork
     from shiq_bench.api.needs import ValueHead as ValueHead
-    from shiq_bench.api.ops import group_mean as group_mean
-    from shiq_bench.api.ops import log_ratio as log_ratio
-    from shiq_bench.api.ops import masked_mean as masked_mean
-    from shiq_bench.api.ops import next_step as next_step
-    from shiq_bench.api.ops import reference_of as reference_of
-    from shiq_bench.api.ops import sum_to_end as sum_to_end
     from shiq_bench.api.registry import algorithm as algorithm
     from shiq_bench.api.registry import load_plugin as load_plugin
     from shiq_bench.api.registry import task as task
+    from shiq_bench.api.task import Codec as Codec
     from shiq_bench.api.task import Episode as Episode
     from shiq_bench.api.task import Scores as Scores
     from shiq_bench.api.task import Task as Task
+    from shiq_bench.api.task import TextCodec as TextCodec
     from shiq_bench.api.task import TinyModel as TinyModel
     from shiq_bench.api.trajectory import Completion as Completion
     from shiq_bench.api.trajectory import Preference as Preference
@@ -64,15 +64,16 @@ __version__ = "0.1.0"
 #: Module -> the names that it gives.
 _PUBLIC = {
     "api.algorithm": ("Algorithm",),
-    "api.batch": ("Batch", "Dense", "LossOutput", "Stats", "TokenStats"),
-    "api.codec": ("Codec", "TextCodec"),
+    "api.batch": (
+        "Batch", "Dense", "LossOutput", "Stats", "TokenStats", "group_mean", "log_ratio", "masked_mean", "next_step",
+        "reference_of", "sum_to_end",
+    ),
     "api.needs": (
         "BehaviourModel", "Labels", "MaxRatio", "Mismatched", "Need", "OnPolicy", "Pairs", "QHeads", "Reference",
         "Rewards", "SumLogits", "Support", "TargetNetwork", "ValueHead",
     ),
-    "api.ops": ("group_mean", "log_ratio", "masked_mean", "next_step", "reference_of", "sum_to_end"),
     "api.registry": ("algorithm", "load_plugin", "task"),
-    "api.task": ("Episode", "Scores", "Task", "TinyModel"),
+    "api.task": ("Codec", "Episode", "Scores", "Task", "TextCodec", "TinyModel"),
     "api.trajectory": ("Completion", "Preference", "Score", "ToolCall", "Trajectory", "Transcript"),
     "records.errors": ("UserError", "suggest"),
     "records.record": ("Metric",),

@@ -191,7 +191,7 @@ def test_the_engine_names_no_algorithm_and_no_task() -> None:
     ("code", "absent"),
     [
         ("import shiq_bench.records.run_store, shiq_bench.records.cache", ("torch", "numpy", "pandas", "transformers")),
-        ("import shiq_bench.api.registry, shiq_bench.api.ops", ("torch", "numpy", "pandas", "transformers")),
+        ("import shiq_bench.api.registry, shiq_bench.api.batch", ("torch", "numpy", "pandas", "transformers")),
         ("from shiq_bench import Algorithm, Batch, LossOutput, Stats, algorithm, log_ratio", ("torch", "numpy")),
         ("import shiq_bench.report.tables", ("torch", "transformers", "vllm")),
         ("import shiq_bench.cli.app", ("torch", "numpy", "pandas", "transformers", "vllm", "datasets")),

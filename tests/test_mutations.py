@@ -208,7 +208,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 #: As good as the list's, to be spoiled.
 CAUGHT = Mutation(
     "sign of w",
-    "shiq_bench/api/ops.py",
+    "shiq_bench/api/batch.py",
     "return stats.policy.logp - reference_of(stats).logp",
     "return reference_of(stats).logp - stats.policy.logp",
     "tests/algorithms/test_values.py::test_shiq_multi_step",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from shiq_bench.api.needs import N, Need, Pairs
 
@@ -19,13 +19,11 @@ class Algorithm(ABC):
     """One method: a frozen dataclass of hyperparameters, declared needs, and a pure ``loss``.
 
     Class attributes:
-        logp_reduction: how a completion's log-probability is made from its tokens'.
         couples_groups: True where the loss holds an estimate over the whole batch, so that prompt
             groups do not add up.
         deviations: where the method departs from its paper; every record says so.
     """
 
-    logp_reduction: ClassVar[Literal["sum", "mean"]] = "sum"
     couples_groups: ClassVar[bool] = False
     deviations: ClassVar[tuple[str, ...]] = ()
 

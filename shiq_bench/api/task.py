@@ -1,15 +1,14 @@
-"""One task: prompts, episodes, scoring, and the exact optimum where there is one."""
+"""One task: prompts, episodes, scoring, and the exact optimum where there is one; and the codec it talks through."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from shiq_bench.api.algorithm import Algorithm
-from shiq_bench.api.codec import Codec
-from shiq_bench.api.trajectory import Completion, Preference, Score, Trajectory, Transcript
+from shiq_bench.api.trajectory import Completion, Preference, Score, ToolCall, Trajectory, Transcript
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import Metric
 from shiq_bench.records.spec import RunSpec
@@ -23,6 +22,64 @@ Measured = Mapping[str, Mapping[str, float | None]]
 
 #: Scored episodes, as in ``Evaluation.examples``.
 Examples = Sequence[Mapping[str, Any]]
+#: What is said in a dialogue, ``{"role": ..., "content": ...}`` each.
+Messages = Sequence[Mapping[str, Any]]
+#: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each, the parameters as a JSON schema.
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Codec(Protocol):
+    """Messages to token ids and back, through one model's tokenizer and chat template."""
+
+    end_ids: tuple[int, ...]
+
+    @property
+    def tool_format(self) -> str:
+        """Format in which the chat template writes function calls; "" where it has no tools that can be read."""
+
+    def prompt(self, messages: Messages, tools: Tools | None = None) -> list[int]:
+        """Ids of the messages, up to where the policy begins to answer."""
+
+    def reply(self, messages: Messages, ended: bool, calls: Sequence[ToolCall] | None = None) -> list[int]:
+        """Ids between an answer and the next one; ``ended`` when the policy closed its own turn.
+
+        ``calls`` are those the answer made, as :meth:`calls` read them; the first messages are then
+        their results, one a call, in order, with role ``tool``. Empty: it made none, but had tools.
+        """
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer with its end-of-turn token."""
+
+    def answer_calls(self, calls: Sequence[ToolCall], format: str) -> list[int]:
+        """Ids of an answer that makes calls, with its end-of-turn token."""
+
+    def calls(self, token_ids: Sequence[int], format: str) -> list[ToolCall] | None:
+        """Calls an answer makes, one or more; None where it makes none, or one that cannot be read."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer, special tokens left out."""
+
+
+class TextCodec(Codec):
+    """A codec without a format of its own for tool calls, and without turns; for others to derive from."""
+
+    tool_format = ""
+
+    def reply(self, messages: Messages, ended: bool, calls: Sequence[ToolCall] | None = None) -> list[int]:
+        """The messages alone."""
+        return self.prompt(messages)
+
+    def answer_calls(self, calls: Sequence[ToolCall], format: str) -> list[int]:
+        """Refused.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("this model has no format of its own for tool calls: write them as text")
+
+    def calls(self, token_ids: Sequence[int], format: str) -> list[ToolCall] | None:
+        """None: it makes none."""
+        return None
 
 
 class Episode:

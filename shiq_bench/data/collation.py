@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from shiq_bench.api.algorithm import Algorithm
-from shiq_bench.api.batch import Batch, Stats, TokenStats
+from shiq_bench.api.batch import Batch, Stats, TokenStats, scatter_actions
 from shiq_bench.api.needs import Labels, Pairs
-from shiq_bench.api.ops import scatter_actions
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.groups import Row, action_rewards
-from shiq_bench.data.pairs import LabelRule, PairChoice, make_labels, make_pairs
+from shiq_bench.data.groups import LabelRule, PairChoice, Row, action_rewards, make_labels, make_pairs
 
 #: How trajectories share a forward pass: as padded rows, or in one packed row.
 Layout = Literal["padded", "packed"]
@@ -35,12 +33,9 @@ def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Ten
     lengths = [len(t.token_ids) for t in trajectories]
     width = sum(lengths) if layout == "packed" else max(lengths)
     rows = 1 if layout == "packed" else len(trajectories)
-    ids = torch.zeros(rows, width, dtype=torch.long)
-    positions = torch.zeros(rows, width, dtype=torch.long)
-    attention = torch.zeros(rows, width, dtype=torch.long)
+    ids, positions, attention = (torch.zeros(rows, width, dtype=torch.long) for _ in range(3))
     index: list[int] = []
     targets: list[int] = []
-    counts: list[int] = []
     offset = 0
     for n, t in enumerate(trajectories):
         row, start = (0, offset) if layout == "packed" else (n, 0)
@@ -51,15 +46,14 @@ def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Ten
         actions = [i for i, a in enumerate(t.action_mask) if a]
         index += [row * width + start + i - 1 for i in actions]
         targets += [t.token_ids[i] for i in actions]
-        counts.append(len(actions))
         offset += lengths[n]
-    widest = max(1, max(counts))
+    counts = torch.tensor([sum(t.action_mask) for t in trajectories])
     out = {
         "input_ids": ids,
         "position_ids": positions,
         "index": torch.tensor(index, dtype=torch.long),
         "targets": torch.tensor(targets, dtype=torch.long),
-        "mask": torch.arange(widest)[None] < torch.tensor(counts)[:, None],
+        "mask": torch.arange(max(1, int(counts.max())))[None] < counts[:, None],
     }
     if layout == "padded":
         out["attention_mask"] = attention

@@ -20,21 +20,8 @@ from typing import Any
 
 from shiq_bench.api.task import Task
 from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data import schema
 from shiq_bench.data.card import card
-from shiq_bench.data.schema import (
-    CARD,
-    COLUMNS,
-    DATA,
-    DATASET_VERSION,
-    HASH,
-    KIND,
-    MANIFEST,
-    ORIGIN,
-    REQUIRED,
-    TOKENIZER,
-    Decoder,
-    describe,
-)
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.files import write_atomic
 from shiq_bench.records.hashing import stable_hash
@@ -43,13 +30,13 @@ from shiq_bench.records.hashing import stable_hash
 FIELDS = tuple(f.name for f in fields(Trajectory))
 
 
-def arrow_schema(names: Sequence[str] = tuple(COLUMNS)) -> Any:
+def arrow_schema(names: Sequence[str] = tuple(schema.COLUMNS)) -> Any:
     """Arrow's types of some of :data:`~shiq_bench.data.schema.COLUMNS`."""
     import pyarrow as pa
 
     plain = {"string": pa.string(), "bool": pa.bool_(), "int32": pa.int32(), "double": pa.float64()}
     kinds = {**plain, **{f"list<{name}>": pa.list_(kind) for name, kind in plain.items()}}
-    return pa.schema([(name, kinds[COLUMNS[name][0]]) for name in names])
+    return pa.schema([(name, kinds[schema.COLUMNS[name][0]]) for name in names])
 
 
 def to_parquet(trajectories: Sequence[Trajectory], more: Mapping[str, Sequence[Any]]) -> bytes:
@@ -57,10 +44,10 @@ def to_parquet(trajectories: Sequence[Trajectory], more: Mapping[str, Sequence[A
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = arrow_schema([name for name in COLUMNS if name in FIELDS or name in more])
-    columns = [pa.array(more.get(c.name) or [getattr(t, c.name) for t in trajectories], c.type) for c in schema]
+    kinds = arrow_schema([name for name in schema.COLUMNS if name in FIELDS or name in more])
+    columns = [pa.array(more.get(c.name) or [getattr(t, c.name) for t in trajectories], c.type) for c in kinds]
     file = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), file, compression="zstd", row_group_size=1024)
+    pq.write_table(pa.table(columns, schema=kinds), file, compression="zstd", row_group_size=1024)
     return file.getvalue()
 
 
@@ -147,7 +134,7 @@ def write_dataset(
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        tokenizer.save_pretrained(temporary / TOKENIZER)
+        tokenizer.save_pretrained(temporary / schema.TOKENIZER)
         decoder = decoder_of(temporary)
         more: dict[str, list[Any]] = {
             "text": [decoder.decode(list(t.token_ids), skip_special_tokens=False) for t in trajectories],
@@ -156,16 +143,16 @@ def write_dataset(
         data = to_parquet(trajectories, more)
         manifest = {
             **origin,
-            "kind": KIND,
-            "schema_version": DATASET_VERSION,
+            "kind": schema.KIND,
+            "schema_version": schema.DATASET_VERSION,
             "sha256": hashlib.sha256(data).hexdigest(),
             "tokenizer_hash": tokenizer_hash(tokenizer),
-            "counts": describe(trajectories),
+            "counts": schema.describe(trajectories),
             "packages": {**origin.get("packages", {}), "pyarrow": version("pyarrow")},
         }
-        (temporary / DATA).write_bytes(data)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        (temporary / CARD).write_text(card(manifest, [(t.source, t.total_reward) for t in trajectories]))
+        (temporary / schema.DATA).write_bytes(data)
+        (temporary / schema.MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        (temporary / schema.CARD).write_text(card(manifest, [(t.source, t.total_reward) for t in trajectories]))
         temporary.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}: give another --out") from error
@@ -180,7 +167,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no dataset, or one of a newer schema.
     """
-    path = folder / MANIFEST
+    path = folder / schema.MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -189,14 +176,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} {what}: {expected}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise UserError(f"{path} is no manifest of a dataset: expected the kind {KIND!r}")
+    if not isinstance(manifest, dict) or manifest.get("kind") != schema.KIND:
+        raise UserError(f"{path} is no manifest of a dataset: expected the kind {schema.KIND!r}")
     version = manifest.get("schema_version")
-    if not isinstance(version, int) or version > DATASET_VERSION:
-        raise UserError(f"{path}: schema {version} is newer than {DATASET_VERSION}: upgrade shiq-bench")
-    if wrong := [name for name, kind in REQUIRED.items() if not isinstance(manifest.get(name), kind)]:
+    if not isinstance(version, int) or version > schema.DATASET_VERSION:
+        raise UserError(f"{path}: schema {version} is newer than {schema.DATASET_VERSION}: upgrade shiq-bench")
+    if wrong := [name for name, kind in schema.REQUIRED.items() if not isinstance(manifest.get(name), kind)]:
         raise UserError(f"{path} does not say {', '.join(wrong)}: build the dataset again")
-    return {**dict.fromkeys(ORIGIN), **manifest}
+    return {**dict.fromkeys(schema.ORIGIN), **manifest}
 
 
 def check_dataset(folder: Path, task: Task) -> None:
@@ -214,7 +201,7 @@ def _check_prompt(folder: Path, n: int, prompt_id: str, allowed: Container[str],
     if prompt_id not in allowed:
         where = "held out for evaluation" if prompt_id in task.prompts("heldout") else "no prompt of this task"
         raise UserError(
-            f"row {n} of {folder / DATA}: prompt {prompt_id!r} is {where}; "
+            f"row {n} of {folder / schema.DATA}: prompt {prompt_id!r} is {where}; "
             "expected prompts of the split rl alone: build the dataset with this task's options"
         )
 
@@ -224,19 +211,19 @@ def rows_of(folder: Path, manifest: Mapping[str, Any]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = folder / DATA
+    path = folder / schema.DATA
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}: build the dataset again") from error
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise UserError(f"{path} is damaged: it is not the file that {MANIFEST} was written for; build it again")
+        raise UserError(f"{path} is damaged: it is not the file that {schema.MANIFEST} was written for; build it again")
     try:
         found = pq.ParquetFile(pa.BufferReader(data)).read()
     except pa.ArrowException as error:
         raise UserError(f"{path} is no parquet file: {' '.join(str(error).split())}") from error
     for field in arrow_schema():
-        kind = COLUMNS[field.name][0]
+        kind = schema.COLUMNS[field.name][0]
         if field.name not in found.column_names:
             raise UserError(f"{path} has no column {field.name!r}; expected one of type {kind}")
         column = found.column(field.name)
@@ -270,7 +257,7 @@ def trajectories_of(rows: Any, numbers: Sequence[int]) -> Iterator[Trajectory]:
             if not math.isclose(t.total_reward, columns["total_reward"][n], rel_tol=1e-9, abs_tol=1e-9):
                 raise ValueError(f"trajectory of {t.prompt_id}: total_reward is not the sum of rewards")
         except ValueError as error:
-            raise UserError(f"row {number} of {DATA}: {error}") from error
+            raise UserError(f"row {number} of {schema.DATA}: {error}") from error
         yield t
 
 
@@ -287,7 +274,7 @@ def read_dataset(folder: Path, task: Task, tokenizer: Any, max_length: int, data
         UserError: damaged, of another tokenizer, too long, invalid, or not of the split ``rl``.
     """
     manifest = read_manifest(folder)
-    if data_hash and manifest["sha256"][:HASH] != data_hash:
+    if data_hash and manifest["sha256"][: schema.HASH] != data_hash:
         raise UserError(f"{folder} has changed since this run was asked for: type the command again")
     if manifest["tokenizer_hash"] != tokenizer_hash(tokenizer):
         raise UserError(
@@ -302,20 +289,20 @@ def read_dataset(folder: Path, task: Task, tokenizer: Any, max_length: int, data
         _check_prompt(folder, n, t.prompt_id, allowed, task)
         if len(t.token_ids) > max_length:
             raise UserError(
-                f"row {n} of {folder / DATA} has {len(t.token_ids)} tokens, and max_length is {max_length}: "
+                f"row {n} of {folder / schema.DATA} has {len(t.token_ids)} tokens, and max_length is {max_length}: "
                 f"--set max_length={manifest['max_length'] or len(t.token_ids)}"
             )
         if not (min(t.token_ids) >= 0 and max(t.token_ids) < vocabulary):
             raise UserError(
-                f"row {n} of {folder / DATA} has ids outside the vocabulary of {vocabulary}: build it again"
+                f"row {n} of {folder / schema.DATA} has ids outside the vocabulary of {vocabulary}: build it again"
             )
         out.append(t)
     return out
 
 
-def decoder_of(folder: Path) -> Decoder:
+def decoder_of(folder: Path) -> schema.Decoder:
     """The tokenizer of a dataset, without importing transformers where its own file is enough."""
-    path = folder / TOKENIZER / "tokenizer.json"
+    path = folder / schema.TOKENIZER / "tokenizer.json"
     try:
         if path.is_file():
             from tokenizers import Tokenizer
@@ -323,6 +310,6 @@ def decoder_of(folder: Path) -> Decoder:
             return Tokenizer.from_file(str(path))
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder / TOKENIZER)
+        return AutoTokenizer.from_pretrained(folder / schema.TOKENIZER)
     except Exception as error:  # the library raises a bare Exception for a broken file
-        raise UserError(f"{folder / TOKENIZER} holds no tokenizer: {' '.join(str(error).split())}") from error
+        raise UserError(f"{folder / schema.TOKENIZER} holds no tokenizer: {' '.join(str(error).split())}") from error

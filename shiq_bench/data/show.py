@@ -6,9 +6,8 @@ import difflib
 import math
 import random
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -117,8 +116,7 @@ def show(
 
     Args:
         count: dialogues at most.
-        prompt: only of this prompt.
-        source: only of this source.
+        prompt, source: only of these.
         seed: pick at random; None is the first ones.
         full: do not shorten long observations.
 
@@ -143,7 +141,21 @@ def show(
         chosen = sorted(random.Random(seed).sample(chosen, min(count, len(chosen))))
     chosen = chosen[:count]
 
-    _summary(console, folder, manifest, sources, table)
+    truncated = sum(table.column("truncated").to_pylist())
+    told = (
+        f"{folder}: task {_inline(manifest['task'])}, model {_inline(manifest['model'])}, {len(table)} trajectories "
+        f"of {len(set(prompts))} prompts, {truncated} truncated"
+    )
+    console.print(Text(told), soft_wrap=True)
+    kinds = sorted(set(sources))
+    counted = Table("return", box=None, pad_edge=False)
+    for kind in kinds:
+        counted.add_column(Text(_inline(kind)), justify="right")
+    for name, counts in histogram(list(zip(sources, table.column("total_reward").to_pylist(), strict=True))):
+        counted.add_row(name, *(str(counts[kind]) for kind in kinds))
+    console.print(counted)
+    console.print()
+
     decoder = decoder_of(folder)
     legend = Text.assemble(
         (f"{_OPEN}the policy's tokens{_CLOSE}", "bold green"), "   ", ("context", "dim"), "   ",
@@ -160,23 +172,3 @@ def show(
         )
         console.print(Text(head, style="bold"), soft_wrap=True)
         console.print(dialogue(t, decoder, full), soft_wrap=True)
-
-
-def _summary(console: Console, folder: Path, manifest: Mapping[str, Any], sources: Sequence[str], rows: Any) -> None:
-    """Counts and returns, from the rows themselves."""
-    returns = list(zip(sources, rows.column("total_reward").to_pylist(), strict=True))
-    truncated = sum(rows.column("truncated").to_pylist())
-    prompts = len(set(rows.column("prompt_id").to_pylist()))
-    told = (
-        f"{folder}: task {_inline(manifest['task'])}, model {_inline(manifest['model'])}, {len(returns)} trajectories "
-        f"of {prompts} prompts, {truncated} truncated"
-    )
-    console.print(Text(told), soft_wrap=True)
-    kinds = sorted(set(sources))
-    out = Table("return", box=None, pad_edge=False)
-    for kind in kinds:
-        out.add_column(Text(_inline(kind)), justify="right")
-    for name, counts in histogram(returns):
-        out.add_row(name, *(str(counts[s]) for s in kinds))
-    console.print(out)
-    console.print()

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from shiq_bench.api.codec import Codec
-from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.task import Codec, Episode, Task
 from shiq_bench.api.trajectory import Score, Trajectory
 from shiq_bench.generation.generator import Generator
 from shiq_bench.generation.rollout import Progress, rollout

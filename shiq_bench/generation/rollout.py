@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from shiq_bench.api.codec import Codec
-from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.task import Codec, Episode, Task
 from shiq_bench.api.trajectory import Completion
 from shiq_bench.generation.generator import Generator
 from shiq_bench.records.hashing import stable_hash

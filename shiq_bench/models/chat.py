@@ -1,10 +1,8 @@
 """Messages to token ids and back, through one tokenizer and its chat template.
 
-A dialogue is a stream of ids: a prompt, an answer exactly as it was sampled, the ids between that
-answer and the next one, and so on. What was sampled is never turned into text and tokenised
-again, so a transcript is what the model saw. The ids between two answers come from rendering the
-template around a placeholder answer and keeping the text behind it. Function calls work the same
-way: what the template writes for them is found out by rendering placeholders.
+What was sampled is never turned into text and tokenised again, so a transcript is what the model
+saw. The ids between two answers come from rendering the template around a placeholder answer and
+keeping the text behind it; what the template writes for function calls is found out the same way.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from shiq_bench.api.task import Messages, Tools
 from shiq_bench.api.trajectory import ToolCall
 from shiq_bench.models.template import ANSWER, OTHER, TOOL, TOOLS, Template
 from shiq_bench.models.tool_calls import FORMATS, read_calls
@@ -41,7 +40,6 @@ class ChatCodec(Template):
 
     Attributes:
         end_ids: ids that end an answer; the first is the one :meth:`answer` appends.
-        plain_template: the tokenizer had no template and was given the plain one.
         tiny: the model behind it is one of our own tiny ones.
     """
 
@@ -56,8 +54,7 @@ class ChatCodec(Template):
         """Learn from a few renderings what the template accepts and how it ends a turn.
 
         Args:
-            tokenizer: a transformers tokenizer; one without a template is given the plain one.
-            tiny: see the attribute.
+            tokenizer: of transformers.
             end_ids: further ids that end an answer, such as those of a generation config.
             template_options: variables for the template, such as ``enable_thinking``.
 
@@ -105,15 +102,8 @@ class ChatCodec(Template):
             pass
         return ""
 
-    def prompt(
-        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         """Ids of the messages and of the heading behind which an answer begins, one BOS at most.
-
-        Args:
-            messages: what is said so far.
-            tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each,
-                the parameters as a JSON schema.
 
         Raises:
             UserError: the template refuses the messages, or has no tools that could be called.
@@ -127,19 +117,11 @@ class ChatCodec(Template):
         bos = self.tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
-    def reply(
-        self, messages: Sequence[Mapping[str, str]], ended: bool, calls: Sequence[ToolCall] | None = None
-    ) -> list[int]:
+    def reply(self, messages: Messages, ended: bool, calls: Sequence[ToolCall] | None = None) -> list[int]:
         """Ids between an answer and the next one.
 
         The end-of-turn token comes first unless the policy emitted it (``ended``); here it is
-        forced, and no action.
-
-        Args:
-            messages: results of the calls, one each and in their order, then anything else.
-            ended: whether the policy closed its turn.
-            calls: what the answer called, as it was read: names and ids count, arguments do not. An
-                empty sequence says that it called nothing though it had tools.
+        forced, and no action. Of ``calls``, names and ids count, arguments do not.
 
         Raises:
             UserError: the template refuses the messages.
@@ -196,13 +178,7 @@ class ChatCodec(Template):
         return ids
 
     def calls(self, token_ids: Sequence[int], format: str) -> list[ToolCall] | None:
-        """Calls an answer makes, in order.
-
-        What stands inside a model's reasoning is no call.
-
-        Returns:
-            One call or more; None where there is none, or one that cannot be read (:meth:`text` says
-            whether there was anything).
+        """Calls an answer makes outside its reasoning, in order; None where none, or one that cannot be read.
 
         Raises:
             UserError: no such format.
@@ -235,7 +211,7 @@ class ChatCodec(Template):
         return [*ids[:stop], end]
 
     def _behind_calls(
-        self, messages: Sequence[Mapping[str, str]], calls: Sequence[ToolCall], generation: bool = True
+        self, messages: Messages, calls: Sequence[ToolCall], generation: bool = True
     ) -> tuple[int, list[int]]:
         """The token that ends an answer with these calls, and the ids of ``messages`` behind it."""
         asked = [ToolCall(call.name, {"word": ANSWER}, call.id) for call in calls]
@@ -252,7 +228,7 @@ class ChatCodec(Template):
         end, _, start = self._turn_end(ids)
         return end, ids[start:]
 
-    def _after_calls(self, messages: Sequence[Mapping[str, str]], calls: Sequence[ToolCall]) -> tuple[int, list[int]]:
+    def _after_calls(self, messages: Messages, calls: Sequence[ToolCall]) -> tuple[int, list[int]]:
         results = next((n for n, m in enumerate(messages) if m["role"] != "tool"), len(messages))
         if results != len(calls):
             raise ValueError(f"{len(calls)} tool calls are followed by {results} results")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from shiq_bench.api.codec import Codec
+from shiq_bench.api.task import Codec
 from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.lora import is_adapter
 from shiq_bench.models.tiny import WordCodec
@@ -66,10 +66,6 @@ def locate(name: str, revision: str = "main", trust_remote_code: bool = False) -
         raise UserError(
             f"no model folder at {name}{hint} (expected a folder with config.json and *.safetensors, or a hub id)"
         )
-    return _download(name, revision, trust_remote_code)
-
-
-def _download(name: str, revision: str, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from shiq_bench.api.task import Messages, Tools
 from shiq_bench.records.errors import UserError
 
 #: Template of our own tiny models: ``<|role|>content<|end|>``, answers begin behind ``<|assistant|>``.
@@ -83,10 +84,11 @@ class Template:
             begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
             self._options["plain_bos"] = begins and tokenizer.bos_token is not None
 
-        question: dict[str, Any] = {"role": "user", "content": "hello"}
-        answer: dict[str, Any] = {"role": "assistant", "content": ANSWER}
-        self._around = [question, answer]
-        self._keeps_tool = self._shows([question, answer, {"role": "tool", "content": OTHER}])
+        question = {"role": "user", "content": "hello"}
+        self._around = [question, {"role": "assistant", "content": ANSWER}]
+        # Nothing is rewritten until it is known what has to be.
+        self._keeps_tool = self._keeps_system = self._keeps_neighbours = True
+        self._keeps_tool = self._shows([*self._around, {"role": "tool", "content": OTHER}])
         self._keeps_system = self._shows([{"role": "system", "content": OTHER}, question])
         self._keeps_neighbours = self._shows([question, {"role": "user", "content": OTHER}])
         self._specials = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
@@ -102,49 +104,36 @@ class Template:
             ids.pop()
         return self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
 
-    def _apply(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        generation: bool,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        calling: bool = False,
+    def _shows(self, messages: Messages) -> bool:
+        """Whether the template takes the messages and prints the second placeholder."""
+        try:
+            return OTHER in self._render(messages)
+        except UserError:
+            return False
+
+    def _render(
+        self, messages: Messages, generation: bool = True, tools: Tools | None = None, calling: bool = False
     ) -> str:
         templates, template = self.tokenizer.chat_template, None
         if calling and isinstance(templates, dict) and "tool_use" in templates:
             # Written for tools alone, it may not do without; which they are matters to a prompt only.
             template, tools = templates["tool_use"], tools or []
-        return self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages],
-            tools=None if tools is None else [dict(t) for t in tools],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=generation,
-            **self._options,
-        )
-
-    def _shows(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the template takes the messages and prints the second placeholder."""
         try:
-            return OTHER in self._apply(messages, generation=True)
-        except Exception:  # a template is code that came with a model, and raises what it likes
-            return False
-
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        generation: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        calling: bool = False,
-    ) -> str:
-        try:
-            return self._apply(self._acceptable(messages, calling), generation, tools, calling)
-        except Exception as error:
+            return self.tokenizer.apply_chat_template(
+                self._acceptable(messages, calling),
+                tools=None if tools is None else [dict(t) for t in tools],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self._options,
+            )
+        except Exception as error:  # a template is code that came with a model, and raises what it likes
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"the chat template refuses roles {', '.join(m['role'] for m in messages)}: {reason}"
             ) from error
 
-    def _acceptable(self, messages: Sequence[Mapping[str, Any]], calling: bool) -> list[dict[str, Any]]:
+    def _acceptable(self, messages: Messages, calling: bool) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = []
         for message in messages:
             role = message["role"]
@@ -156,7 +145,7 @@ class Template:
                 out.append({**message, "role": role})
         return out
 
-    def _behind(self, messages: Sequence[Mapping[str, str]], generation: bool = True, calling: bool = False) -> str:
+    def _behind(self, messages: Messages, generation: bool = True, calling: bool = False) -> str:
         """What the template prints behind an answer that ``messages`` follow."""
         _, found, suffix = self._render([*self._around, *messages], generation, calling=calling).partition(ANSWER)
         if not found:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from shiq_bench.api.codec import TextCodec
-from shiq_bench.api.task import TinyModel
-from shiq_bench.api.trajectory import ToolCall
+from shiq_bench.api.task import Messages, TextCodec, TinyModel, Tools
 from shiq_bench.models.template import TINY_TEMPLATE
 from shiq_bench.records.errors import UserError
 
@@ -30,15 +28,8 @@ class WordCodec(TextCodec):
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def prompt(
-        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         return [i for m in messages for i in self.answer(m["content"])]
-
-    def reply(
-        self, messages: Sequence[Mapping[str, str]], ended: bool, calls: Sequence[ToolCall] | None = None
-    ) -> list[int]:
-        return self.prompt(messages)
 
     def answer(self, text: str) -> list[int]:
         words = text.split()
@@ -60,16 +51,9 @@ class Recorder(TextCodec):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def prompt(
-        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         self.texts += [m["content"] for m in messages]
         return [b for m in messages for b in m["content"].encode()] or [0]
-
-    def reply(
-        self, messages: Sequence[Mapping[str, str]], ended: bool, calls: Sequence[ToolCall] | None = None
-    ) -> list[int]:
-        return self.prompt(messages)
 
     def answer(self, text: str) -> list[int]:
         self.texts.append(text)

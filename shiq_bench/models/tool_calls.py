@@ -1,12 +1,9 @@
 """Function calls in the text of an answer, in the formats that chat templates write.
 
-Three of the four formats put their calls between markers. Those are read by transformers' own
-response parser, given a small template each: it comes with the tokenizer, serves every engine, and
-streams over the text once. Llama's calls have no marker but the braces of their JSON, several of
-them stand in a row behind semicolons that also occur inside strings, and the response parser cuts
-by regular expressions alone; they are decoded one after the other by :mod:`json`, accepting what
-vLLM's parser accepts. What is decoded is checked here: a name, an object of arguments, finite
-numbers, text that can be encoded.
+Three of the four formats put their calls between markers, and are read by transformers' own response
+parser. Llama's calls have no marker but the braces of their JSON, several of them stand in a row behind
+semicolons that also occur inside strings, and that parser cuts by regular expressions alone: they are
+decoded one after the other by :mod:`json`, accepting what vLLM's parser accepts.
 
 Reading is all or nothing: an answer with one call that cannot be read has none to be executed. As
 everywhere, a closing marker spelt out inside an argument closes the call.
@@ -101,11 +98,7 @@ FORMATS: dict[str, Format] = {
 
 
 def read_calls(text: str, name: str) -> list[ToolCall] | None:
-    """The calls in an answer's text, special tokens spelt out, in order.
-
-    Returns:
-        One call or more; None where there is none, or one that cannot be read. Never raises on
-        account of the text.
+    """The calls in an answer's text, special tokens spelt out, in order; None where none, or one that cannot be read.
 
     Raises:
         UserError: no such format; the nearest is suggested.

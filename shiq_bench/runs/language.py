@@ -39,9 +39,8 @@ from shiq_bench.runs.language_data import (
     training_groups,
 )
 from shiq_bench.runs.validation import deviations
-from shiq_bench.training.auxiliary_models import WithoutAdapters, with_adapters
 from shiq_bench.training.policy import ActingPolicy, Policy, Scorer, load_policy
-from shiq_bench.training.reference import reference_pass
+from shiq_bench.training.reference import WithoutAdapters, reference_pass, with_adapters
 from shiq_bench.training.starting_policy import resolve_model
 from shiq_bench.training.trainer import save_heads, trackers, train
 

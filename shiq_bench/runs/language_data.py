@@ -14,8 +14,7 @@ from shiq_bench.api.needs import Labels, Mismatched, Pairs, Reference, Support
 from shiq_bench.api.task import Task
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.dataset import read_dataset, read_manifest, read_trajectories, write_trajectories
-from shiq_bench.data.groups import Row, group_rows, in_unit_range, prepare, with_mismatches
-from shiq_bench.data.pairs import make_pairs
+from shiq_bench.data.groups import Row, group_rows, in_unit_range, make_pairs, prepare, with_mismatches
 from shiq_bench.data.schema import ORIGIN, describe
 from shiq_bench.evaluation.evaluate import sample
 from shiq_bench.generation.generator import Generator
@@ -131,9 +130,7 @@ def training_groups(
     spec, need = run.spec, run.algorithm.need(Reference)
     mismatches: list[Trajectory] | None = None
     if run.algorithm.need(Mismatched):
-        by_prompt = [[row.trajectory for row in group] for group in group_rows([Row(t) for t in trajectories])]
-        trajectories = [t for group in by_prompt for t in group]
-        mismatches = [t for group in with_mismatches(by_prompt, spec.max_length) for t in group]
+        trajectories, mismatches = with_mismatches(trajectories, spec.max_length)
     stats, mismatch_stats = None, None
     if need and not need.refresh:
         with run.timed("reference pass"):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from shiq_bench.api.needs import Labels, Mismatched, Pairs, Rewards, Support
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.groups import centred, in_unit_range
-from shiq_bench.data.pairs import seed_of
+from shiq_bench.data.groups import centred, in_unit_range, seed_of
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.record import Evaluation
 from shiq_bench.runs.context import Run

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from shiq_bench.api.codec import Codec
-from shiq_bench.api.task import Episode, Task, TinyModel
+from shiq_bench.api.task import Codec, Episode, Task, TinyModel
 from shiq_bench.api.trajectory import Completion, Score, Trajectory, Transcript
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.record import Metric

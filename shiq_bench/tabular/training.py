@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from shiq_bench.data.collation import Collator, to_batch
 from shiq_bench.data.groups import Row, group_rows, with_mismatches
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.tabular.exact import Exact
-from shiq_bench.tabular.world import World
+from shiq_bench.tabular.world import Paths, World
 
 #: Behaviour models are the data's own frequencies; what the data never do has this probability.
 LEAST = 1e-12
@@ -72,25 +73,21 @@ def tabulate(
     exact, data = [], []
     seeds = list(seeds) if seeds is not None else list(range(len(worlds)))
     for k, (world, found) in enumerate(zip(worlds, trajectories, strict=True)):
-        rows = [Row(t, shifts[k][i] if shifts else 0.0) for i, t in enumerate(found)]
-        groups = group_rows(rows)
+        groups = group_rows([Row(t, shifts[k][i] if shifts else 0.0) for i, t in enumerate(found)])
         if algorithm.need(needs.Mismatched):
-            mates = with_mismatches([[r.trajectory for r in g] for g in groups], len(world.layers) + 2)
-            groups = [
-                [replace(r, mismatch=m) for r, m in zip(g, ms, strict=True)]
-                for g, ms in zip(groups, mates, strict=True)
-            ]
+            strange = with_mismatches(found, len(world.layers) + 2)[1]
+            mates = iter(strange)
+            groups = [[replace(row, mismatch=next(mates)) for row in group] for group in groups]
         inputs = Collator(algorithm, "padded", labels, seeds[k], dtype=torch.float64)(groups)
         members = [r.trajectory for g in groups for r in g]
-        paths = world.paths([int(t.prompt_id) for t in members], [_actions(t) for t in members])
+        paths = _walk(world, members)
         exact.append(Exact(world, paths, np.array([t.weight for t in members])))
         for name in ("input_ids", "position_ids", "attention_mask", "index", "targets"):
             del inputs[name]
         inputs["states"], inputs["actions"] = torch.as_tensor(paths.states), torch.as_tensor(paths.actions)
         _merge_pairs(inputs)
         if algorithm.need(needs.Mismatched):
-            strange = [r.mismatch for g in groups for r in g if r.mismatch is not None]
-            walked = world.paths([int(t.prompt_id) for t in strange], [_actions(t) for t in strange])
+            walked = _walk(world, strange)
             for name, values in (("states", walked.states), ("actions", walked.actions), ("mask", walked.mask)):
                 inputs[f"mis_{name}"] = torch.as_tensor(values)
         data.append(inputs)
@@ -109,8 +106,8 @@ def _merge_pairs(inputs: Tensors) -> None:
     inputs["pairs"], inputs["pair_weight"] = pairs, weight
 
 
-def _actions(trajectory: Trajectory) -> list[int]:
-    return [i for i, a in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if a]
+def _walk(world: World, found: Sequence[Trajectory]) -> Paths:
+    return world.paths([int(t.prompt_id) for t in found], [list(compress(t.token_ids, t.action_mask)) for t in found])
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,11 @@ States = tuple[Tensor, ...]
 
 #: Standard deviation of a fresh Q head's weights, that of most models' own.
 Q_SCALE = 0.02
+
+
+def chunks(actions: int, size: int = 512) -> Iterator[slice]:
+    """Slices of so many actions, for the logits of few to be held at once; of none, an empty one."""
+    return (slice(start, start + size) for start in range(0, max(1, actions), size))
 
 
 def rows(states: States, where: slice) -> States:
@@ -77,13 +82,9 @@ class Scorer(nn.Module):
     def compare(self, other: Scorer, inputs: dict[str, Tensor], chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
         """``logp`` of self and of other, and exact KL(self || other), at each action; each ``[M]``, nats."""
         targets = inputs["targets"]
-        if not len(targets):
-            nothing = torch.zeros(0, device=targets.device)
-            return nothing, nothing, nothing
         mine, theirs = self.states(inputs), other.states(inputs)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, len(targets), chunk):
-            where = slice(start, start + chunk)
+        for where in chunks(len(targets), chunk):
             logits, reference = self.logits(rows(mine, where)), other.logits(rows(theirs, where))
             logp, _ = stats_from_logits(logits, targets[where], self.vocab)
             ref_logp, _ = stats_from_logits(reference, targets[where], self.vocab)
@@ -231,9 +232,8 @@ class Policy(Scorer):
         self, states: States, behaviour: Policy, behaviour_states: States, floor: float, chunk: int = 512
     ) -> Tensor:
         """max_a pi(a|s) / pi_b(a|s) over actions that ``behaviour`` gives at least ``floor``; 0 without any. ``[M]``"""
-        parts = [torch.zeros(0, device=states[0].device)]
-        for start in range(0, len(states[0]), chunk):
-            where = slice(start, start + chunk)
+        parts = []
+        for where in chunks(len(states[0]), chunk):
             mine = self.dense(rows(states, where)).logits.log_softmax(-1)
             theirs = behaviour.dense(rows(behaviour_states, where)).logits.log_softmax(-1)
             parts.append((mine - theirs).exp().where(theirs.exp() >= floor, 0).amax(-1))
@@ -270,8 +270,7 @@ class ActingPolicy(Scorer):
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """``logp`` and ``lse`` of the actions, each ``[M]``; arguments as of :meth:`Policy.forward`."""
         states, targets = self.states(inputs), inputs["targets"]
-        starts = range(0, max(1, len(targets)), 512)
-        parts = [stats_from_logits(self.logits(rows(states, slice(i, i + 512))), targets[i : i + 512]) for i in starts]
+        parts = [stats_from_logits(self.logits(rows(states, at)), targets[at]) for at in chunks(len(targets))]
         logp, lse = (torch.cat(column) for column in zip(*parts, strict=True))
         return {"logp": logp, "lse": lse}
 

@@ -14,8 +14,7 @@ from transformers import LlamaForCausalLM
 
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Batch, LossOutput, Stats
-from shiq_bench.api.codec import Codec
-from shiq_bench.api.task import Episode, Task, TinyModel
+from shiq_bench.api.task import Codec, Episode, Task, TinyModel
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import Row
 from shiq_bench.generation.rollout import replay
@@ -38,18 +37,14 @@ def resolve_model(spec: RunSpec, task: Task, on_progress: Progress = lambda what
         UserError: the path does not exist, the hub cannot be reached, the weights are not
             safetensors, or the task has no embedded model.
     """
-    if spec.model == "tiny":
-        built = build_tiny(spec.task, task, on_progress)
-        return ModelSource(built, fingerprint(built), tiny=True)
-    found = locate(spec.model, spec.revision, spec.trust_remote_code)
-    return ModelSource(found, fingerprint(found), tiny=False, trust_remote_code=spec.trust_remote_code)
+    tiny, trusted = spec.model == "tiny", spec.trust_remote_code
+    found = build_tiny(spec.task, task, on_progress) if tiny else locate(spec.model, spec.revision, trusted)
+    return ModelSource(found, fingerprint(found), tiny, trust_remote_code=trusted and not tiny)
 
 
 @dataclass(frozen=True)
 class WeightedLikelihood(Algorithm):
     """Maximum likelihood with a weight a token, carried in the place of rewards: fits starting policies."""
-
-    needs = ()
 
     def loss(self, stats: Stats, batch: Batch) -> LossOutput:
         return LossOutput(-(stats.policy.logp * batch.rewards).sum())

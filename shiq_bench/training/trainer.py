@@ -21,14 +21,12 @@ from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import Mismatched
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Collator, to_batch, to_stats
-from shiq_bench.data.groups import Row, group_rows, prepare, with_mismatches
-from shiq_bench.data.pairs import seed_of
+from shiq_bench.data.groups import Row, prepare, seed_of, with_mismatches
 from shiq_bench.models.lora import is_adapter
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
-from shiq_bench.training.auxiliary_models import Companions
 from shiq_bench.training.policy import Policy
-from shiq_bench.training.reference import model_inputs
+from shiq_bench.training.reference import Companions, model_inputs
 from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag, last_checkpoint
 
 #: Beside the policy's own weights, where there are heads.
@@ -336,11 +334,8 @@ def _collected(
             f"not one fresh episode of {sum(map(len, names))} prompts could be scored at step {step}: "
             "there is nothing to learn from"
         )
-    by_prompt = [[row.trajectory for row in group] for group in group_rows([Row(t) for t in found])]
-    mismatches = None
-    if algorithm.need(Mismatched):
-        mismatches = [t for group in with_mismatches(by_prompt, spec.max_length) for t in group]
-    rows = prepare([t for g in by_prompt for t in g], None, algorithm, spec.center_rewards, mismatches)
+    by_prompt, mismatches = with_mismatches(found, spec.max_length) if algorithm.need(Mismatched) else (found, None)
+    rows = prepare(by_prompt, None, algorithm, spec.center_rewards, mismatches)
     groups = {group[0].trajectory.prompt_id: group for group in rows}
     # Labels that are drawn are drawn anew at every update.
     collator = Collator(algorithm, spec.layout, spec.labels, seed_of(spec.seed, step), spec.pairs)

@@ -9,8 +9,7 @@ import sys
 import pytest
 import torch
 
-from shiq_bench.api.batch import Stats, TokenStats
-from shiq_bench.api.ops import log_ratio, masked_mean, next_step, scatter_actions, sum_to_end
+from shiq_bench.api.batch import Stats, TokenStats, log_ratio, masked_mean, next_step, scatter_actions, sum_to_end
 from shiq_bench.api.token_stats import kl_rows, stats_from_logits, token_stats
 
 

@@ -23,9 +23,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from shiq_bench.api.codec import Codec
 from shiq_bench.api.registry import task, tasks
-from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.task import Codec, Episode, Task
 from shiq_bench.api.trajectory import Preference, Score, Trajectory, Transcript
 from shiq_bench.evaluation.lm_eval_model import EngineLM
 from shiq_bench.evaluation.lm_eval_tasks import check_tasks, run_lm_eval, shipped, task_names

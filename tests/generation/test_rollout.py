@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api.codec import Codec, TextCodec
-from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.task import Codec, Episode, Task, TextCodec
 from shiq_bench.api.trajectory import Completion, Score, Trajectory, Transcript
 from shiq_bench.generation.generator import Generator, Request
 from shiq_bench.generation.rollout import replay, rollout

@@ -119,7 +119,11 @@ def play(codec: ChatCodec, rounds: Rounds, ended: bool = True) -> tuple[Transcri
 
 
 def agree(codec: ChatCodec, transcript: Transcript, answered: list[int], messages: list[dict[str, Any]]) -> str:
-    rendering = codec._apply(messages, generation=True, tools=[SPELL], calling=True)
+    templates = codec.tokenizer.chat_template
+    rendering = codec.tokenizer.apply_chat_template(
+        messages, [SPELL], chat_template=templates.get("tool_use") if isinstance(templates, dict) else None,
+        tokenize=False, add_generation_prompt=True, **codec._options,
+    )  # fmt: skip
     assert codec.tokenizer.decode(transcript.token_ids) == rendering
     assert transcript.token_ids == codec._encode(rendering)
     assert [i for i, mine in zip(transcript.token_ids, transcript.action_mask, strict=True) if mine] == answered

@@ -37,28 +37,28 @@ BUGS = [
     ),
     Mutation(
         "sign of w",
-        "shiq_bench/api/ops.py",
+        "shiq_bench/api/batch.py",
         "return stats.policy.logp - reference_of(stats).logp",
         "return reference_of(stats).logp - stats.policy.logp",
         f"{VALUES}::test_shiq_multi_step",
     ),
     Mutation(
         "rewards so far for rewards to go",
-        "shiq_bench/api/ops.py",
+        "shiq_bench/api/batch.py",
         "return x.flip(-1).cumsum(-1).flip(-1)",
         "return x.cumsum(-1)",
         f"{OPS}::test_reductions_by_hand",
     ),
     Mutation(
         "next step wraps around the end",
-        "shiq_bench/api/ops.py",
+        "shiq_bench/api/batch.py",
         "torch.cat([x[..., 1:], torch.zeros_like(x[..., :1])], dim=-1)",
         "torch.cat([x[..., 1:], x[..., :1]], dim=-1)",
         f"{OPS}::test_reductions_by_hand",
     ),
     Mutation(
         "baseline over the whole batch",
-        "shiq_bench/api/ops.py",
+        "shiq_bench/api/batch.py",
         "total = zeros.index_add(0, batch.group, x * batch.weight)\n"
         "    weight = zeros.index_add(0, batch.group, batch.weight.to(x.dtype))",
         "total = zeros + (x * batch.weight).sum()\n    weight = zeros + batch.weight.sum()",

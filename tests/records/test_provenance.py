@@ -45,7 +45,7 @@ print(json.dumps(changed))
 """
 
 DECIDES = {
-    "shiq_bench/api/ops.py": ["engine"],
+    "shiq_bench/api/batch.py": ["engine"],
     "shiq_bench/data/collation.py": ["engine"],
     "shiq_bench/tabular/training.py": ["engine"],
     "shiq_bench/models/chat.py": ["engine"],

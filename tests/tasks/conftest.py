@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api.codec import TextCodec
+from shiq_bench.api.task import TextCodec
 from shiq_bench.api.trajectory import Completion, Score, ToolCall, Trajectory
 from shiq_bench.tasks.bfcl import Bfcl, fetch
 from shiq_bench.tasks.bfcl.dialogue import Dialogue

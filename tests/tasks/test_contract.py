@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from shiq_bench.api.codec import Codec
 from shiq_bench.api.registry import tasks
-from shiq_bench.api.task import Episode, Task
+from shiq_bench.api.task import Codec, Episode, Task
 from shiq_bench.api.trajectory import Completion
 from shiq_bench.models.tiny import Recorder
 from shiq_bench.records.hashing import stable_hash

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shiq_bench.api.codec import Codec
+from shiq_bench.api.task import Codec
 from shiq_bench.api.trajectory import Completion, Trajectory
 from shiq_bench.records.errors import UserError
 from shiq_bench.runs.settings import resolve

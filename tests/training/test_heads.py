@@ -26,9 +26,8 @@ from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.settings import resolve
 from shiq_bench.tabular.task import TabularTask
 from shiq_bench.tabular.training import table_stats, tabulate, train_tables
-from shiq_bench.training.auxiliary_models import Companions
 from shiq_bench.training.policy import ActingPolicy, Policy
-from shiq_bench.training.reference import autocast, model_inputs, policy_stats
+from shiq_bench.training.reference import Companions, autocast, model_inputs, policy_stats
 from shiq_bench.training.starting_policy import WeightedLikelihood
 from shiq_bench.training.stopping import Interrupted, StopFlag, last_checkpoint
 from shiq_bench.training.trainer import train
@@ -350,9 +349,7 @@ def test_mismatched_answers_reach_the_loss_beside_the_real_ones() -> None:
         def loss(self, stats: Stats, batch: Batch) -> LossOutput:
             raise NotImplementedError
 
-    data = ragged()
-    groups = [[row.trajectory for row in g] for g in group_rows([Row(t) for t in data])]
-    mates = [t for g in with_mismatches(groups, 30) for t in g]
+    data, mates = with_mismatches(ragged(), 30)
     policy = Policy(build(), VOCAB)
     own, theirs = (policy_stats(policy, ts, "padded", "fp32") for ts in (data, mates))
     inputs = Collator(Both(), "padded", "hard")(prepare(data, own, Both(), False, mates, theirs))

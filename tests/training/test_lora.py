@@ -23,9 +23,8 @@ from shiq_bench.models.lora import Lora, is_adapter, parse_lora
 from shiq_bench.models.source import fingerprint
 from shiq_bench.records.errors import UserError
 from shiq_bench.runs.settings import resolve
-from shiq_bench.training.auxiliary_models import Companions, WithoutAdapters, with_adapters
 from shiq_bench.training.policy import Policy
-from shiq_bench.training.reference import policy_stats
+from shiq_bench.training.reference import Companions, WithoutAdapters, policy_stats, with_adapters
 from shiq_bench.training.stopping import last_checkpoint
 from shiq_bench.training.trainer import train
 from tests.generation.conftest import MAX_LENGTH, VOCABULARY

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from shiq_bench.algorithms.reinforce import Reinforce
 from shiq_bench.api.algorithm import Algorithm
-from shiq_bench.api.batch import Batch, LossOutput, Stats
+from shiq_bench.api.batch import Batch, LossOutput, Stats, group_mean
 from shiq_bench.api.needs import Mismatched, OnPolicy, Reference, Rewards
-from shiq_bench.api.ops import group_mean
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.generation.opening import make_generator
 from shiq_bench.records.errors import UserError

@@ -18,8 +18,15 @@ from shiq_bench.api.needs import BehaviourModel, Mismatched, OnPolicy, Pairs, Re
 from shiq_bench.api.registry import algorithms
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Collator, lay_out, to_batch
-from shiq_bench.data.groups import Row, centred, group_rows, in_unit_range, prepare, with_mismatches
-from shiq_bench.data.pairs import make_labels, make_pairs
+from shiq_bench.data.groups import (
+    Row,
+    centred,
+    in_unit_range,
+    make_labels,
+    make_pairs,
+    prepare,
+    with_mismatches,
+)
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.training import reference as reference_module
@@ -170,13 +177,14 @@ def test_mismatched_answers_are_another_prompts() -> None:
         return Trajectory(str(n), prompt + answer, (False,) * n + mask, rewards, weight=n)
 
     one, two = made((1, 2), (3,), (True,)), made((6,), (7, 8, 9), (True, False, True))
-    (a, again), (b,) = with_mismatches([[one, one], [two]], 4)
+    ordered, (a, again, b) = with_mismatches([one, two, one], 4)
+    assert ordered == [one, one, two]
     assert a == again
     assert (a.prompt_id, a.token_ids, a.action_mask) == ("2", (1, 2, 7, 8), (False, False, True, False))
     assert (b.prompt_id, b.token_ids, b.action_mask) == ("1", (6, 3), (False, True))
     assert (a.weight, b.weight, a.total_reward, b.total_reward) == (2, 1, 0, 0)
     with pytest.raises(UserError, match="two prompts"):
-        with_mismatches([[one, one]], 4)
+        with_mismatches([one, one], 4)
 
 
 def test_returns_are_brought_into_the_unit_range_where_a_method_asks() -> None:
@@ -311,8 +319,7 @@ def trained(
     trajectories = in_unit_range(trajectories, algorithm, 2.0)
     mismatches = None
     if algorithm.need(Mismatched):
-        groups = [[row.trajectory for row in g] for g in group_rows([Row(t) for t in trajectories])]
-        mismatches = [t for g in with_mismatches(groups, 30) for t in g]
+        trajectories, mismatches = with_mismatches(trajectories, 30)
     columns = [policy_stats(policy, ts, "padded", "fp32") if ts else None for ts in (trajectories, mismatches)]
     rows = prepare(trajectories, columns[0], algorithm, False, mismatches, columns[1])
     behaviour = Policy(copy.deepcopy(model), VOCAB) if algorithm.need(BehaviourModel) else None
