@@ -66,7 +66,7 @@ def compare(
         found = [pairwise.select(records, name, task) for name in (one, other)]
         known = _metrics(found[0]).get(found[0][0].spec.task, ())
         made = pairwise.versus(found[0], found[1], (one, other), known, count=examples, allow_mixed=allow_mixed)
-        pairwise.print_versus(made, format=format, console=Console())
+        pairwise.print_versus(made, format, Console())
 
 
 def report(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -319,9 +318,10 @@ def _captions(one: Runs, other: Runs, pairs: Sequence[Sequence[RunRecord]], rows
 # --- what is shown ------------------------------------------------------------------------------
 
 
-def print_versus(versus: Versus, *, format: str = "rich", console: Console | None = None) -> None:
+def print_versus(versus: Versus, format: str, console: Console) -> None:
     """Print it in one of :data:`shiq_bench.report.render.FORMATS`, or raise UserError."""
-    render.show(partial(document, versus), partial(frame, versus), format, console)
+    made = frame(versus) if format == "csv" else document(versus, render.room(format, console))
+    render.show(made, format, console)
 
 
 def frame(versus: Versus) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -31,10 +31,6 @@ FORMATS = ("rich", "md", "latex", "html", "csv")
 #: Columns of a table that is not printed to a terminal.
 WIDTH = 120
 
-#: Makes a document whose tables take at most so many characters; None is any number.
-Make = Callable[[int | None], Document]
-Numbers = Callable[[], "pd.DataFrame"]
-
 
 def check_format(format: str) -> None:
     """Raise UserError unless a format is one of :data:`FORMATS`."""
@@ -42,35 +38,46 @@ def check_format(format: str) -> None:
         raise UserError(f"no format is called {format!r}{suggest(format, FORMATS)}")
 
 
-def text(make: Make, numbers: Numbers, format: str, width: int = WIDTH) -> str:
-    """What is written to a file, of a csv every number, a row each; UserError where there is no such format."""
-    check_format(format)
-    if format == "csv":
-        return to_csv(numbers())
-    if format == "rich":
-        return terminal_text(make(width), width)
-    return to_latex(make(PAGE)) if format == "latex" else (to_markdown if format == "md" else to_html)(make(None))
-
-
-def show(make: Make, numbers: Numbers, format: str, console: Console | None = None, out: Path | None = None) -> None:
-    """Print it, or write it to a file, whole or not at all.
+def room(format: str, console: Console | None = None) -> int | None:
+    """Characters that a table of a format may take across, None where any number; of rich, what the console holds.
 
     A terminal decides how wide a rich table is; a pipe or a file gets 120 columns.
+
+    Raises:
+        UserError: no such format.
+    """
+    check_format(format)
+    if format == "rich" and console is not None:
+        return console.width if console.is_terminal else max(console.width, WIDTH)
+    return {"rich": WIDTH, "latex": PAGE}.get(format)
+
+
+def text(made: Document | pd.DataFrame, format: str, width: int = WIDTH) -> str:
+    """What is written to a file: of a csv a frame, a row a number, and of any other format a document."""
+    check_format(format)
+    if not isinstance(made, Document):
+        return to_csv(made)
+    if format == "rich":
+        return terminal_text(made, width)
+    return {"latex": to_latex, "md": to_markdown, "html": to_html}[format](made)
+
+
+def show(made: Document | pd.DataFrame, format: str, console: Console, out: Path | None = None) -> None:
+    """Print it, or write it to a file, whole or not at all.
 
     Raises:
         UserError: no such format, or a file that cannot be written.
     """
     from rich.console import Console
 
-    console = console or Console()
     if out is not None:
-        write_atomic(out, text(make, numbers, format).encode())
-    elif format == "rich":
+        write_atomic(out, text(made, format).encode())
+    elif isinstance(made, Document) and format == "rich":
         if not console.is_terminal and console.width < WIDTH:
             console = Console(file=console.file, width=WIDTH, color_system=None)
-        console.print(to_terminal(make(console.width)))
+        console.print(to_terminal(made))
     else:
-        console.file.write(text(make, numbers, format))
+        console.file.write(text(made, format))
 
 
 def to_csv(frame: pd.DataFrame) -> str:

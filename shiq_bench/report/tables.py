@@ -63,12 +63,18 @@ def print_table(
     records, console = list(records), console or Console()
     with console.status(f"comparing {len(records)} runs") if console.is_terminal else nullcontext():
         comparison = compare(records, metrics, allow_mixed=allow_mixed)
-    render.show(partial(document, comparison), partial(frame, comparison.blocks), format, console, out)
+    room = render.room(format, None if out else console)
+    render.show(_made(comparison, format, room), format, console, out)
 
 
 def text(comparison: Comparison, format: str, width: int = render.WIDTH) -> str:
     """A comparison in one of :data:`shiq_bench.report.render.FORMATS`; ``rich`` is fixed text of that width."""
-    return render.text(partial(document, comparison), partial(frame, comparison.blocks), format, width)
+    room = width if format == "rich" else render.room(format)
+    return render.text(_made(comparison, format, room), format, width)
+
+
+def _made(comparison: Comparison, format: str, room: int | None) -> Document | pd.DataFrame:
+    return frame(comparison.blocks) if format == "csv" else document(comparison, room)
 
 
 def frame(blocks: Iterable[Block]) -> pd.DataFrame:

@@ -33,7 +33,8 @@ def _seeds(algo: str, skill: float, seeds: range = range(6), **spec: Any) -> lis
 
 
 def text(made: Versus, format: str, width: int = render.WIDTH) -> str:
-    return render.text(lambda wide: document(made, wide), lambda: frame(made), format, width)
+    room = width if format == "rich" else render.room(format)
+    return render.text(frame(made) if format == "csv" else document(made, room), format, width)
 
 
 def _last(r: RunRecord, split: str, mode: str) -> Evaluation:
@@ -257,10 +258,10 @@ def test_formats() -> None:
     assert (rows[0]["prompts"], rows[0]["seeds"], rows[0]["interval_over"]) == ("4", "1", "prompts")
     for name in ("md", "csv", "latex", "html"):
         console = Console(file=io.StringIO(), width=40)
-        print_versus(found, format=name, console=console)
+        print_versus(found, name, console)
         assert console.file.getvalue() == text(found, name) == text(_duel(), name)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="did you mean 'csv'"):
-        print_versus(found, format="cvs")
+        print_versus(found, "cvs", Console())
 
 
 def test_command(tmp_path: Path) -> None:
