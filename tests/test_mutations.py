@@ -241,7 +241,7 @@ def test_planted_bug_is_caught(bench: Bench, mutation: Mutation) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"old": "The few reductions that", "new": "The many reductions that"}, "SURVIVES"),
+        ({"old": "never reach a loss, so", "new": "never reach a loss; so"}, "SURVIVES"),
         ({"old": "no such text"}, "occurs 0 times"),
         ({"old": "def "}, r"occurs \d times"),
         ({"new": "return ("}, "leaves no Python"),
