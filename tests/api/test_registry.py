@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -87,34 +85,6 @@ def test_a_broken_plugin_is_one_line(tmp_path: Path, text: str) -> None:
         load_plugin(file)
     with pytest.raises(UserError, match="no plugin file"):
         load_plugin(tmp_path / "absent.py")
-
-
-def test_an_installed_package_registers_by_entry_point(tmp_path: Path) -> None:
-    """A real distribution, built and installed by pip into a folder of its own."""
-    package = tmp_path / "package"
-    (package / "their_method").mkdir(parents=True)
-    (package / "their_method" / "__init__.py").write_text(PLUGIN.format(name="theirs", cls="Theirs"))
-    (package / "pyproject.toml").write_text(
-        textwrap.dedent(
-            """
-            [build-system]
-            requires = ["setuptools"]
-            build-backend = "setuptools.build_meta"
-            [project]
-            name = "their-method"
-            version = "1"
-            [project.entry-points."shiq_bench.algorithms"]
-            theirs = "their_method"
-            """
-        )
-    )
-    site = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site)]
-    subprocess.run([*command, str(package)], check=True, capture_output=True)
-    code = "from shiq_bench.api.registry import algorithms as a; print(a.get('theirs').__name__, 'theirs' in a.names())"
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == ["Theirs", "True"]
 
 
 def test_trajectories_hold_their_invariants() -> None:
