@@ -1,4 +1,4 @@
-"""Programs that some tests need beside Python.
+"""Programs and libraries that some tests need beside Python.
 
 Where one is missing the test is skipped and says which; with ``SHIQ_BENCH_NO_SKIPS=programs`` it fails instead.
 """
@@ -11,6 +11,8 @@ import subprocess
 from typing import NoReturn
 
 import pytest
+
+from shiq_bench.generation.opening import vllm_lacks
 
 
 def program(*names: str) -> str:
@@ -28,6 +30,12 @@ def pdflatex(*styles: str) -> str:
         if subprocess.run([lookup, style], capture_output=True, check=False).returncode:
             missing(f"{style} of LaTeX")
     return found
+
+
+def vllm() -> None:
+    """Skip where vllm cannot be used."""
+    if lacks := vllm_lacks():
+        missing(f"vllm, and {lacks}")
 
 
 def missing(what: str) -> NoReturn:

@@ -173,6 +173,10 @@ def main() -> int:
             resolved = ("-c", str(CONSTRAINTS / "gpu.txt"), "-e", f"{ROOT}[gpu,dev]")
             step("torch, vLLM and the rest, built for CUDA: several gigabytes", lambda: pip.install(*resolved))
         (venv / STAMP).write_text(kind)
+        ask = "from shiq_bench.generation.opening import vllm_lacks; print(vllm_lacks())"
+        asked = subprocess.run([str(venv / "bin" / "python"), "-c", ask], capture_output=True, text=True)
+        if lacks := asked.stdout.strip():
+            say(f"vllm cannot be used yet, for {lacks}; until it can, transformers samples")
     except (SetupError, OSError) as error:  # the latter: a full disk, a file where the folder should be
         print(f"setup: {error}", file=sys.stderr)
         return 1

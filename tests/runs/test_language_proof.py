@@ -24,6 +24,7 @@ from shiq_bench.training.policy import load_policy
 from shiq_bench.training.reference import policy_stats, reference_pass
 from shiq_bench.training.starting_policy import resolve_model
 from shiq_bench.training.trainer import train
+from tests import needs
 
 BETA = 0.5
 DRAWS = 2000
@@ -47,6 +48,7 @@ def engine() -> Iterator[Callable[[Path], Generator]]:
 
         @functools.cache
         def opened(folder: Path) -> Generator:
+            needs.vllm()
             generator = make_generator("vllm", folder, tokenizer_vocab=SETTINGS["actions"], max_length=16)
             stack.callback(generator.close)
             return generator

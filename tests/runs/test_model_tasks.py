@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from shiq_bench.records.record import RunRecord
 from shiq_bench.runs.execute import execute
 from shiq_bench.runs.settings import resolve
 from shiq_bench.tasks.bfcl import Bfcl, fetch
+from tests import needs
 from tests.preferences import write
 
 QUICK: dict[str, Any] = {"model": "tiny", "steps": 2, "groups_per_step": 2, "eval_samples": 1, "eval_limit": 3}
@@ -50,9 +50,9 @@ def measured(record: RunRecord) -> set[tuple[str, str]]:
     return {(e.policy, e.mode) for e in record.evaluations if e.metrics.get("reward", {}).get("n")}
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed")
 @pytest.mark.parametrize(("algo", "task"), [("shiq", "tree"), ("shiq", "bfcl"), ("dpo", "ultrafeedback")])
 def test_a_run_that_vllm_samples(algo: str, task: str, tmp_path: Path) -> None:
+    needs.vllm()
     record = play(algo, task, "vllm", tmp_path)
     assert record.status == "done" and record.spec.engine == "vllm" and len(record.training) == 2
     assert not any("sampled by transformers" in d for d in record.deviations)

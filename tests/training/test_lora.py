@@ -27,6 +27,7 @@ from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import Companions, WithoutAdapters, policy_stats, with_adapters
 from shiq_bench.training.stopping import last_checkpoint
 from shiq_bench.training.trainer import train
+from tests import needs
 from tests.generation.conftest import MAX_LENGTH, VOCABULARY
 from tests.generation.conftest import build as build_served
 from tests.runs.test_language import comparable, play, settle
@@ -225,6 +226,8 @@ def sampled(generator: Any, prompts: Sequence[Sequence[int]]) -> list[Trajectory
 @pytest.mark.parametrize("engine", ["hf", "vllm"])
 def test_what_is_served_is_what_was_trained(engine: Any, tmp_path: Path) -> None:
     """Sampled log-probabilities are the scoring path's; another adapter's are not, until it is loaded."""
+    if engine == "vllm":
+        needs.vllm()
     base = build_served(tmp_path / "base", seed=0, tied=True)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     policy = moved(with_adapters(Policy(model, VOCABULARY), LORA, seed=0), seed=1)
