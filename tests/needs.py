@@ -12,8 +12,6 @@ from typing import NoReturn
 
 import pytest
 
-from shiq_bench.generation.opening import vllm_lacks
-
 
 def program(*names: str) -> str:
     """Path of the first of these programs that is installed."""
@@ -34,6 +32,8 @@ def pdflatex(*styles: str) -> str:
 
 def vllm() -> None:
     """Skip where vllm cannot be used."""
+    from shiq_bench.generation.opening import vllm_lacks  # planted bugs are tried before anything of ours is imported
+
     if lacks := vllm_lacks():
         missing(f"vllm, and {lacks}")
 
