@@ -6,20 +6,19 @@ and the dialogues that lived there are replayed from their history, the offendin
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,11 @@ class Executor:
             For each step its results as ``list[str]``, one a call. After a failure the step has not happened.
         """
         jobs = [_Job(session, {"op": "step", "calls": list(calls)}, self.timeout) for session, calls in steps]
-        return self._dispatch(jobs)
+        outcomes = self._dispatch(jobs)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if not outcome.failure:
+                job.session.history.append(job.request["calls"])
+        return outcomes
 
     def judge(self, dialogues: Sequence[tuple[Session, Turns]]) -> list[Outcome]:
         """Official verdicts (see ``Official.judge``); the dialogues are closed by it.
@@ -152,82 +155,90 @@ class Executor:
         for number, job in enumerate(jobs):
             queues[job.session.slot].append(number)
         outcomes: dict[int, Outcome] = {}
+        busy: dict[int, tuple[int, float]] = {}  # slot -> job, deadline
+        with selectors.DefaultSelector() as selector:
 
-        def serve(slot: int) -> None:
-            while queues[slot]:
-                number = queues[slot].popleft()
-                outcomes[number] = self._ask(slot, jobs[number])
+            def start(slot: int) -> None:
+                if queues[slot]:
+                    number = queues[slot].popleft()
+                    worker, limit = self._send(slot, jobs[number])
+                    busy[slot] = (number, time.monotonic() + limit)
+                    selector.register(worker.output, selectors.EVENT_READ, slot)
 
-        with ThreadPoolExecutor(max(1, len(queues))) as pool:
+            def finish(slot: int, outcome: Outcome, kill: bool = False) -> None:
+                number, _ = busy.pop(slot)
+                worker = self._workers[slot]
+                assert worker is not None
+                selector.unregister(worker.output)
+                outcomes[number] = outcome
+                # After a failure the instances may have done half a step: replay them when they next act.
+                jobs[number].session.worker = None if outcome.failure else worker
+                if kill:
+                    self._stop(slot)
+                start(slot)
+
             try:
-                for served in as_completed([pool.submit(serve, slot) for slot in queues]):
-                    served.result()
+                for slot in list(queues):
+                    start(slot)
+                while busy:
+                    wait = min(deadline for _, deadline in busy.values()) - time.monotonic()
+                    for key, _ in selector.select(max(wait, 0.0)):
+                        slot = key.data
+                        worker = self._workers[slot]
+                        assert worker is not None
+                        try:
+                            replies = worker.receive()
+                        except (EOFError, OSError, ValueError):
+                            if not worker.ready:
+                                raise UserError("the BFCL worker process ended before it was ready") from None
+                            late = worker.end() == -signal.SIGALRM
+                            failure = _overrun(self.timeout) if late else "the process was ended by this call"
+                            finish(slot, Outcome(failure=failure), kill=True)
+                            continue
+                        for reply in replies:
+                            if not worker.ready:
+                                if "ready" not in reply:
+                                    raise UserError(f"the BFCL worker process could not start: {reply.get('error')}")
+                                worker.ready = True
+                                number, _ = busy[slot]
+                                busy[slot] = (number, time.monotonic() + self._limit(jobs[number]))
+                            else:
+                                finish(slot, Outcome(reply.get("value"), failure=reply.get("error", "")))
+                    for slot, (number, deadline) in list(busy.items()):
+                        if time.monotonic() >= deadline:
+                            finish(slot, Outcome(failure=_overrun(jobs[number].limit)), kill=True)
             except BaseException:
                 # Whoever is still at work owes a reply that nobody will read.
-                for slot, queue in queues.items():
-                    queue.clear()
-                    if (worker := self._workers[slot]) is not None:
-                        worker.end()
+                for slot in busy:
+                    self._stop(slot)
                 raise
         return [outcomes[number] for number in range(len(jobs))]
 
-    def _ask(self, slot: int, job: _Job) -> Outcome:
-        """What the worker of a slot makes of a job; one that does not answer is stopped."""
-        reply: dict[str, Any] = {}
-        worker: _Worker | None = None
-        try:
-            worker, limit = self._send(slot, job)
-            reply = worker.receive(limit)
-            failure = reply.get("error", "")
-        except TimeoutError:
-            failure = _overrun(job.limit)
-            self._stop(slot)
-        except (EOFError, OSError, ValueError):
-            if worker is None:
-                raise
-            late = worker.end() == -signal.SIGALRM
-            failure = _overrun(self.timeout) if late else "the process was ended by this call"
-            self._stop(slot)
-        # After a failure the instances may have done half a step: replay them when they next act.
-        job.session.worker = None if failure else worker
-        if job.request["op"] == "step" and not failure:
-            job.session.history.append(job.request["calls"])
-        return Outcome(reply.get("value"), failure)
+    def _limit(self, job: _Job) -> float:
+        """Time for a job and, where its dialogue has to be replayed, for all that went before."""
+        session = job.session
+        replay = len(session.history) if session.worker is None or session.worker.dead else 0
+        return job.limit + self.timeout * replay
 
     def _send(self, slot: int, job: _Job) -> tuple[_Worker, float]:
-        """Hand a job to the worker of a slot, with what that worker lacks; again to a new one if it has died.
-
-        Returns:
-            The worker, and its time: for the job and, where the dialogue has to be replayed, for all that went before.
-        """
-        session, op = job.session, job.request["op"]
+        """Hand a job to the worker of a slot, with what that worker lacks; again to a new one if it has died."""
         for _ in range(2):
-            worker = self._started(slot)
-            replay = session.worker is not worker
-            limit = job.limit + self.timeout * len(session.history) * replay
+            worker = self._workers[slot]
+            if worker is None:
+                worker = self._workers[slot] = _Worker(self._root, self._folder)
+            session, limit = job.session, self._limit(job)
             request = {**job.request, "session": session.name, "limit": limit}
-            if op == "judge":
+            if job.request["op"] == "judge":
                 request["entry"] = session.entry
-            elif op == "step" and replay:
+            elif job.request["op"] == "step" and session.worker is not worker:
                 request |= {"entry": session.entry, "history": session.history}
             try:
                 worker.send(request)
-                return worker, limit
             except OSError:
                 self._stop(slot)
+                continue
+            return worker, limit if worker.ready else limit + STARTUP
         raise UserError("the BFCL worker processes end as soon as they start")
-
-    def _started(self, slot: int) -> _Worker:
-        worker = self._workers[slot]
-        if worker is None:
-            worker = self._workers[slot] = _Worker(self._root, self._folder)
-            try:
-                greeting = worker.receive(STARTUP)
-            except EOFError:
-                raise UserError("the BFCL worker process ended before it was ready") from None
-            if "ready" not in greeting:
-                raise UserError(f"the BFCL worker process could not start: {greeting.get('error')}")
-        return worker
 
     def _stop(self, slot: int) -> None:
         worker, self._workers[slot] = self._workers[slot], None
@@ -248,29 +259,36 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             cwd=folder,
             env=environment,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._input, self._output = self._process.stdin, self._process.stdout
+        self._input, self.output = self._process.stdin, self._process.stdout
+        self._buffer = bytearray()
+        self.ready = False
+        self.dead = False
 
     def send(self, request: Mapping[str, Any]) -> None:
         """Write one request; an idle worker reads it at once."""
-        self._input.write(json.dumps(request).encode() + b"\n")
-        self._input.flush()
+        view = memoryview(json.dumps(request).encode() + b"\n")
+        while view:
+            view = view[self._input.write(view) :]
 
-    def receive(self, limit: float) -> dict[str, Any]:
-        """Read one reply, or the greeting.
+    def receive(self) -> list[dict[str, Any]]:
+        """Read what is there: the replies that are complete, of which the first may be the greeting.
 
         Raises:
-            TimeoutError: none came within ``limit`` seconds.
             EOFError: the process has ended.
         """
-        if not wait([self._output.fileno()], limit):
-            raise TimeoutError
-        if not (line := self._output.readline()).endswith(b"\n"):
+        block = os.read(self.output.fileno(), 1 << 20)
+        if not block:
             raise EOFError
-        return json.loads(line)
+        self._buffer += block
+        if b"\n" not in block:
+            return []
+        *lines, self._buffer = self._buffer.split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def end(self) -> int:
         """Kill it unless it has ended by itself; returns how, as ``Popen.returncode`` does."""
@@ -278,10 +296,11 @@ class _Worker:
         return self._process.wait()
 
     def stop(self) -> None:
+        """Kill, at once and for good."""
+        self.dead = True
         self.end()
-        self._output.close()
-        with contextlib.suppress(OSError):  # of a request that was not read to its end
-            self._input.close()
+        self._input.close()
+        self.output.close()
 
 
 def _overrun(seconds: float) -> str:
