@@ -138,7 +138,9 @@ def install_cpu_torch(pip: Pip, version: str) -> None:
 def install_cpu(pip: Pip) -> None:
     listed = CONSTRAINTS / "cpu.txt"
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)", listed.read_text(), re.MULTILINE))
-    torch = pins.pop("torch")
+    torch = pins.pop("torch", "")
+    if not torch:
+        raise SetupError(f"{listed} pins no torch")
     step(f"torch {torch}, built for CPUs", lambda: install_cpu_torch(pip, torch))
     what = f"{len(pins)} pinned packages (the first time, about two minutes)"
     step(what, lambda: pip.install("--no-deps", "-r", str(listed)))
@@ -172,10 +174,10 @@ def main() -> int:
         else:
             resolved = ("-c", str(CONSTRAINTS / "gpu.txt"), "-e", f"{ROOT}[gpu,dev]")
             step("torch, vLLM and the rest, built for CUDA: several gigabytes", lambda: pip.install(*resolved))
-        (venv / STAMP).write_text(kind)
         ask = "from shiq_bench.generation.opening import vllm_lacks; print(vllm_lacks())"
         asked = subprocess.run([str(venv / "bin" / "python"), "-c", ask], capture_output=True, text=True)
-        if lacks := asked.stdout.strip():
+        (venv / STAMP).write_text(kind)
+        if lacks := asked.stdout.strip() or asked.stderr.strip().rpartition("\n")[2]:
             say(f"vllm cannot be used yet, for {lacks}; until it can, transformers samples")
     except (SetupError, OSError) as error:  # the latter: a full disk, a file where the folder should be
         print(f"setup: {error}", file=sys.stderr)

@@ -22,8 +22,10 @@ Measured = Mapping[str, Mapping[str, float | None]]
 
 #: Scored episodes, as in ``Evaluation.examples``.
 Examples = Sequence[Mapping[str, Any]]
+
 #: What is said in a dialogue, ``{"role": ..., "content": ...}`` each.
 Messages = Sequence[Mapping[str, Any]]
+
 #: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each, the parameters as a JSON schema.
 Tools = Sequence[Mapping[str, Any]]
 
@@ -34,12 +36,15 @@ class Codec(Protocol):
     end_ids: tuple[int, ...]
 
     @property
+    @abstractmethod
     def tool_format(self) -> str:
         """Format in which the chat template writes function calls; "" where it has no tools that can be read."""
 
+    @abstractmethod
     def prompt(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         """Ids of the messages, up to where the policy begins to answer."""
 
+    @abstractmethod
     def reply(self, messages: Messages, ended: bool, calls: Sequence[ToolCall] | None = None) -> list[int]:
         """Ids between an answer and the next one; ``ended`` when the policy closed its own turn.
 
@@ -47,15 +52,19 @@ class Codec(Protocol):
         their results, one a call, in order, with role ``tool``. Empty: it made none, but had tools.
         """
 
+    @abstractmethod
     def answer(self, text: str) -> list[int]:
         """Ids of an answer with its end-of-turn token."""
 
+    @abstractmethod
     def answer_calls(self, calls: Sequence[ToolCall], format: str) -> list[int]:
         """Ids of an answer that makes calls, with its end-of-turn token."""
 
+    @abstractmethod
     def calls(self, token_ids: Sequence[int], format: str) -> list[ToolCall] | None:
         """Calls an answer makes, one or more; None where it makes none, or one that cannot be read."""
 
+    @abstractmethod
     def text(self, token_ids: Sequence[int]) -> str:
         """Text of an answer, special tokens left out."""
 

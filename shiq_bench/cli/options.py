@@ -66,10 +66,10 @@ def live() -> LiveReport:
 
 
 @contextmanager
-def lacking(problems: Sequence[str], file: Path | str = "skipped") -> Iterator[None]:
-    """Say what cannot be read; what is done with the rest ends with exit code 1 then."""
+def lacking(problems: Sequence[str], label: Path | str = "skipped") -> Iterator[None]:
+    """Say what cannot be read, behind a label, do with the rest what is to be done, and end with exit code 1."""
     for problem in problems:
-        typer.echo(f"{file}: {problem}", err=True)
+        typer.echo(f"{label}: {problem}", err=True)
     yield
     if problems:
         raise typer.Exit(1)

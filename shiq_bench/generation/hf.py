@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging as transformers_logging
 
 from shiq_bench.api.trajectory import Completion
 from shiq_bench.generation.generator import Generator, Guide, Request, check_weights
 from shiq_bench.models.lora import is_adapter
-from shiq_bench.models.source import one_line, quiet
+from shiq_bench.models.source import one_line
 from shiq_bench.records.errors import UserError
 
 #: Most tokens (rows times the longest prompt and answer among them) of one batch.
@@ -44,17 +46,17 @@ class HFGenerator(Generator):
     def load(self, folder: Path) -> None:
         check_weights(folder)
         self._model = None
-        quiet()  # what did not load is raised below
-        try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self._base if is_adapter(folder) else folder,
-                dtype=self._dtype,
-                trust_remote_code=self._trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"transformers cannot load {folder}: {one_line(error)}") from error
+        with _quiet():
+            try:
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    self._base if is_adapter(folder) else folder,
+                    dtype=self._dtype,
+                    trust_remote_code=self._trust_remote_code,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise UserError(f"transformers cannot load {folder}: {one_line(error)}") from error
         if missing := sorted(report["missing_keys"]):
             # transformers fills them with random numbers, and would sample from those
             raise UserError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} among them")
@@ -165,6 +167,20 @@ class _Stop(StoppingCriteria):  # type: ignore[misc,unused-ignore]
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """``input_ids [N, L]`` -> done ``[N]``."""
         return torch.isin(input_ids[:, -1], self.stop_ids) | (input_ids.shape[1] - self.width >= self.limits)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no report of what did not load: that is raised."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _cut(tokens: list[int], logps: list[float], stop_ids: frozenset[int]) -> Completion:

@@ -152,7 +152,7 @@ def wait(path: Path, done: Callable[[], bool], on_wait: Callable[[str], None] = 
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """Who holds a lease that is not dead, by ``host`` and ``pid`` among others; None: nobody."""
+    """Who holds a lease that is not dead, by ``host``, ``where``, ``pid`` and ``born``; None: nobody."""
     try:
         with locked(path.parent) as lock:
             return None if _dead(path, lock.now()) else _content(path)

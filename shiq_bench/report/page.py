@@ -12,6 +12,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
@@ -270,7 +271,11 @@ def curves(column: Column, row: int, metrics: Sequence[Metric], points: int) -> 
     logged = [{int(line["step"]): line for line in r.training if "step" in line} for r in column.done]
     steps = evenly(sorted(set.intersection(*map(set, logged))) if logged else [], points)
     for name in sorted({k for s in steps for lines in logged for k in lines[s]} - {"step", "epoch"}):
-        yield _curve(row, "training", name, [(s, mean_ci_t(_clean(x[s].get(name)) for x in logged)) for s in steps])
+        yield _curve(row, "training", name, [(s, mean_ci_t(_number(x[s].get(name)) for x in logged)) for s in steps])
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _curve(row: int, place: str, metric: str, values: Sequence[tuple[int, Estimate]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import inf
 from typing import Literal
@@ -123,10 +124,16 @@ class StudyResults:
 
     def of(self, panel: str, method: str) -> list[Trial]:
         """Cells of one line, in the order of what varies."""
-        found = (c for c in self.cells if (c.panel, c.method) == (panel, method))
-        return sorted(found, key=lambda c: -inf if c.x is None else c.x)
+        return sorted(self._lines.get((panel, method), ()), key=lambda c: -inf if c.x is None else c.x)
 
-    @property
+    @cached_property
+    def _lines(self) -> dict[tuple[str, str], list[Trial]]:
+        found: dict[tuple[str, str], list[Trial]] = {}
+        for c in self.cells:
+            found.setdefault((c.panel, c.method), []).append(c)
+        return found
+
+    @cached_property
     def letters(self) -> dict[str, str]:
         """Reason for leaving cells out -> the letter that stands for it in a table."""
         reasons = dict.fromkeys(c.left_out for c in self.cells if c.left_out)

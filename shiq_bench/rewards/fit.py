@@ -26,7 +26,16 @@ from shiq_bench.models.source import Progress, fingerprint
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.rewards.model import Dialogues, RewardModel, load_classifier, load_dialogues, padded, scores_of, set_pad
+from shiq_bench.rewards.model import (
+    Dialogues,
+    RewardModel,
+    load_classifier,
+    load_config,
+    load_dialogues,
+    padded,
+    scores_of,
+    set_pad,
+)
 from shiq_bench.stats.clustered import clustered_mean
 from shiq_bench.stats.intervals import Estimate
 from shiq_bench.training.starting_policy import build_tiny
@@ -115,7 +124,7 @@ def fit_reward_model(
         raise UserError(f"learning_rate is {learning_rate}; expected a positive number")
     check_free(out)
     fingerprint(base)  # says what is wrong with a folder that holds no model
-    _, dialogues = load_dialogues(base, max_length)
+    dialogues = load_dialogues(base, load_config(base), max_length)
     tokenizer = dialogues.tokenizer
     pairs, equal, cut = _encoded(dialogues, train)
     if not pairs:

@@ -69,20 +69,25 @@ class Dialogues(ChatCodec):
         return head + ids[len(ids) - int(self.limit) + len(head) :], True
 
 
-def load_dialogues(folder: Path, limit: float = math.inf, trust_remote_code: bool = False) -> tuple[Any, Dialogues]:
-    """Configuration of a model's folder, and dialogues as its tokenizer reads them.
+def load_config(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Configuration of a model's folder, or UserError."""
+    with _readable(folder, "configuration that can be read"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def load_dialogues(folder: Path, config: Any, limit: float = math.inf, trust_remote_code: bool = False) -> Dialogues:
+    """Dialogues as the tokenizer of a model's folder reads them.
 
     Args:
         limit: ids at most, where the model's positions and its tokenizer allow more.
 
     Raises:
-        UserError: one of them is missing or cannot be read.
+        UserError: it is missing or cannot be read.
     """
-    with _readable(folder, "configuration and tokenizer that can be read"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with _readable(folder, "tokenizer that can be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
-    return config, Dialogues(tokenizer, min(limit, positions, tokenizer.model_max_length))
+    return Dialogues(tokenizer, min(limit, positions, tokenizer.model_max_length))
 
 
 def load_classifier(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -198,7 +203,7 @@ class RewardModel:
         self.fingerprint = fingerprint(folder)
         self.cut = 0
         self._trust = trust_remote_code
-        config, dialogues = load_dialogues(folder, trust_remote_code=trust_remote_code)
+        config = load_config(folder, trust_remote_code)
         own = trust_remote_code and "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
         if config.num_labels != 1 and not own:
             kind = ", ".join(config.architectures or ["model"])
@@ -206,6 +211,7 @@ class RewardModel:
                 f"{name} is a {kind} with {config.num_labels} labels; expected a sequence classifier with one: "
                 f"fit one with shiq-bench reward train --base {name}"
             )
+        dialogues = load_dialogues(folder, config, trust_remote_code=trust_remote_code)
         self._tokenizer = dialogues.tokenizer
         self.plain_template = dialogues.plain_template
         self.encode = dialogues.whole

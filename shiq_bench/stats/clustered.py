@@ -16,9 +16,10 @@ def clustered_mean(
 ) -> Estimate:
     r"""Pooled mean, or rate, with a standard error clustered by prompt.
 
-    With ``trials`` the estimate is the rate :math:`r = \sum x_i / \sum m_i` (successes over trials, n counts trials),
-    otherwise every :math:`m_i` is 1 (n counts episodes). Linearised over the G prompts (Cochran 1977, section 6; with
-    :math:`m_i = 1` the clustered error of Miller 2024, arXiv:2411.00640, with the factor G/(G-1)):
+    Episodes of one prompt are alike, so the prompt is the unit of the error. With ``trials`` the estimate is the rate
+    :math:`r = \sum x_i / \sum m_i` (successes over trials, n counts trials), otherwise every :math:`m_i` is 1
+    (n counts episodes). Linearised over the G prompts (Cochran 1977, section 6; with :math:`m_i = 1` the clustered
+    error of Miller 2024, arXiv:2411.00640, with the factor G/(G-1)):
 
     .. math:: e_g = \sum_{i \in g} (x_i - r m_i), \quad
               \widehat{Var}(r) = \frac{G}{G-1} \frac{\sum_g e_g^2}{(\sum_i m_i)^2}

@@ -102,7 +102,8 @@ def crossed_t(matrix: ArrayLike) -> Estimate:
     taken to be less than that of seeds alone or of prompts alone: A + B - E by itself covers as little as
     86% where neither matters. Measured coverage of 95% intervals (``python -m tests.stats.simulations``): 93.8% to
     95.8% over 6, 10 and 20 seeds, whichever spread dominates; where neither is there, up to 99%. Percentile bootstraps
-    of seeds and prompts (Owen 2007) cover 87% of six seeds, and with prompts drawn afresh within each seed 65%.
+    of seeds and prompts (Owen 2007) cover 87% of six seeds where these differ most, and with prompts drawn afresh
+    within each seed, as though they were not shared, 65% where prompts do.
 
     Args:
         matrix: one value a seed and prompt, ``[S, P]``, complete.

@@ -46,10 +46,11 @@ def winner(scores: BySeed) -> str | None:
     Methods with fewer than :data:`BOLD_SEEDS` seeds are not ranked. Of the others it has the highest
     mean, and its lead over each of them, over at least that many shared seeds, has a 95% t interval
     above 0 *and* a sign-flip p below 5%. Looking only at the best of k does not inflate the rate:
-    k = 2 is the least favourable case (Gutmann and Maymin 1987, "Is the selected population the best?").
+    the more methods are alike, the closer are the best two, so k = 2 is the least favourable case
+    (Gutmann and Maymin 1987, "Is the selected population the best?").
     Of 20,000 rows of 2 equal methods the t interval alone marks 5.0% at six seeds and 5.3% at ten, with the sign-flip
-    test 2.6% and 4.9%; of 4 and 7 methods 0.1% and 0.0% at six seeds, 0.5% and 0.1% at ten (4,000 rows). It bounds
-    one row (one metric on one split): a table of many has as many chances.
+    test 2.6% and 4.9%; of 4 and 7 methods 0.1% and 0.0% at six seeds, 0.5% and 0.1% at ten (4,000 rows); standard
+    errors up to 0.15 points. It bounds one row (one metric on one split): a table of many has as many chances.
 
     Neither test is exact where means are equal and distributions are not: one skewed method among
     quiet ones is marked in 9.4% of rows (two methods, ten seeds; the t interval alone: 10.0%).

@@ -331,7 +331,10 @@ def worked(plan: str) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:  # deleted by now
+        lines = []
     return lines[-1].removeprefix("error: ") if lines else f"a worker ended with an error: see {log}"
 
 

@@ -263,8 +263,8 @@ def write_plan(results: Path, jobs: Sequence[Job], options: Options, since: int)
     """
     header = {
         "schema_version": SCHEMA_VERSION, "kind": "plan", "count": len(jobs), "since": since, "retry": options.retry,
-        "fresh": options.fresh, "plugins": [str(p.resolve()) for p in options.plugins], "results": str(results),
-        "folder": str(Path.cwd()),
+        "fresh": options.fresh, "allow_mixed": options.allow_mixed,
+        "plugins": [str(p.resolve()) for p in options.plugins], "results": str(results), "folder": str(Path.cwd()),
     }  # fmt: skip
     lines = [canonical_json(header), *(canonical_json(asdict(job)) for job in jobs)]
     path = results / FOLDER / f"plan-{stable_hash([lines, time.time(), os.getpid()])[:12]}.jsonl"
@@ -286,7 +286,8 @@ def read_plan(path: Path) -> Plan:
         jobs = tuple(Job(**json.loads(line)) for line in lines)
         if head["kind"] != "plan" or len(jobs) != head["count"]:
             raise UserError(f"{path} is cut: {len(jobs)} of {head['count']} jobs")
-        options = Options(retry=head["retry"], fresh=head["fresh"], plugins=tuple(map(Path, head["plugins"])))
+        mixed = head.get("allow_mixed", False)
+        options = Options(head["retry"], head["fresh"], mixed, plugins=tuple(map(Path, head["plugins"])))
         return Plan(head["results"], head["folder"], head["since"], options, jobs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan of a sweep: {error}") from error

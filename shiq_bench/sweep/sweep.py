@@ -92,8 +92,9 @@ def print_plan(jobs: Iterable[Job], results: Path, options: Options, console: Co
     counts: Counter[str] = Counter()
     references: dict[str, bool] = {}  # whether it is there: where a run that shares it has ended
     seconds, left = [], []
-    for job in good:
-        made, record = job.resolved(), run_store.find(results, job.run_id)
+    resolved = [job.resolved() for job in good]  # all of them, before the first line is said
+    for job, made in zip(good, resolved, strict=True):
+        record = run_store.find(results, job.run_id)
         foreign = ", by other code" if record and not job.same_code(record) else ""
         state = (record.status if record else "missing") + foreign
         counts[state] += 1

@@ -1,4 +1,4 @@
-"""The registry: lazy, collision-proof, helpful; third parties by entry point and by file."""
+"""The registry: lazy, collision-proof, helpful; third parties by file."""
 
 from __future__ import annotations
 

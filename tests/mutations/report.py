@@ -57,8 +57,8 @@ BUGS = [
     Mutation(
         "curve of the first seed alone",
         "shiq_bench/report/page.py",
-        "mean_ci_t(_clean(x[s].get(name)) for x in logged)",
-        "mean_ci_t(_clean(x[s].get(name)) for x in logged[:1])",
+        "mean_ci_t(_number(x[s].get(name)) for x in logged)",
+        "mean_ci_t(_number(x[s].get(name)) for x in logged[:1])",
         f"{REPORT}::test_learning_curves_are_means_over_seeds",
     ),
     Mutation(
