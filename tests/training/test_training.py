@@ -58,7 +58,9 @@ def trajectories() -> list[Trajectory]:
             n = rng.randint(6, 24)
             mask = (False, False, *(rng.random() < 0.6 for _ in range(n - 3)), True)
             rewards = (0.0,) * (n - 1) + (float(k % 3),)
-            made.append(Trajectory(f"p{prompt}", tuple(rng.randrange(VOCAB) for _ in range(n)), mask, rewards))
+            ids = [rng.randrange(VOCAB) for _ in range(n)]
+            ids[:2] = 7 * prompt, 11 * prompt
+            made.append(Trajectory(f"p{prompt}", tuple(ids), mask, rewards))
     return made
 
 
@@ -72,23 +74,23 @@ def naive(model: Any, trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     return np.array(logp), np.array([logits[i - 1].logsumexp(-1).item() for i in actions])
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_layouts_give_the_naive_statistics(model: Any, trajectories: list[Trajectory], layout: Any) -> None:
     """Prompt, tool and padding tokens are left out, each action is predicted from the state before it."""
     for ours, trajectory in zip(
-        policy_stats(Policy(model, VOCAB), trajectories, layout, "fp32"), trajectories, strict=True
+        policy_stats(Policy(model, VOCAB, layout), trajectories, "fp32"), trajectories, strict=True
     ):
         for a, b in zip(ours, naive(model, trajectory), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_an_all_ones_mask_on_a_packed_row_leaks(model: Any, trajectories: list[Trajectory]) -> None:
-    """The trap: with it trajectories see each other, and the test above would fail."""
+def test_a_causal_mask_on_a_tree_leaks(model: Any, trajectories: list[Trajectory]) -> None:
+    """The trap: with it answers see each other, and the test above would fail."""
     policy = Policy(model, VOCAB)
-    inputs = lay_out(trajectories, "packed")
+    inputs = lay_out(trajectories, "tree")
+    causal = inputs | {"end": torch.where(inputs["end"] > 0, inputs["end"].shape[1], 0)}
     with torch.no_grad():
-        right = policy(**model_inputs(inputs))["logp"]
-        leaking = policy(**model_inputs(inputs), attention_mask=torch.ones_like(inputs["input_ids"]))["logp"]
+        right, leaking = (policy(**model_inputs(given))["logp"] for given in (inputs, causal))
     assert (right - leaking).abs().max() > 0.1
 
 
@@ -100,7 +102,7 @@ def test_a_reference_has_no_dropout(trajectories: list[Trajectory]) -> None:
         num_key_value_heads=2, initializer_range=0.2, attention_dropout=0.5,
     )  # fmt: skip
     policy = Policy(LlamaForCausalLM(config), VOCAB).train()
-    got = policy_stats(policy, trajectories, "padded", "fp32")
+    got = policy_stats(policy, trajectories, "fp32")
     assert policy.training and policy.model.training
     policy.eval()
     for ours, trajectory in zip(got, trajectories, strict=True):
@@ -127,7 +129,7 @@ def test_a_scaled_head_is_found_and_served(trajectories: list[Trajectory]) -> No
     ).eval()  # fmt: skip
     policy = Policy(model, VOCAB)
     assert not policy.plain_head
-    for ours, t in zip(policy_stats(policy, trajectories, "padded", "fp32"), trajectories, strict=True):
+    for ours, t in zip(policy_stats(policy, trajectories, "fp32"), trajectories, strict=True):
         np.testing.assert_allclose(ours[0], naive(model, t)[0], atol=2e-5)
 
 
@@ -276,8 +278,8 @@ def test_reference_pass_is_cached_by_what_decides_it(
 
     monkeypatch.setattr(reference_module, "policy_stats", counted)
     policy = Policy(model, VOCAB)
-    first = reference_pass(policy, "w", trajectories, "padded", "fp32")
-    again = reference_pass(policy, "w", trajectories, "padded", "fp32")
+    first = reference_pass(policy, "w", trajectories, "fp32")
+    again = reference_pass(policy, "w", trajectories, "fp32")
     assert calls == 1
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a[0], b[0])
@@ -292,18 +294,16 @@ def test_reference_pass_is_cached_by_what_decides_it(
     ]
     for n, arguments in enumerate(
         [
-            ("other", trajectories, "padded", "fp32"),
-            ("w", shifted, "padded", "fp32"),
-            ("w", trajectories, "packed", "fp32"),
-            ("w", trajectories, "padded", "bf16"),
+            ("other", trajectories, "fp32"),
+            ("w", shifted, "fp32"),
+            ("w", trajectories, "bf16"),
         ]
     ):
         reference_pass(policy, *arguments)  # type: ignore[arg-type]
         assert calls == 2 + n
+    reference_pass(Policy(model, VOCAB, "padded"), "w", trajectories, "fp32")
     # Rewards and sources are no part of it.
-    reference_pass(
-        policy, "w", [dataclasses.replace(t, source="x", truncated=True) for t in trajectories], "padded", "fp32"
-    )
+    reference_pass(policy, "w", [dataclasses.replace(t, source="x", truncated=True) for t in trajectories], "fp32")
     assert calls == 5
 
 
@@ -315,12 +315,12 @@ def trained(
         "a", "t", steps=4, groups_per_step=6, learning_rate=1e-3, precision="fp32", schedule="constant", warmup=0.0,
         **changes,
     )  # fmt: skip
-    policy = Policy(copy.deepcopy(model), VOCAB)
+    policy = Policy(copy.deepcopy(model), VOCAB, spec.layout)
     trajectories = in_unit_range(trajectories, algorithm, 2.0)
     mismatches = None
     if algorithm.need(Mismatched):
         trajectories, mismatches = with_mismatches(trajectories, 30)
-    columns = [policy_stats(policy, ts, "padded", "fp32") if ts else None for ts in (trajectories, mismatches)]
+    columns = [policy_stats(policy, ts, "fp32") if ts else None for ts in (trajectories, mismatches)]
     rows = prepare(trajectories, columns[0], algorithm, False, mismatches, columns[1])
     behaviour = Policy(copy.deepcopy(model), VOCAB) if algorithm.need(BehaviourModel) else None
     return policy, train(policy, None, rows, algorithm, spec, folder, behaviour=behaviour)
@@ -334,9 +334,10 @@ def test_six_prompts_at_once_equal_six_times_one(
     algorithm = algorithms.get(algo)()
     trajectories = [t for i, t in enumerate(trajectories) if i not in (3, 8, 9, 19)]
     whole, a = trained(model, trajectories, algorithm, tmp_path / "a")
-    others = [trained(model, trajectories, algorithm, tmp_path / "c", layout="packed")]
+    others = [trained(model, trajectories, algorithm, tmp_path / "c", layout="padded")]
     if not algorithm.couples_groups:
         others.append(trained(model, trajectories, algorithm, tmp_path / "b", micro_groups=1))
+        others.append(trained(model, trajectories, algorithm, tmp_path / "d", tokens_per_pass=130))
     for policy, other in others:
         for x, y in zip(a, other, strict=True):
             assert y["loss"] == pytest.approx(x["loss"], rel=2e-4, abs=1e-6)
@@ -380,8 +381,8 @@ def test_scoring_after_bf16_training_is_float32(model: Any, trajectories: list[T
     policy = Policy(copy.deepcopy(model), VOCAB)
     algorithm = algorithms.get("sft")()
     train(policy, None, prepare(trajectories, None, algorithm, False), algorithm, spec, tmp_path)
-    fresh = policy_stats(Policy(copy.deepcopy(policy.model), VOCAB), trajectories, "padded", "fp32")
-    for a, b in zip(policy_stats(policy, trajectories, "padded", "fp32"), fresh, strict=True):
+    fresh = policy_stats(Policy(copy.deepcopy(policy.model), VOCAB), trajectories, "fp32")
+    for a, b in zip(policy_stats(policy, trajectories, "fp32"), fresh, strict=True):
         np.testing.assert_allclose(a[0], b[0], atol=1e-6)
 
 
