@@ -99,10 +99,10 @@ def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Ten
         last[row, span] = torch.tensor(tree.end) if layout == "tree" else 1
         for n, path in zip(tree.members, tree.nodes, strict=True):
             nodes[n] = [row * width + node for node in path]
-    # An action and the state before it are neighbours on the path of any trajectory that takes it.
-    taken = [
-        (p[i], p[i - 1]) for p, t in zip(nodes, trajectories, strict=True) for i, a in enumerate(t.action_mask) if a
-    ]
+    # An action and the state before it are neighbours on the path of every trajectory that takes it.
+    taken: list[tuple[int, int]] = []
+    for path, t in zip(nodes, trajectories, strict=True):
+        taken += [(path[i], path[i - 1]) for i, a in enumerate(t.action_mask) if a]
     found, first, spread = np.unique([node for node, _ in taken], return_index=True, return_inverse=True)
     counts = torch.tensor([sum(t.action_mask) for t in trajectories])
     return {
