@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Dense
 from shiq_bench.api.needs import QHeads, SumLogits, ValueHead
-from shiq_bench.api.token_stats import kl_rows, stats_from_logits, token_stats
+from shiq_bench.api.token_stats import kl_rows, shaped, stats_from_logits, token_stats
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Layout, lay_out
 from shiq_bench.models.source import ModelSource, one_line
@@ -100,8 +100,8 @@ class Policy(Scorer):
     """Wraps a transformers causal LM so that its forward returns statistics instead of logits.
 
     Statistics are computed inside ``forward`` because a sharded wrapper (FSDP) only gathers the
-    head there. Where ``hidden @ head.T`` is not what the model calls its logits (a logit scale, a
-    soft cap, a bias), the model's own logits are used instead, found out once on construction.
+    head there. Where ``hidden @ head.T``, scaled and softly capped as the config says, is not what the
+    model calls its logits (a bias), the model's own are used instead, found out once on construction.
 
     Args:
         model: a transformers causal LM.
@@ -121,6 +121,9 @@ class Policy(Scorer):
         size = model.get_output_embeddings().weight.shape[0]
         if vocab > size:
             raise UserError(f"the tokenizer has {vocab} tokens and the model {size}: they do not belong together")
+        config = model.config.get_text_config()
+        self.scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+        self.cap = getattr(config, "final_logit_softcapping", None) or 0.0
         self.plain_head = self._head_is_plain()
         self.layout = layout if layout == "padded" or self._takes_trees() else "padded"
 
@@ -149,7 +152,7 @@ class Policy(Scorer):
         self.model.eval()
         ids = torch.arange(min(4, self.vocab), device=head.weight.device)[None]
         hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state
-        ours = (hidden @ head.weight.T).float()
+        ours = shaped((hidden @ head.weight.T).float(), self.scale, self.cap)
         theirs = self.model(input_ids=ids).logits.float()
         self.model.train(was_training)
         return torch.allclose(ours, theirs, atol=1e-2 if hidden.dtype == torch.bfloat16 else 1e-4, rtol=1e-3)
@@ -217,7 +220,8 @@ class Policy(Scorer):
     def logits(self, states: States) -> Tensor:
         if not self.plain_head:
             return states[0]
-        return states[0].float() @ self.model.get_output_embeddings().weight.float().T
+        logits = states[0].float() @ self.model.get_output_embeddings().weight.float().T
+        return shaped(logits, self.scale, self.cap)
 
     def dense(self, states: States) -> Dense:
         """The whole distribution, and the Qs, at some states."""
@@ -229,7 +233,7 @@ class Policy(Scorer):
         """See :meth:`forward`."""
         weight = self.model.get_output_embeddings().weight
         if self.plain_head:
-            logp, lse = token_stats(states[0], weight, targets, self.vocab)
+            logp, lse = token_stats(states[0], weight, targets, self.vocab, scale=self.scale, cap=self.cap)
         else:
             logp, lse = stats_from_logits(states[0], targets, self.vocab)
         out = {"logp": logp, "lse": lse}
@@ -237,10 +241,10 @@ class Policy(Scorer):
             out |= self.heads(states[-1], targets)
         if self.sums_logits:
             with torch.autocast(targets.device.type, enabled=False):
-                if self.plain_head:
-                    out["sum_logits"] = states[0].float() @ weight[: self.vocab].float().sum(0)
+                if self.plain_head and not self.cap:
+                    out["sum_logits"] = self.scale * (states[0].float() @ weight[: self.vocab].float().sum(0))
                 else:
-                    out["sum_logits"] = states[0][:, : self.vocab].float().sum(-1)
+                    out["sum_logits"] = self.logits(states)[:, : self.vocab].float().sum(-1)
         return out
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:

@@ -47,12 +47,19 @@ def test_equals_the_naive_form(
     assert not mine[1][vocab:].any()
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.3, 0.0), (1.0, 0.5), (2.0, 1.5)])
+def test_gradcheck(scale: float, cap: float) -> None:
+    """And the values of scaled and softly capped logits are those of the formula, written out."""
     g = torch.Generator().manual_seed(0)
     hidden = torch.randn(5, 3, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 3, generator=g, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 3, 5, 1, 1])
-    assert torch.autograd.gradcheck(lambda h, w: token_stats(h, w, targets, 6, 2), (hidden, weight))
+    shape = {"scale": scale, "cap": cap}
+    assert torch.autograd.gradcheck(lambda h, w: token_stats(h, w, targets, 6, 2, **shape), (hidden, weight))
+    logits = scale * hidden @ weight.T
+    expected = stats_from_logits(cap * torch.tanh(logits / cap) if cap else logits, targets, 6)
+    for a, b in zip(token_stats(hidden, weight, targets, 6, 2, **shape), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_by_hand() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import BehaviourModel, Mismatched, OnPolicy, Pairs, Rewards
@@ -34,6 +34,8 @@ from shiq_bench.training.policy import Policy, buckets
 from shiq_bench.training.reference import model_inputs, policy_stats, reference_pass
 from shiq_bench.training.stopping import last_checkpoint
 from shiq_bench.training.trainer import trackers, train
+from tests.training.conftest import VOCAB as SMALL
+from tests.training.conftest import build
 
 VOCAB = 60
 
@@ -118,18 +120,14 @@ def test_buckets_hold_every_row_once_with_little_padding() -> None:
         assert min(lengths[r] for r in rows) >= 0.8 * longest
 
 
-def test_a_scaled_head_is_found_and_served(trajectories: list[Trajectory]) -> None:
-    """Cohere multiplies its logits: hidden @ head.T is not what it samples from."""
-    torch.manual_seed(0)
-    model = CohereForCausalLM(
-        CohereConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-            num_key_value_heads=4, logit_scale=0.25, initializer_range=0.3,
-        )
-    ).eval()  # fmt: skip
-    policy = Policy(model, VOCAB)
-    assert not policy.plain_head
-    for ours, t in zip(policy_stats(policy, trajectories, "fp32"), trajectories, strict=True):
+@pytest.mark.parametrize("kind", ["scaled", "capped", "biased"])
+def test_a_head_that_is_more_than_a_matrix(trajectories: list[Trajectory], kind: str) -> None:
+    """What it samples from is a multiple of ``hidden @ head.T``, a soft cap of it, or that and a bias."""
+    model = build(kind)
+    policy = Policy(model, SMALL)
+    assert policy.plain_head == (kind != "biased")
+    few = [dataclasses.replace(t, token_ids=tuple(i % SMALL for i in t.token_ids)) for t in trajectories]
+    for ours, t in zip(policy_stats(policy, few, "fp32"), few, strict=True):
         np.testing.assert_allclose(ours[0], naive(model, t)[0], atol=2e-5)
 
 
