@@ -98,7 +98,7 @@ def test_no_positions() -> None:
 def test_peak_memory_is_two_chunks_and_the_heads_gradient() -> None:
     """In a process of its own: what the pass adds to its inputs, against the bound the bench prints."""
     code = (
-        "from shiq_bench.bench import measure_tokens;"
+        "from shiq_bench.bench.engine import measure_tokens;"
         "print(*(measure_tokens(form, 2048, 256, 32768, 256)['mib'] for form in ('chunked', 'naive')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
