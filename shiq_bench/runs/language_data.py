@@ -36,7 +36,7 @@ from shiq_bench.training.starting_policy import WeightedLikelihood, demonstratio
 from shiq_bench.training.trainer import Collect, train
 
 #: Raise it when offline data or reference evaluations would come out differently for one key.
-DATA_VERSION = 4
+DATA_VERSION = 5
 
 #: Raise it when a behaviour model would come out differently for one key.
 BEHAVIOUR_VERSION = 1
