@@ -1,4 +1,4 @@
-"""``shiq-bench bench``: tokens, training, generation, rollout, seeds."""
+"""``shiq-bench bench``: tokens, training, sync, startup, generation, rollout, seeds."""
 
 from __future__ import annotations
 
@@ -44,6 +44,31 @@ def training(
 
     work = Work(model, algo, data, prompt, answer, answers, prompts, updates, precision, max_length)
     print_training(work, [form.strip() for form in forms.split(",")], json)
+
+
+@bench.command()
+def sync(
+    task: Annotated[str, typer.Option(help="Task whose tiny model is used.")] = "bfcl",
+    engine: Annotated[str, typer.Option(help="Sampler: vllm or hf.")] = "vllm",
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """From an update to the first fresh token: weights handed to a live sampler, beside a sampler opened anew."""
+    from shiq_bench.bench.startup import print_sync
+
+    print_sync(task, engine, repeat, json)
+
+
+@bench.command()
+def startup(
+    task: Annotated[str, typer.Option(help="Task whose tiny model is trained.")] = "bfcl",
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions, of which the best counts.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Seconds until a command answers and until a run makes its first update, beside a bare Python."""
+    from shiq_bench.bench.startup import print_startup
+
+    print_startup(task, repeat, json)
 
 
 @bench.command()
