@@ -31,7 +31,7 @@ def test_the_baseline_it_shows_trains(tmp_path: Path, monkeypatch: pytest.Monkey
         resolved = resolve("my-method", "tree", {"model": "tiny", "steps": 40, "engine": "hf"})
         source = resolve_model(resolved.spec, resolved.task)
         data, policy = resolved.task.trajectories("rl", source.codec(), resolved.spec), load_policy(source)
-        stats = reference_pass(policy, source.weights_hash, data, "padded", "fp32")
+        stats = reference_pass(policy, source.weights_hash, data, "fp32")
         groups = prepare(data, stats, resolved.algorithm, False)
         history = train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path / "run")
         assert history[-1]["loss"] < history[0]["loss"]

@@ -21,7 +21,7 @@ class _TokenStats(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, chunk: int
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int, chunk: int, scale: float, cap: float
     ) -> tuple[Tensor, Tensor]:
         dtype = _wide(hidden.dtype)
         logp = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
@@ -30,12 +30,12 @@ class _TokenStats(torch.autograd.Function):
             head = weight[:vocab].to(dtype)
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
-                logits = hidden[rows].to(dtype) @ head.T
+                logits = shaped(hidden[rows].to(dtype) @ head.T, scale, cap)
                 logp[rows] = logits.gather(1, targets[rows, None]).squeeze(1)
                 lse[rows] = _logsumexp_(logits)
         logp -= lse
         ctx.save_for_backward(hidden, weight, targets, lse)
-        ctx.vocab, ctx.chunk = vocab, chunk
+        ctx.vocab, ctx.chunk, ctx.scale, ctx.cap = vocab, chunk, scale, cap
         return logp, lse
 
     @staticmethod
@@ -51,14 +51,26 @@ class _TokenStats(torch.autograd.Function):
                 rows = slice(start, start + ctx.chunk)
                 states = hidden[rows].to(dtype)
                 # d logp = g (onehot - p) and d lse = g p: one buffer holds the logits, then p, then the gradient.
-                grad = (states @ head.T).sub_(lse[rows, None]).exp_()
+                grad = shaped(states @ head.T, ctx.scale, ctx.cap)
+                slope = 1 - (grad / ctx.cap).square_() if ctx.cap else None
+                grad.sub_(lse[rows, None]).exp_()
                 grad.mul_((grad_lse[rows] - grad_logp[rows])[:, None])
                 grad.scatter_add_(1, targets[rows, None], grad_logp[rows, None])
+                if slope is not None:
+                    grad.mul_(slope)
+                if ctx.scale != 1:
+                    grad.mul_(ctx.scale)
                 if grad_hidden is not None:
                     grad_hidden[rows] = (grad @ head).to(hidden.dtype)
                 if grad_weight is not None:
                     grad_weight[: ctx.vocab].addmm_(grad.T, states)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), *[None] * 5
+
+
+def shaped(logits: Tensor, scale: float, cap: float) -> Tensor:
+    """``cap tanh(scale x / cap)`` of each entry; without a cap (0) ``scale x``."""
+    scaled = logits if scale == 1 else scale * logits
+    return cap * (scaled / cap).tanh() if cap else scaled
 
 
 def _logsumexp_(logits: Tensor) -> Tensor:
@@ -68,7 +80,13 @@ def _logsumexp_(logits: Tensor) -> Tensor:
 
 
 def token_stats(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab: int | None = None, chunk: int = 1024
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab: int | None = None,
+    chunk: int = 1024,
+    scale: float = 1.0,
+    cap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and the logsumexp of its row of logits, never holding all logits.
 
@@ -78,12 +96,15 @@ def token_stats(
         targets: ids below ``vocab``. ``[M]`` long
         vocab: size of the tokenizer's vocabulary; by default all rows.
         chunk: positions whose logits are held at once.
+        scale: of the logits (Cohere, Granite).
+        cap: soft cap of the logits, ``cap tanh(x / cap)`` (Gemma 2 and 3); 0 is none.
 
     Returns:
         ``logp [M]`` and ``lse [M]`` in nats, at least float32, differentiable once with respect to
         ``hidden`` and ``weight``: a row's gradient on its logits is g_logp (onehot - p) + g_lse p.
     """
-    logp, lse = _TokenStats.apply(hidden, weight, targets, weight.shape[0] if vocab is None else vocab, chunk)
+    rows = weight.shape[0] if vocab is None else vocab
+    logp, lse = _TokenStats.apply(hidden, weight, targets, rows, chunk, scale, cap)
     return logp, lse
 
 

@@ -1,4 +1,4 @@
-"""Prompt groups to tensors, padded or packed, and model outputs to what a loss sees."""
+"""Prompt groups to tensors, as prefix trees or padded rows, and model outputs to what a loss sees."""
 
 from __future__ import annotations
 
@@ -17,47 +17,115 @@ from shiq_bench.api.batch import Batch, Stats, TokenStats, scatter_actions
 from shiq_bench.api.needs import Labels, Pairs
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import LabelRule, PairChoice, Row, action_rewards, make_labels, make_pairs
+from shiq_bench.records.errors import UserError
 
-#: How trajectories share a forward pass: as padded rows, or in one packed row.
-Layout = Literal["padded", "packed"]
+#: How trajectories share a forward pass: those of a prompt as one prefix tree, or each as a padded row.
+Layout = Literal["tree", "padded"]
+
+
+#: Tokens in one forward pass of training: more save no time, and cost memory.
+TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Trajectories in one row that holds once what they share, depth first.
+
+    A node sees its ancestors and itself: q sees k where ``k <= q < end[k]``.
+
+    Attributes:
+        members: which trajectories.
+        ids, depth, end: of each node its token, its position in its trajectories, and the node behind its last
+            descendant. ``[S]`` each
+        nodes: of each member the nodes of its tokens.
+    """
+
+    members: Sequence[int]
+    ids: list[int]
+    depth: list[int]
+    end: list[int]
+    nodes: list[list[int]]
+
+
+def plant(trajectories: Sequence[Trajectory], members: Sequence[int]) -> Tree:
+    """The prefix tree of some of the trajectories."""
+    tree = Tree(sorted(members, key=lambda n: trajectories[n].token_ids), [], [], [], [])
+    path: list[int] = []  # nodes of the trajectory before, which shares the most with this one
+    before: Sequence[int] = ()
+    for n in tree.members:
+        now = trajectories[n].token_ids
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now))
+        )
+        size = len(tree.ids)
+        for node in path[shared:]:
+            tree.end[node] = size
+        path = [*path[:shared], *range(size, size + len(now) - shared)]
+        tree.ids.extend(now[shared:])
+        tree.depth.extend(range(shared, len(now)))
+        tree.end.extend([0] * (len(now) - shared))
+        tree.nodes.append(path)
+        before = now
+    for node in path:
+        tree.end[node] = len(tree.ids)
+    return tree
+
+
+def forest(trajectories: Sequence[Trajectory], layout: Layout) -> list[Tree]:
+    """A tree a prompt, in order of first appearance; or, padded, one a trajectory."""
+    groups: dict[str | int, list[int]] = {}
+    for n, t in enumerate(trajectories):
+        groups.setdefault(t.prompt_id if layout == "tree" else n, []).append(n)
+    return [plant(trajectories, members) for members in groups.values()]
 
 
 def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Tensor]:
     """Model inputs for some trajectories, and where in them the actions are.
 
     Returns:
-        ``input_ids``, ``position_ids`` (and ``attention_mask`` when padded) of shape ``[N, L]``,
-        or ``[1, sum L]`` when packed; ``index [M]``, the flat position of the state before each
-        action; ``targets [M]``; ``mask [N, A]``. M runs through the trajectories in order.
+        ``input_ids``, ``position_ids`` and, of a padded layout, ``attention_mask``, else ``end`` (see :class:`Tree`;
+        0 in the padding), each ``[rows, L]``; ``mask [N, A]``. Of every action once, however many trajectories share
+        it: ``index [U]``, the flat position of the state before it, and ``targets [U]``; ``spread [M]`` says which of
+        them each action is, where M runs through the trajectories in order.
     """
-    lengths = [len(t.token_ids) for t in trajectories]
-    width = sum(lengths) if layout == "packed" else max(lengths)
-    rows = 1 if layout == "packed" else len(trajectories)
-    ids, positions, attention = (torch.zeros(rows, width, dtype=torch.long) for _ in range(3))
-    index: list[int] = []
-    targets: list[int] = []
-    offset = 0
-    for n, t in enumerate(trajectories):
-        row, start = (0, offset) if layout == "packed" else (n, 0)
-        span = slice(start, start + lengths[n])
-        ids[row, span] = torch.tensor(t.token_ids)
-        positions[row, span] = torch.arange(lengths[n])
-        attention[row, span] = 1
-        actions = [i for i, a in enumerate(t.action_mask) if a]
-        index += [row * width + start + i - 1 for i in actions]
-        targets += [t.token_ids[i] for i in actions]
-        offset += lengths[n]
+    trees = forest(trajectories, layout)
+    width = max(len(tree.ids) for tree in trees)
+    ids, positions, last = (torch.zeros(len(trees), width, dtype=torch.long) for _ in range(3))
+    nodes: list[list[int]] = [[]] * len(trajectories)
+    for row, tree in enumerate(trees):
+        span = slice(len(tree.ids))
+        ids[row, span] = torch.tensor(tree.ids)
+        positions[row, span] = torch.tensor(tree.depth)
+        last[row, span] = torch.tensor(tree.end) if layout == "tree" else 1
+        for n, path in zip(tree.members, tree.nodes, strict=True):
+            nodes[n] = [row * width + node for node in path]
+    # An action and the state before it are neighbours on the path of every trajectory that takes it.
+    taken: list[tuple[int, int]] = []
+    for path, t in zip(nodes, trajectories, strict=True):
+        taken += [(path[i], path[i - 1]) for i, a in enumerate(t.action_mask) if a]
+    found, first, spread = np.unique([node for node, _ in taken], return_index=True, return_inverse=True)
     counts = torch.tensor([sum(t.action_mask) for t in trajectories])
-    out = {
+    return {
         "input_ids": ids,
         "position_ids": positions,
-        "index": torch.tensor(index, dtype=torch.long),
-        "targets": torch.tensor(targets, dtype=torch.long),
+        "end" if layout == "tree" else "attention_mask": last,
+        "index": torch.tensor([taken[i][1] for i in first], dtype=torch.long),
+        "targets": ids.flatten()[torch.as_tensor(found, dtype=torch.long)],
+        "spread": torch.as_tensor(spread, dtype=torch.long),
         "mask": torch.arange(max(1, int(counts.max())))[None] < counts[:, None],
     }
-    if layout == "padded":
-        out["attention_mask"] = attention
-    return out
+
+
+def cut(sizes: Sequence[int], limit: int) -> list[range]:
+    """Neighbours in parts of at most ``limit`` together; what is larger goes alone."""
+    parts: list[range] = []
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            parts.append(range(start, i))
+            start, total = i, 0
+        total += size
+    return [*parts, range(start, len(sizes))] if sizes else []
 
 
 @dataclass(frozen=True)
@@ -66,10 +134,11 @@ class Collator:
 
     Args:
         algorithm: read for its needs only.
-        layout: ``padded`` or ``packed``.
+        layout: ``tree`` or ``padded``.
         labels: how returns become preferences.
         seed: of preferences that are drawn.
         choice: which two of a prompt's trajectories make a pair.
+        tokens: most that :meth:`parts` lays out together; 0 is :data:`TOKENS`, or a group's where those are more.
         dtype: of rewards, weights and reference columns.
     """
 
@@ -78,13 +147,36 @@ class Collator:
     labels: LabelRule
     seed: int = 0
     choice: PairChoice = "all"
+    tokens: int = 0
     dtype: torch.dtype = torch.float32
+
+    def parts(self, groups: Sequence[Sequence[Row]]) -> list[dict[str, Tensor]]:
+        """The groups in micro-batches of few enough tokens, whole groups each, or all where the loss couples them.
+
+        Raises:
+            UserError: what must stay together is more than ``tokens``.
+        """
+        sizes = [self.size(group) for group in groups]
+        limit = self.tokens or TOKENS
+        parts = [range(len(groups))] if groups and self.algorithm.couples_groups else cut(sizes, limit)
+        most = max((sum(sizes[i] for i in part) for part in parts), default=0)
+        if most > limit and self.tokens:
+            raise UserError(
+                f"tokens_per_pass={limit}, and what the loss takes together lays out {most} tokens: "
+                f"set tokens_per_pass={most}, or lower samples, or groups_per_step"
+            )
+        return [self([groups[i] for i in part]) for part in parts]
+
+    def size(self, group: Sequence[Row]) -> int:
+        """Tokens that a group lays out."""
+        together = [t for row in group for t in (row.trajectory, row.mismatch) if t is not None]
+        return sum(len(tree.ids) for tree in forest(together, self.layout))
 
     def __call__(self, groups: Sequence[Sequence[Row]]) -> dict[str, Tensor]:
         """Tensors of :func:`lay_out`, of :class:`~shiq_bench.api.batch.Batch`, and ``ref_logp``/``ref_lse``.
 
-        Mismatched trajectories, where rows have them, are laid out behind the real ones: ``index``
-        and ``targets`` run on through them, and ``mis_mask`` is their mask. ``[N, A]``
+        Mismatched trajectories, where rows have them, are laid out behind the real ones: ``spread``
+        runs on through them, and ``mis_mask`` is their mask. ``[N, A]``
         """
         need, desirable = self.algorithm.need(Pairs), self.algorithm.need(Labels) is not None
         rows = [row for group in groups for row in group]
@@ -152,11 +244,11 @@ def to_stats(
 
     Args:
         outputs: of the trained policy: ``logp`` and ``lse``, and of its heads ``value``, ``q0_logp``,
-            ``q0_lse`` ..., ``sum_logits``. ``[M]`` over real, then mismatched actions.
+            ``q0_lse`` ..., ``sum_logits``. ``[U]``: see :func:`lay_out`.
         reference: of a live reference, which wins over cached columns.
         behaviour: of the behaviour model.
         target: of the target network, heads included.
-        max_ratio: ``[M]``
+        max_ratio: ``[U]``
         actions: size of the vocabulary.
     """
     mask, mates = inputs["mask"], inputs.get("mis_mask")
@@ -164,7 +256,7 @@ def to_stats(
     everywhere = mask if mates is None else torch.cat([mask, mates])
 
     def place(flat: Tensor) -> Tensor:
-        return scatter_actions(flat, everywhere)
+        return scatter_actions(flat[inputs["spread"]], everywhere)
 
     def tokens(found: Mapping[str, Tensor], prefix: str = "", rows: slice = slice(0, n)) -> TokenStats:
         return TokenStats(place(found[f"{prefix}logp"])[rows], place(found[f"{prefix}lse"])[rows])

@@ -149,7 +149,7 @@ def evaluate_stored(
 
     policy.eval()
     groups: dict[str, list[tuple[float, float]]] = {}
-    columns = over_actions(trajectories, "padded", policy, compute)
+    columns = over_actions(trajectories, policy, compute)
     for t, (logp,), (ref_logp, _) in zip(trajectories, columns, reference, strict=True):
         groups.setdefault(t.prompt_id, []).append((t.preference_score, float((logp - ref_logp).sum(dtype=np.float64))))
     examples: list[dict[str, Any]] = []
@@ -186,7 +186,7 @@ def score_paths(
         return [logp, kl, logp - ref_logp]
 
     policy.eval()
-    columns = over_actions(trajectories, "padded", policy, compute)
+    columns = over_actions(trajectories, policy, compute)
     gaps: list[np.ndarray] = []
     paths: list[dict[str, float]] = []
     for trajectory, parts in zip(trajectories, columns, strict=True):

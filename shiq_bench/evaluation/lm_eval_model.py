@@ -148,7 +148,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             done += count
             self._on_progress(done, len(asked))
 
-        columns = over_actions(asked, "padded", self.policy, self._likelihoods, on_progress)
+        columns = over_actions(asked, self.policy, self._likelihoods, on_progress)
         return [(float(logp.sum(dtype=np.float64)), bool(greedy.all())) for logp, greedy in columns]
 
     def _likelihoods(self, inputs: dict[str, Tensor]) -> list[Tensor]:

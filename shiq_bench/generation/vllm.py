@@ -183,13 +183,10 @@ class VLLMGenerator(Generator):
         if folder == self._base and self._with_adapters:
             return  # adapters come and go over weights that stay
         self._base = folder
-        if self._llm.model_config.hf_text_config.tie_word_embeddings:
-            # A head that shares the embedding keeps its old, repacked copy over reload_weights on a CPU.
-            self.close()
-            self._open(folder)
-            return
         with _contained(self._eager), _silent():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            if self._llm.model_config.hf_text_config.tie_word_embeddings:
+                self._llm.apply_model(_refresh_tied_head)
             # Keys and values of prompts seen before came from the old weights.
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("vllm kept its prefix cache over a change of weights")
@@ -208,6 +205,17 @@ class VLLMGenerator(Generator):
 
                 cleanup_dist_env_and_memory()
             gc.collect()
+
+
+def _refresh_tied_head(module: Any) -> None:
+    """Have a head that shares the embedding read it anew: on a CPU it keeps a repacked copy over reloading."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    layers = [m for m in module.modules() if isinstance(m, VocabParallelEmbedding)]
+    (embedding,) = (m for m in layers if not isinstance(m, ParallelLMHead))
+    for layer in layers:
+        layer.weight = embedding.weight
+        layer.quant_method.process_weights_after_loading(layer)
 
 
 def _mask_logits(module: Any, vocabulary: int) -> None:

@@ -76,7 +76,10 @@ class RunSpec:
     lora: str = _language(
         "", "train low-rank adapters alone: r=16, or r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj"
     )
-    layout: Literal["padded", "packed"] = _language("padded", "how trajectories share a forward pass")
+    layout: Literal["tree", "padded"] = _language(
+        "tree",
+        "those of a prompt share a forward pass as one prefix tree, where the model can, or each is a padded row",
+    )
 
     engine: Literal["auto", "vllm", "hf"] = _language("auto", "sampler: vllm where it can be used, else transformers")
     max_tokens: int = _language(128, "longest single answer, in tokens")
@@ -88,7 +91,11 @@ class RunSpec:
     lm_eval_limit: int = _language(0, "documents of each lm-eval task; 0 is all")
     eval_limit: int = _language(0, "evaluate on the first N prompts of each split only; 0 is all")
 
-    micro_groups: int = _language(0, "prompts in one forward pass; 0 is groups_per_step", outcome=False)
+    micro_groups: int = _language(0, "most prompts in one forward pass; 0 is groups_per_step", outcome=False)
+    tokens_per_pass: int = _language(
+        0, "most tokens laid out in one forward pass of training; 0 is 4096, or a prompt's where those are more",
+        outcome=False,
+    )  # fmt: skip
     save_every: int = _language(50, "updates between checkpoints", outcome=False)
     track: str = _language("", "trackers told of every update, joined by commas, such as tensorboard", outcome=False)
     gpu_memory: float = _language(0.4, "share of GPU memory given to vLLM", outcome=False)
@@ -97,7 +104,8 @@ class RunSpec:
     def __post_init__(self) -> None:
         for name, low in {
             "steps": 0, "groups_per_step": 1, "samples": 0, "max_tokens": 1, "max_length": 2,
-            "eval_samples": 0, "save_every": 1, "eval_limit": 0, "lm_eval_limit": 0, "micro_groups": 0, "seeds": 1,
+            "eval_samples": 0, "save_every": 1, "eval_limit": 0, "lm_eval_limit": 0, "micro_groups": 0,
+            "tokens_per_pass": 0, "seeds": 1,
         }.items():  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; expected {low} or more")

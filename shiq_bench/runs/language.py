@@ -84,10 +84,13 @@ def language_stages(run: Run, resume: bool) -> None:
     copies = 10 + 2 * sum(isinstance(n, needs.Reference | needs.TargetNetwork) for n in algorithm.needs)
     check_writable(run.folder, need_mb=(copies + 2 * bool(algorithm.need(needs.BehaviourModel))) * size)
 
-    reference = load_policy(source)
+    reference = load_policy(source, layout=spec.layout)
     with run.timed("preparing the task"):
         task.prepare(run.report)
-    settled = {"settled": dict(found)} if (found := task.resolved_options(codec, spec)) else {}
+    found = dict(task.resolved_options(codec, spec))
+    if reference.layout != spec.layout:
+        found["layout"] = f"{reference.layout}, for attention in this model is not over prefix trees"
+    settled = {"settled": found} if found else {}
     if not spec.steps:
         run.record = replace(
             run.record, weights_hash=source.weights_hash, data=settled,
@@ -120,7 +123,7 @@ def language_stages(run: Run, resume: bool) -> None:
         begun = fitted if need and need.start else None
         policy, beside = _starting_policy(run, source, reference, begun)
         policy.equip(algorithm, spec.seed)
-        behaviour = load_policy(source, fitted) if fitted else None
+        behaviour = load_policy(source, fitted, spec.layout) if fitted else None
         run.stop.active = True
         history = train(
             policy, source.tokenizer(), groups, algorithm, spec, run.folder / "checkpoints",
@@ -131,7 +134,7 @@ def language_stages(run: Run, resume: bool) -> None:
         run.keep(training=history, consumed=_consumed(run, history, trajectories))
         policy.eval()
         if spec.lora and begun:  # adapters over weights that nobody else has: saved as one model
-            heads, policy = policy.heads, Policy(policy.model.merge_and_unload(), policy.vocab)
+            heads, policy = policy.heads, Policy(policy.model.merge_and_unload(), policy.vocab, policy.layout)
             policy.heads = heads
         _save(policy, behaviour, source, trained_folder)
 
@@ -163,9 +166,9 @@ def language_stages(run: Run, resume: bool) -> None:
 def _starting_policy(run: Run, source: ModelSource, reference: Policy, begun: Path | None) -> tuple[Policy, Scorer]:
     """What is trained, and the reference beside it: with adapters, one module (unless it begins from ``begun``)."""
     if not run.spec.lora:
-        return load_policy(source, begun), reference
+        return load_policy(source, begun, run.spec.layout), reference
     lora, seed = parse_lora(run.spec.lora), run.spec.seed
-    policy = with_adapters(load_policy(source, begun) if begun else reference, lora, seed)
+    policy = with_adapters(load_policy(source, begun, run.spec.layout) if begun else reference, lora, seed)
     trained, of = policy.model.get_nb_trainable_parameters()
     run.keep(data={**run.record.data, "lora": {"r": lora.r, "trainable": trained, "of": of}})
     return policy, reference if begun else WithoutAdapters(policy)
@@ -182,7 +185,7 @@ def _stored(
             found = [t for t in run.task.trajectories(split, source.codec(), run.spec) if t.prompt_id in asked]
             if found:
                 with run.timed("reference pass"):
-                    out[split] = found, reference_pass(reference, source.weights_hash, found, "padded", "fp32")
+                    out[split] = found, reference_pass(reference, source.weights_hash, found, "fp32")
     return out
 
 

@@ -36,7 +36,7 @@ from shiq_bench.training.starting_policy import WeightedLikelihood, demonstratio
 from shiq_bench.training.trainer import Collect, train
 
 #: Raise it when offline data or reference evaluations would come out differently for one key.
-DATA_VERSION = 4
+DATA_VERSION = 5
 
 #: Raise it when a behaviour model would come out differently for one key.
 BEHAVIOUR_VERSION = 1
@@ -135,9 +135,9 @@ def training_groups(
     if need and not need.refresh:
         with run.timed("reference pass"):
             run.report("reference pass", 0, len(trajectories))
-            stats = reference_pass(reference, source.weights_hash, trajectories, spec.layout, spec.precision)
+            stats = reference_pass(reference, source.weights_hash, trajectories, spec.precision)
             if mismatches:
-                mismatch_stats = reference_pass(reference, source.weights_hash, mismatches, spec.layout, spec.precision)
+                mismatch_stats = reference_pass(reference, source.weights_hash, mismatches, spec.precision)
     return prepare(trajectories, stats, run.algorithm, spec.center_rewards, mismatches, mismatch_stats)
 
 
@@ -156,7 +156,7 @@ def fitted_behaviour(run: Run, source: ModelSource, trajectories: Sequence[Traje
     weighted = [replace(t, rewards=tuple(t.weight * a for a in t.action_mask)) for t in trajectories]
 
     def build(folder: Path) -> None:
-        policy = load_policy(source)
+        policy = load_policy(source, layout=spec.layout)
         if spec.steps:
             with tempfile.TemporaryDirectory() as scratch:
                 train(

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Dense
 from shiq_bench.api.needs import QHeads, SumLogits, ValueHead
-from shiq_bench.api.token_stats import kl_rows, stats_from_logits, token_stats
+from shiq_bench.api.token_stats import kl_rows, shaped, stats_from_logits, token_stats
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.data.collation import Layout, lay_out
 from shiq_bench.models.source import ModelSource, one_line
 from shiq_bench.records.errors import UserError
 
-#: What a policy knows about the states of some actions: tensors whose first axis is the action. ``[M, ...]``
+#: What a policy knows about the states of some actions: tensors whose first axis is the action. ``[U, ...]``
 States = tuple[Tensor, ...]
 
 #: Standard deviation of a fresh Q head's weights, that of most models' own.
@@ -55,7 +57,7 @@ class Heads(nn.Module):
         self.q = nn.ParameterList(Q_SCALE * torch.randn(vocab, width, generator=generator) for _ in range(q))
 
     def forward(self, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """``hidden [M, D]`` -> ``value``, and ``q{i}_logp`` and ``q{i}_lse`` at the targets, each ``[M]``."""
+        """``hidden [U, D]`` -> ``value``, and ``q{i}_logp`` and ``q{i}_lse`` at the targets, each ``[U]``."""
         out: dict[str, Tensor] = {}
         if self.value is not None and self.bias is not None:
             with torch.autocast(hidden.device.type, enabled=False):
@@ -69,6 +71,7 @@ class Scorer(nn.Module):
     """Anything that says how likely each action was: a policy, or what a method acts by."""
 
     vocab: int
+    layout: Layout  # how it takes trajectories
 
     @abstractmethod
     def states(self, inputs: dict[str, Tensor]) -> States:
@@ -76,11 +79,11 @@ class Scorer(nn.Module):
 
     @abstractmethod
     def logits(self, states: States) -> Tensor:
-        """At least float32. ``[M, V]`` with V >= ``vocab``: what lies beyond is no token."""
+        """At least float32. ``[U, V]`` with V >= ``vocab``: what lies beyond is no token."""
 
     @torch.no_grad()
     def compare(self, other: Scorer, inputs: dict[str, Tensor], chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
-        """``logp`` of self and of other, and exact KL(self || other), at each action; each ``[M]``, nats."""
+        """``logp`` of self and of other, and exact KL(self || other), at each action; each ``[U]``, nats."""
         targets = inputs["targets"]
         mine, theirs = self.states(inputs), other.states(inputs)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -97,18 +100,19 @@ class Policy(Scorer):
     """Wraps a transformers causal LM so that its forward returns statistics instead of logits.
 
     Statistics are computed inside ``forward`` because a sharded wrapper (FSDP) only gathers the
-    head there. Where ``hidden @ head.T`` is not what the model calls its logits (a logit scale, a
-    soft cap, a bias), the model's own logits are used instead, found out once on construction.
+    head there. Where ``hidden @ head.T``, scaled and softly capped as the config says, is not what the
+    model calls its logits (a bias), the model's own are used instead, found out once on construction.
 
     Args:
         model: a transformers causal LM.
         vocab: size of the tokenizer's vocabulary; rows of the head beyond it are padding.
+        layout: how to take trajectories; padded all the same where the model takes no trees.
 
     Raises:
         UserError: the tokenizer knows more tokens than the model has rows for.
     """
 
-    def __init__(self, model: Any, vocab: int) -> None:
+    def __init__(self, model: Any, vocab: int, layout: Layout = "tree") -> None:
         super().__init__()
         self.model = model
         self.vocab = vocab
@@ -117,7 +121,11 @@ class Policy(Scorer):
         size = model.get_output_embeddings().weight.shape[0]
         if vocab > size:
             raise UserError(f"the tokenizer has {vocab} tokens and the model {size}: they do not belong together")
+        config = model.config.get_text_config()
+        self.scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+        self.cap = getattr(config, "final_logit_softcapping", None) or 0.0
         self.plain_head = self._head_is_plain()
+        self.layout = layout if layout == "padded" or self._takes_trees() else "padded"
 
     def equip(self, algorithm: Algorithm, seed: int) -> Self:
         """Add what an algorithm learns beside the logits; a policy that has its heads keeps them."""
@@ -144,10 +152,38 @@ class Policy(Scorer):
         self.model.eval()
         ids = torch.arange(min(4, self.vocab), device=head.weight.device)[None]
         hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state
-        ours = (hidden @ head.weight.T).float()
+        ours = shaped((hidden @ head.weight.T).float(), self.scale, self.cap)
         theirs = self.model(input_ids=ids).logits.float()
         self.model.train(was_training)
         return torch.allclose(ours, theirs, atol=1e-2 if hidden.dtype == torch.bfloat16 else 1e-4, rtol=1e-3)
+
+    @torch.no_grad()
+    def _takes_trees(self) -> bool:
+        """Whether two answers to a prompt, laid out as a tree, come to what they come to as two rows.
+
+        A window would have to be cut out of the tree by depth; state-space models see whatever came before.
+        """
+        config = self.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+        if kinds or window or config._attn_implementation not in ("sdpa", "eager"):
+            return False
+        was_training = self.model.training
+        self.model.eval()
+        a, b = 0, self.vocab - 1
+        probes = [Trajectory("", (a, b, a, c, c, b), (False, True, True, True, True, True), (0.0,) * 6) for c in (a, b)]
+        try:
+            states: list[Tensor] = []
+            for layout in ("tree", "padded"):
+                inputs = {k: v.to(self.model.device) for k, v in lay_out(probes, layout).items()}
+                states.append(self.states(inputs)[0][inputs["spread"]].float())
+        except (RuntimeError, ValueError, TypeError, IndexError):  # no room for a mask of four dimensions
+            return False
+        finally:
+            self.model.train(was_training)
+        return torch.allclose(
+            states[0], states[1], atol=1e-2 if self.model.dtype == torch.bfloat16 else 1e-4, rtol=1e-3
+        )
 
     def _body(self, **inputs: Any) -> tuple[States, Any]:
         """Final hidden states; or, where the head is not plain, logits, and hidden states if there are heads.
@@ -165,26 +201,27 @@ class Policy(Scorer):
     def states(self, inputs: dict[str, Tensor]) -> States:
         """What :meth:`_body` knows at ``inputs["index"]``.
 
-        A padded batch runs in buckets of rows of similar length, each cut to its own longest, so
-        that one long dialogue does not make all the others as expensive as itself.
+        Rows run in buckets of similar length, each cut to its own longest, so that one long dialogue
+        does not make all the others as expensive as itself.
         """
-        kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask") if k in inputs}
-        index = inputs["index"]
-        if "attention_mask" not in kept:
-            return tuple(s.flatten(0, 1)[index] for s in self._body(**kept)[0])
-        lengths = kept["attention_mask"].sum(1)
+        kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask", "end") if k in inputs}
+        filled = kept["end" if "end" in kept else "attention_mask"] > 0
         out: list[Tensor] = []
-        for members, longest in buckets(lengths.tolist()):
-            parts, _ = self._body(**{k: v[members, :longest] for k, v in kept.items()})
-            out = out or [part.new_zeros(*kept["input_ids"].shape, part.shape[-1]) for part in parts]
+        for members, longest in buckets(filled.sum(1).tolist()):
+            bucket = {k: v[members, :longest] for k, v in kept.items()}
+            if "end" in bucket:
+                bucket["attention_mask"] = ancestors(bucket.pop("end"), self.model)
+            parts, _ = self._body(**bucket)
+            out = out or [part.new_zeros(*filled.shape, part.shape[-1]) for part in parts]
             for whole, part in zip(out, parts, strict=True):
                 whole[members, :longest] = part
-        return tuple(s.flatten(0, 1)[index] for s in out)
+        return tuple(s.flatten(0, 1)[inputs["index"]] for s in out)
 
     def logits(self, states: States) -> Tensor:
         if not self.plain_head:
             return states[0]
-        return states[0].float() @ self.model.get_output_embeddings().weight.float().T
+        logits = states[0].float() @ self.model.get_output_embeddings().weight.float().T
+        return shaped(logits, self.scale, self.cap)
 
     def dense(self, states: States) -> Dense:
         """The whole distribution, and the Qs, at some states."""
@@ -196,7 +233,7 @@ class Policy(Scorer):
         """See :meth:`forward`."""
         weight = self.model.get_output_embeddings().weight
         if self.plain_head:
-            logp, lse = token_stats(states[0], weight, targets, self.vocab)
+            logp, lse = token_stats(states[0], weight, targets, self.vocab, scale=self.scale, cap=self.cap)
         else:
             logp, lse = stats_from_logits(states[0], targets, self.vocab)
         out = {"logp": logp, "lse": lse}
@@ -204,10 +241,10 @@ class Policy(Scorer):
             out |= self.heads(states[-1], targets)
         if self.sums_logits:
             with torch.autocast(targets.device.type, enabled=False):
-                if self.plain_head:
-                    out["sum_logits"] = states[0].float() @ weight[: self.vocab].float().sum(0)
+                if self.plain_head and not self.cap:
+                    out["sum_logits"] = self.scale * (states[0].float() @ weight[: self.vocab].float().sum(0))
                 else:
-                    out["sum_logits"] = states[0][:, : self.vocab].float().sum(-1)
+                    out["sum_logits"] = self.logits(states)[:, : self.vocab].float().sum(-1)
         return out
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -215,15 +252,15 @@ class Policy(Scorer):
 
         Args:
             input_ids: ``[B, L]``
-            index: flat positions, in ``B * L``, of the states that the actions are taken in. ``[M]``
-            targets: the actions. ``[M]``
-            position_ids: ``[B, L]``, restarting at every trajectory.
-            attention_mask: ``[B, L]``, when padded. A packed row has none: an all-ones mask would
-                let trajectories see each other.
+            index: flat positions, in ``B * L``, of the states that the actions are taken in. ``[U]``
+            targets: the actions. ``[U]``
+            position_ids: ``[B, L]``
+            attention_mask: ``[B, L]``, when padded.
+            end: ``[B, L]``, of trees: see :func:`ancestors`.
 
         Returns:
             ``logp`` and ``lse``; what :class:`Heads` computes, where there are heads; ``sum_logits``,
-            where asked for; each ``[M]``.
+            where asked for; each ``[U]``.
         """
         return self.statistics(self.states(inputs), inputs["targets"])
 
@@ -231,7 +268,7 @@ class Policy(Scorer):
     def max_ratio(
         self, states: States, behaviour: Policy, behaviour_states: States, floor: float, chunk: int = 512
     ) -> Tensor:
-        """max_a pi(a|s) / pi_b(a|s) over actions that ``behaviour`` gives at least ``floor``; 0 without any. ``[M]``"""
+        """max_a pi(a|s) / pi_b(a|s) over actions that ``behaviour`` gives at least ``floor``; 0 without any. ``[U]``"""
         parts = []
         for where in chunks(len(states[0]), chunk):
             mine = self.dense(rows(states, where)).logits.log_softmax(-1)
@@ -254,7 +291,7 @@ class ActingPolicy(Scorer):
         self.trained = trained
         self.behaviour = behaviour
         self.algorithm = algorithm
-        self.vocab = trained.vocab
+        self.vocab, self.layout = trained.vocab, trained.layout
 
     def states(self, inputs: dict[str, Tensor]) -> States:
         """Those of the behaviour, then those of the trained policy."""
@@ -268,7 +305,7 @@ class ActingPolicy(Scorer):
         return self.algorithm.act(replace(self.trained.dense(states[1:]), behaviour=behaviour))
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """``logp`` and ``lse`` of the actions, each ``[M]``; arguments as of :meth:`Policy.forward`."""
+        """``logp`` and ``lse`` of the actions, each ``[U]``; arguments as of :meth:`Policy.forward`."""
         states, targets = self.states(inputs), inputs["targets"]
         parts = [stats_from_logits(self.logits(rows(states, at)), targets[at]) for at in chunks(len(targets))]
         logp, lse = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -308,7 +345,24 @@ def buckets(lengths: list[int], shortest: float = 0.8) -> list[tuple[list[int], 
     return out
 
 
-def load_policy(source: ModelSource, folder: Path | None = None) -> Policy:
+def ancestors(end: Tensor, model: Any) -> Tensor:
+    """The mask of rows that are prefix trees, as the attention of a model wants it: q sees k where k <= q < end[k].
+
+    Args:
+        end: of each node what lies behind its last descendant; 0 in the padding, which sees itself. ``[B, L]``
+
+    Returns:
+        ``[B, 1, L, L]``, bool, or of the model's dtype where its attention adds.
+    """
+    q = torch.arange(end.shape[1], device=end.device)[:, None]
+    k = q.T
+    seen = ((k <= q) & (q < end[:, None, :]) | (k == q))[:, None]
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return seen
+    return torch.zeros_like(seen, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
+
+
+def load_policy(source: ModelSource, folder: Path | None = None, layout: Layout = "tree") -> Policy:
     """The causal LM of ``folder`` (by default the source's own) in float32, on the GPU where there is one.
 
     Raises:
@@ -325,6 +379,6 @@ def load_policy(source: ModelSource, folder: Path | None = None) -> Policy:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder or source.folder} holds no causal language model: {one_line(error)}") from error
-    policy = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), len(source.tokenizer()))
+    policy = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), len(source.tokenizer()), layout)
     policy.eval()
     return policy

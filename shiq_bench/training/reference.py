@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import BehaviourModel, MaxRatio, Reference, TargetNetwork
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.collation import Layout, lay_out
+from shiq_bench.data.collation import Layout, cut, forest, lay_out
 from shiq_bench.data.groups import Columns
 from shiq_bench.models.lora import Lora, refuse_targets
 from shiq_bench.records.cache import cached_folder
@@ -25,22 +25,17 @@ from shiq_bench.records.hashing import stable_hash
 from shiq_bench.training.policy import Policy, Scorer, States
 
 #: Raise it when the same inputs would give other statistics, so that older ones are not used.
-REFERENCE_VERSION = 1
+REFERENCE_VERSION = 2
 
 #: Tokens in one forward pass without gradient.
 TOKENS_PER_PASS = 16384
 
 
-def batches(trajectories: Sequence[Trajectory], tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
-    """Indices in batches of at most ``tokens`` padded tokens, longest first."""
-    batch: list[int] = []
-    for i in sorted(range(len(trajectories)), key=lambda i: -len(trajectories[i].token_ids)):
-        if batch and (len(batch) + 1) * len(trajectories[batch[0]].token_ids) > tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def batches(trajectories: Sequence[Trajectory], layout: Layout, tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
+    """Indices in batches of at most ``tokens`` laid-out tokens, longest rows first; what is longer goes alone."""
+    trees = sorted(forest(trajectories, layout), key=lambda tree: -len(tree.ids))
+    for part in cut([len(tree.ids) for tree in trees], tokens):
+        yield [n for i in part for n in trees[i].members]
 
 
 def autocast(device: torch.device, precision: str) -> Any:
@@ -50,12 +45,11 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 def over_actions(
     trajectories: Sequence[Trajectory],
-    layout: Layout,
     policy: Scorer,
     compute: Callable[[dict[str, Tensor]], Sequence[Tensor]],
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[np.ndarray, ...]]:
-    """Run ``compute`` (laid-out inputs, where the policy is, to some ``[M]`` tensors) over all trajectories.
+    """Run ``compute`` (laid-out inputs, where the policy is, to some ``[U]`` tensors) over all trajectories.
 
     Returns:
         For each trajectory, in the order given, its part of each tensor; batches are of similar length. ``[T]``
@@ -63,10 +57,10 @@ def over_actions(
     device = next(policy.parameters()).device
     results: list[tuple[np.ndarray, ...]] = [()] * len(trajectories)
     with torch.no_grad():
-        for batch in batches(trajectories):
-            inputs = {k: v.to(device) for k, v in lay_out([trajectories[i] for i in batch], layout).items()}
-            sizes = inputs["mask"].sum(1).tolist()
-            columns = [np.split(t.cpu().numpy(), np.cumsum(sizes)[:-1]) for t in compute(inputs)]
+        for batch in batches(trajectories, policy.layout):
+            inputs = {k: v.to(device) for k, v in lay_out([trajectories[i] for i in batch], policy.layout).items()}
+            cuts = np.cumsum(inputs["mask"].sum(1).tolist())[:-1]
+            columns = [np.split(t[inputs["spread"]].cpu().numpy(), cuts) for t in compute(inputs)]
             for place, i in enumerate(batch):
                 results[i] = tuple(column[place] for column in columns)
             on_progress(len(batch))
@@ -75,11 +69,11 @@ def over_actions(
 
 def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """What :meth:`Policy.forward` takes, out of a laid-out or collated dict."""
-    names = ("input_ids", "index", "targets", "position_ids", "attention_mask")
+    names = ("input_ids", "index", "targets", "position_ids", "attention_mask", "end")
     return {k: inputs[k] for k in names if k in inputs}
 
 
-def policy_stats(policy: Policy, trajectories: Sequence[Trajectory], layout: Layout, precision: str) -> list[Columns]:
+def policy_stats(policy: Policy, trajectories: Sequence[Trajectory], precision: str) -> list[Columns]:
     """``(logp, lse)`` over the action tokens of each trajectory, dropout off, no gradient."""
     was_training = policy.training
     policy.eval()
@@ -89,13 +83,13 @@ def policy_stats(policy: Policy, trajectories: Sequence[Trajectory], layout: Lay
             out = policy(**model_inputs(inputs))
         return [out["logp"], out["lse"]]
 
-    results = over_actions(trajectories, layout, policy, compute)
+    results = over_actions(trajectories, policy, compute)
     policy.train(was_training)
     return [(logp, lse) for logp, lse in results]
 
 
 def reference_pass(
-    policy: Policy, weights_hash: str, trajectories: Sequence[Trajectory], layout: Layout, precision: str
+    policy: Policy, weights_hash: str, trajectories: Sequence[Trajectory], precision: str
 ) -> list[Columns]:
     """:func:`policy_stats`, cached by everything that decides it and nothing else.
 
@@ -111,12 +105,12 @@ def reference_pass(
         "precision": precision,
         "dtype": str(next(policy.parameters()).dtype),
         "attention": policy.model.config._attn_implementation,
-        "layout": layout,
+        "layout": policy.layout,
         "device": next(policy.parameters()).device.type,
     }
 
     def build(folder: Path) -> None:
-        stats = policy_stats(policy, trajectories, layout, precision)
+        stats = policy_stats(policy, trajectories, precision)
         flat = {name: np.concatenate([s[i] for s in stats]) for i, name in enumerate(("logp", "lse"))}
         safe_arrays.save_file({**flat, "sizes": np.array([len(s[0]) for s in stats])}, folder / "stats.safetensors")
 
@@ -166,7 +160,7 @@ class Companions:
 
     @torch.no_grad()
     def statistics(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """Keyword arguments of :func:`~shiq_bench.data.collation.to_stats`: ``[M]`` tensors of each policy."""
+        """Keyword arguments of :func:`~shiq_bench.data.collation.to_stats`: ``[U]`` tensors of each policy."""
         with autocast(inputs["input_ids"].device, self.precision):
             states = {name: policy.states(inputs) for name, policy in self.policies.items()}
         out: dict[str, Any] = {
@@ -251,7 +245,7 @@ def with_adapters(policy: Policy, lora: Lora, seed: int) -> Policy:
             model = get_peft_model(policy.model, config)
         except ValueError as error:
             raise UserError(f"lora: {' '.join(str(error).split())}") from error
-    adapted = Policy(model, policy.vocab)
+    adapted = Policy(model, policy.vocab, policy.layout)
     adapted.eval()
     return adapted
 
@@ -262,7 +256,7 @@ class WithoutAdapters(Scorer):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
-        self.vocab = policy.vocab
+        self.vocab, self.layout = policy.vocab, policy.layout
 
     def states(self, inputs: dict[str, Tensor]) -> States:
         with self.policy.model.disable_adapter():

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from shiq_bench.records.spec import RunSpec
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import Companions, model_inputs
 from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag, last_checkpoint
+
+#: The micro-batches that a batch is cut into, under one name.
+Parts = dict[str, list[dict[str, Tensor]]]
 
 #: Beside the policy's own weights, where there are heads.
 HEADS = "heads.safetensors"
@@ -71,7 +74,7 @@ class PolicyTrainer(Trainer):
         policy: Policy,
         algorithm: Algorithm,
         companions: Companions,
-        fresh: Callable[[Sequence[Sequence[int]], int], tuple[list[dict[str, Tensor]], float]] | None,
+        fresh: Callable[[Sequence[Sequence[int]], int], tuple[list[Parts], float]] | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=policy, **kwargs)
@@ -83,9 +86,9 @@ class PolicyTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._pending: list[dict[str, float]] = []
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[Parts], device: torch.device) -> Tensor:
         """The algorithm's count over every micro-batch of the step, on every process."""
-        counts = [self.algorithm.count(to_batch(inputs)) for inputs in batch_samples if "mask" in inputs]
+        counts = [self.algorithm.count(to_batch(part)) for inputs in batch_samples for part in inputs["parts"]]
         total = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
         total = self.accelerator.gather(total).sum()
         return torch.where(total > 0, total, torch.ones_like(total))
@@ -101,9 +104,12 @@ class PolicyTrainer(Trainer):
         with torch.random.fork_rng():
             batches, mean = self.fresh(asked, self.state.global_step)
         self._pending.append({"prompts": float(sum(map(len, asked))), "return": mean})
-        # A micro-batch whose prompts all failed keeps its place, for Trainer counts them.
-        batches = [batch or {"nothing": torch.zeros(1)} for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """A backward pass for every part; one that moves nothing where all prompts failed, for Trainer counts steps."""
+        step = super().training_step
+        return torch.stack([step(model, part, num_items_in_batch) for part in inputs["parts"] or [{}]]).sum()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -229,6 +235,7 @@ def train(
         which = "no prompt has a trajectory" if not any(groups) else "a prompt has no trajectory"
         raise UserError(f"there is nothing to train on: {which}")
     policy.equip(algorithm, spec.seed)
+    collator = Collator(algorithm, policy.layout, spec.labels, spec.data_seed, spec.pairs, spec.tokens_per_pass)
     companions = Companions(policy, algorithm, behaviour, live_reference=collect is not None, precision=spec.precision)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -261,12 +268,12 @@ def train(
             policy,
             algorithm,
             companions,
-            None if collect is None else lambda asked, step: _collected(collect, algorithm, spec, asked, step),
+            None if collect is None else lambda asked, step: _collected(collect, collator, spec, asked, step),
             args=arguments,
             train_dataset=groups if collect is None else range(len(collect.prompts)),
-            data_collator=Collator(algorithm, spec.layout, spec.labels, spec.data_seed, spec.pairs)
+            data_collator=(lambda batch: {"parts": collator.parts(batch)})
             if collect is None
-            else lambda numbers: {"prompt": torch.tensor(numbers)},
+            else (lambda numbers: {"prompt": torch.tensor(numbers)}),
             processing_class=tokenizer,
             callbacks=[_Callback(stop, lambda step: companions.update(policy, step), on_step)],
         )
@@ -320,8 +327,8 @@ def _tracked_in(folder: Path) -> Iterator[None]:
 
 
 def _collected(
-    collect: Collect, algorithm: Algorithm, spec: RunSpec, asked: Sequence[Sequence[int]], step: int
-) -> tuple[list[dict[str, Tensor]], float]:
+    collect: Collect, collator: Collator, spec: RunSpec, asked: Sequence[Sequence[int]], step: int
+) -> tuple[list[Parts], float]:
     """Fresh micro-batches, one for each list of prompt numbers and empty where nothing was scored; their mean return.
 
     Raises:
@@ -334,14 +341,15 @@ def _collected(
             f"not one fresh episode of {sum(map(len, names))} prompts could be scored at step {step}: "
             "there is nothing to learn from"
         )
+    algorithm = collator.algorithm
     by_prompt, mismatches = with_mismatches(found, spec.max_length) if algorithm.need(Mismatched) else (found, None)
     rows = prepare(by_prompt, None, algorithm, spec.center_rewards, mismatches)
     groups = {group[0].trajectory.prompt_id: group for group in rows}
     # Labels that are drawn are drawn anew at every update.
-    collator = Collator(algorithm, spec.layout, spec.labels, seed_of(spec.seed, step), spec.pairs)
+    collator = replace(collator, seed=seed_of(spec.seed, step))
     kept = [[groups[p] for p in batch if p in groups] for batch in names]
     mean = sum(t.total_reward for t in found) / len(found)
-    return [collator(batch) if batch else {} for batch in kept], mean
+    return [{"parts": collator.parts(batch)} for batch in kept], mean
 
 
 def _history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

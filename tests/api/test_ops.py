@@ -47,12 +47,19 @@ def test_equals_the_naive_form(
     assert not mine[1][vocab:].any()
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.3, 0.0), (1.0, 0.5), (2.0, 1.5)])
+def test_gradcheck(scale: float, cap: float) -> None:
+    """And the values of scaled and softly capped logits are those of the formula, written out."""
     g = torch.Generator().manual_seed(0)
     hidden = torch.randn(5, 3, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 3, generator=g, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 3, 5, 1, 1])
-    assert torch.autograd.gradcheck(lambda h, w: token_stats(h, w, targets, 6, 2), (hidden, weight))
+    shape = {"scale": scale, "cap": cap}
+    assert torch.autograd.gradcheck(lambda h, w: token_stats(h, w, targets, 6, 2, **shape), (hidden, weight))
+    logits = scale * hidden @ weight.T
+    expected = stats_from_logits(cap * torch.tanh(logits / cap) if cap else logits, targets, 6)
+    for a, b in zip(token_stats(hidden, weight, targets, 6, 2, **shape), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_by_hand() -> None:
@@ -91,7 +98,7 @@ def test_no_positions() -> None:
 def test_peak_memory_is_two_chunks_and_the_heads_gradient() -> None:
     """In a process of its own: what the pass adds to its inputs, against the bound the bench prints."""
     code = (
-        "from shiq_bench.bench import measure_tokens;"
+        "from shiq_bench.bench.engine import measure_tokens;"
         "print(*(measure_tokens(form, 2048, 256, 32768, 256)['mib'] for form in ('chunked', 'naive')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -196,6 +196,23 @@ def test_a_stale_prefix_cache_would_be_seen(
     assert gap(models["new"], prompts, ask(generator, prompts, temperature=0.0)) > 0.1
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_head_tied_to_the_embedding_is_loaded_with_it(engines: Any, tmp_path: Path, engine: str) -> None:
+    """On a CPU vllm serves a repacked copy of it, which must be made anew; nothing is opened again for that."""
+    engines.close(engine)
+    folders = [build(tmp_path / str(seed), seed, tied=True) for seed in (5, 6)]
+    generator = open_generator(engine, folders[0])
+    try:
+        inner = getattr(generator, "_llm", None)
+        assert gap(folders[0], PROMPTS, ask(generator, PROMPTS, temperature=0.0)) < TOLERANCE
+        generator.load(folders[1])
+        after = ask(generator, PROMPTS, temperature=0.0)
+        assert gap(folders[1], PROMPTS, after) < TOLERANCE and gap(folders[0], PROMPTS, after) > 0.1
+        assert getattr(generator, "_llm", None) is inner
+    finally:
+        generator.close()
+
+
 @pytest.mark.parametrize("engine", [VLLM])
 def test_an_interrupt_leaves_no_answers_behind(engines: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = engines(engine)

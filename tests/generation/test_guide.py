@@ -56,7 +56,7 @@ def scored(acting: ActingPolicy, prompts: list[list[int]], completions: list[Any
                    (0.0,) * (len(p) + len(c.token_ids)))
         for p, c in zip(prompts, completions, strict=True)
     ]  # fmt: skip
-    columns = over_actions(trajectories, "padded", acting, lambda inputs: [acting(**model_inputs(inputs))["logp"]])
+    columns = over_actions(trajectories, acting, lambda inputs: [acting(**model_inputs(inputs))["logp"]])
     return max(float(np.abs(logp - np.array(c.logps)).max()) for (logp,), c in zip(columns, completions, strict=True))
 
 

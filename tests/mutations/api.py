@@ -36,6 +36,13 @@ BUGS = [
         f"{OPS}::test_equals_the_naive_form[16-64-16-40-33-dtype0]",
     ),
     Mutation(
+        "no slope of a soft cap",
+        "shiq_bench/api/token_stats.py",
+        "grad.mul_(slope)",
+        "grad.mul_(1)",
+        f"{OPS}::test_gradcheck[1.0-0.5]",
+    ),
+    Mutation(
         "sign of w",
         "shiq_bench/api/batch.py",
         "return stats.policy.logp - reference_of(stats).logp",

@@ -31,7 +31,7 @@ VALUE_LEARNING = "tests/tabular/test_value_learning.py"
 VALUES = "tests/algorithms/test_values.py"
 WORKER = "tests/sweep/test_worker.py"
 PADDED = f"{TRAINING}::test_layouts_give_the_naive_statistics[padded]"
-PACKED = f"{TRAINING}::test_layouts_give_the_naive_statistics[packed]"
+TREE = f"{TRAINING}::test_layouts_give_the_naive_statistics[tree]"
 
 
 @dataclass(frozen=True)

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from tests.mutations.base import PACKED, PADDED, TRAINING, Mutation
+from tests.mutations.base import PADDED, TRAINING, TREE, Mutation
 
 BUGS = [
     Mutation(
         "labels shifted by one",
         "shiq_bench/data/collation.py",
-        "row * width + start + i - 1 for i in actions",
-        "row * width + start + i for i in actions",
+        "taken += [(path[i], path[i - 1])",
+        "taken += [(path[i], path[i])",
         PADDED,
     ),
     Mutation(
         "prompt token among the actions",
         "shiq_bench/data/collation.py",
-        "actions = [i for i, a in enumerate(t.action_mask) if a]",
-        "actions = [i for i, a in enumerate(t.action_mask) if a or i == 1]",
+        "for i, a in enumerate(t.action_mask) if a]",
+        "for i, a in enumerate(t.action_mask) if a or i == 1]",
         PADDED,
     ),
     Mutation(
-        "packing with an all-ones mask",
+        "an answer that sees the one before it",
         "shiq_bench/data/collation.py",
-        '    if layout == "padded":\n        out["attention_mask"] = attention',
-        '    out["attention_mask"] = attention',
-        PACKED,
+        "tree.end[node] = size",
+        "tree.end[node] = size + len(now)",
+        TREE,
     ),
     Mutation(
-        "positions run on through a packed row",
+        "positions run on through a tree",
         "shiq_bench/data/collation.py",
-        "positions[row, span] = torch.arange(lengths[n])",
-        "positions[row, span] = start + torch.arange(lengths[n])",
-        PACKED,
+        "tree.depth.extend(range(shared, len(now)))",
+        "tree.depth.extend(range(size, size + len(now) - shared))",
+        TREE,
+    ),
+    Mutation(
+        "answers share the token in which they differ",
+        "shiq_bench/data/collation.py",
+        "path = [*path[:shared], *range(size, size + len(now) - shared)]",
+        "path = [*path[:shared + 1], *range(size, size + len(now) - shared - 1)]",
+        TREE,
     ),
     Mutation(
         "reward at the wrong token",

@@ -8,8 +8,8 @@ BUGS = [
     Mutation(
         "policy forgets the size of its vocabulary",
         "shiq_bench/training/policy.py",
-        "token_stats(states[0], weight, targets, self.vocab)",
-        "token_stats(states[0], weight, targets)",
+        "token_stats(states[0], weight, targets, self.vocab, scale",
+        "token_stats(states[0], weight, targets, scale",
         PADDED,
     ),
     Mutation(

@@ -92,7 +92,7 @@ def test_reaches_the_oracle_and_samples_from_it(
     source = resolve_model(spec, tree)
     policy = load_policy(source)
     data = tree.trajectories("rl", source.codec(), spec)
-    reference = reference_pass(policy, source.weights_hash, data, spec.layout, spec.precision)
+    reference = reference_pass(policy, source.weights_hash, data, spec.precision)
     log_rho, log_optimum = exact_optimum(tree, reference)
     shape, oracle = log_rho.shape, np.exp(log_optimum)
 
@@ -105,7 +105,7 @@ def test_reaches_the_oracle_and_samples_from_it(
         tmp_path,
     )
 
-    log_pi = np.array([logp.sum() for logp, _ in policy_stats(policy, data, "padded", "fp32")]).reshape(shape)
+    log_pi = np.array([logp.sum() for logp, _ in policy_stats(policy, data, "fp32")]).reshape(shape)
     np.testing.assert_allclose(np.exp(log_pi).sum(1), 1, atol=1e-4)
     start = (oracle * (log_optimum - log_rho)).sum(1).max()
     kl = (oracle * (log_optimum - log_pi)).sum(1).max()

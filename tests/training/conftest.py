@@ -7,16 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from shiq_bench.api.trajectory import Trajectory
 
 VOCAB = 40
 
 
-@pytest.fixture(params=["plain", "scaled"])
+@pytest.fixture(params=["plain", "scaled", "capped", "biased"])
 def any_model(request: pytest.FixtureRequest) -> Any:
-    """A Llama with rows beyond the vocabulary, and a Cohere, whose logits are not ``hidden @ head.T``."""
+    """A Llama with rows beyond the vocabulary, a Cohere, whose logits are scaled, a Gemma 2, whose logits are capped
+    (and which attends to windows), and a Phi, whose head has a bias."""
     return build(request.param)
 
 
@@ -26,6 +36,14 @@ def build(kind: str = "plain", seed: int = 0) -> Any:
     common = {**sizes, "num_key_value_heads": 4, "initializer_range": 0.2}
     if kind == "scaled":
         return CohereForCausalLM(CohereConfig(vocab_size=VOCAB, logit_scale=0.25, **common)).eval()
+    if kind == "capped":
+        return Gemma2ForCausalLM(
+            Gemma2Config(vocab_size=VOCAB, head_dim=8, final_logit_softcapping=2.0, **common)
+        ).eval()
+    if kind == "biased":
+        model = PhiForCausalLM(PhiConfig(vocab_size=VOCAB, **common)).eval()
+        torch.nn.init.normal_(model.lm_head.bias)
+        return model
     return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB + 3, tie_word_embeddings=True, **common)).eval()
 
 

@@ -87,7 +87,7 @@ def naive(policy: Policy, trajectories: list[Trajectory]) -> tuple[Tensor, Tenso
     return torch.cat(logits), torch.cat(hidden), torch.tensor(actions)
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_heads_and_sums_equal_the_naive_ones(any_model: Any, layout: Any) -> None:
     """Values and gradients, wherever the layout puts a trajectory, whatever the head of the model."""
     policy, trajectories = equipped(any_model), ragged()
@@ -103,7 +103,8 @@ def test_heads_and_sums_equal_the_naive_ones(any_model: Any, layout: Any) -> Non
     for i in range(2):
         expected[f"q{i}_lse"] = q[i].logsumexp(-1)
         expected[f"q{i}_logp"] = q[i].gather(1, actions[:, None])[:, 0] - expected[f"q{i}_lse"]
-    got = policy(**model_inputs(lay_out(trajectories, layout)))
+    inputs = lay_out(trajectories, layout)
+    got = {name: found[inputs["spread"]] for name, found in policy(**model_inputs(inputs)).items()}
     assert set(got) == set(expected)
     weights = torch.linspace(-1, 1, len(actions))
     for name in expected:
@@ -254,7 +255,7 @@ def test_a_tables_target_and_reference_do_the_same() -> None:
 @pytest.mark.parametrize("algorithm", [Everything(), Everything(tau=1.0, refresh=0)])
 def test_resumed_is_the_same_to_the_bit(algorithm: Everything, tmp_path: Path) -> None:
     """Stopped after two of six updates and resumed: heads, target and refreshed reference go on where they were."""
-    groups = prepare(ragged(), policy_stats(Policy(build(), VOCAB), ragged(), "padded", "fp32"), algorithm, False)
+    groups = prepare(ragged(), policy_stats(Policy(build(), VOCAB), ragged(), "fp32"), algorithm, False)
 
     def go(folder: Path, stop_at: int | None, resume: bool) -> tuple[Policy, list[Any]]:
         stop, losses = StopFlag(), 0
@@ -313,7 +314,7 @@ def test_a_fitted_behaviour_has_the_frequencies_of_the_data(tmp_path: Path) -> N
     policy = Policy(build(), VOCAB)
     spec = replace(SPEC, steps=150, groups_per_step=1, save_every=10**9)
     train(policy, None, group_rows([Row(t) for t in weighted]), WeightedLikelihood(), spec, tmp_path)
-    got = np.exp([logp for logp, _ in policy_stats(policy, data, "padded", "fp32")])
+    got = np.exp([logp for logp, _ in policy_stats(policy, data, "fp32")])
     np.testing.assert_allclose(got, [[0.8, 0.75], [0.8, 0.25], [0.2, 1.0]], atol=0.02)
 
 
@@ -351,7 +352,7 @@ def test_mismatched_answers_reach_the_loss_beside_the_real_ones() -> None:
 
     data, mates = with_mismatches(ragged(), 30)
     policy = Policy(build(), VOCAB)
-    own, theirs = (policy_stats(policy, ts, "padded", "fp32") for ts in (data, mates))
+    own, theirs = (policy_stats(policy, ts, "fp32") for ts in (data, mates))
     inputs = Collator(Both(), "padded", "hard")(prepare(data, own, Both(), False, mates, theirs))
     with torch.no_grad():
         stats = to_stats(policy(**model_inputs(inputs)), inputs)

@@ -44,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def logp(policy: Policy) -> np.ndarray:
-    return np.concatenate([s[0] for s in policy_stats(policy, ragged(), "padded", "fp32")])
+    return np.concatenate([s[0] for s in policy_stats(policy, ragged(), "fp32")])
 
 
 def moved(policy: Policy, seed: int = 1) -> Policy:
@@ -86,12 +86,12 @@ def test_what_cannot_be_is_refused_in_a_line(text: str, says: str) -> None:
 @pytest.mark.parametrize("kind", ["plain", "scaled"])
 def test_adapters_begin_as_nothing_and_switch_off_to_the_bit(kind: str) -> None:
     data = ragged()
-    before = policy_stats(Policy(build(kind), VOCAB), data, "padded", "fp32")
+    before = policy_stats(Policy(build(kind), VOCAB), data, "fp32")
     policy = with_adapters(Policy(build(kind), VOCAB), LORA, seed=0)
     assert policy.plain_head == (kind == "plain")
-    fresh = policy_stats(policy, data, "padded", "fp32")
-    changed = policy_stats(moved(policy), data, "padded", "fp32")
-    off = policy_stats(WithoutAdapters(policy), data, "padded", "fp32")  # type: ignore[arg-type]
+    fresh = policy_stats(policy, data, "fp32")
+    changed = policy_stats(moved(policy), data, "fp32")
+    off = policy_stats(WithoutAdapters(policy), data, "fp32")  # type: ignore[arg-type]
     for a, b, c, d in zip(before, fresh, changed, off, strict=True):
         for column in (0, 1):
             np.testing.assert_array_equal(a[column], b[column])
@@ -128,12 +128,12 @@ def test_the_weights_below_stay_to_the_bit(algo: str, tmp_path: Path) -> None:
     data = ragged()
     policy = with_adapters(Policy(build(), VOCAB), LORA, seed=0)
     before = {n: p.clone() for n, p in policy.model.named_parameters()}
-    off = policy_stats(WithoutAdapters(policy), data, "padded", "fp32")  # type: ignore[arg-type]
+    off = policy_stats(WithoutAdapters(policy), data, "fp32")  # type: ignore[arg-type]
     groups = prepare(data, None if settings else off, resolved.algorithm, False)
     train(policy, None, groups, resolved.algorithm, resolved.spec, tmp_path)
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(parameter, before[name]) != ("lora_" in name)
-    after = policy_stats(WithoutAdapters(policy), data, "padded", "fp32")  # type: ignore[arg-type]
+    after = policy_stats(WithoutAdapters(policy), data, "fp32")  # type: ignore[arg-type]
     for a, b in zip(off, after, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -110,7 +110,7 @@ def test_the_main_job_draws_from_the_weights_of_the_update(tmp_path: Path, monke
     made = language_data.collect_fresh(run, source, policy, tmp_path / "scratch")
     for step in range(3):
         drawn = made.sample(made.prompts, step)
-        for t, (logp, _) in zip(drawn, policy_stats(policy, drawn, "padded", "fp32"), strict=True):
+        for t, (logp, _) in zip(drawn, policy_stats(policy, drawn, "fp32"), strict=True):
             assert t.sampler_logp is not None
             said = [p for p, a in zip(t.sampler_logp, t.action_mask, strict=True) if a]
             np.testing.assert_allclose(said, logp, atol=1e-5)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import BehaviourModel, Mismatched, OnPolicy, Pairs, Rewards
@@ -34,6 +34,8 @@ from shiq_bench.training.policy import Policy, buckets
 from shiq_bench.training.reference import model_inputs, policy_stats, reference_pass
 from shiq_bench.training.stopping import last_checkpoint
 from shiq_bench.training.trainer import trackers, train
+from tests.training.conftest import VOCAB as SMALL
+from tests.training.conftest import build
 
 VOCAB = 60
 
@@ -58,7 +60,9 @@ def trajectories() -> list[Trajectory]:
             n = rng.randint(6, 24)
             mask = (False, False, *(rng.random() < 0.6 for _ in range(n - 3)), True)
             rewards = (0.0,) * (n - 1) + (float(k % 3),)
-            made.append(Trajectory(f"p{prompt}", tuple(rng.randrange(VOCAB) for _ in range(n)), mask, rewards))
+            ids = [rng.randrange(VOCAB) for _ in range(n)]
+            ids[:2] = 7 * prompt, 11 * prompt
+            made.append(Trajectory(f"p{prompt}", tuple(ids), mask, rewards))
     return made
 
 
@@ -72,23 +76,23 @@ def naive(model: Any, trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     return np.array(logp), np.array([logits[i - 1].logsumexp(-1).item() for i in actions])
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_layouts_give_the_naive_statistics(model: Any, trajectories: list[Trajectory], layout: Any) -> None:
     """Prompt, tool and padding tokens are left out, each action is predicted from the state before it."""
     for ours, trajectory in zip(
-        policy_stats(Policy(model, VOCAB), trajectories, layout, "fp32"), trajectories, strict=True
+        policy_stats(Policy(model, VOCAB, layout), trajectories, "fp32"), trajectories, strict=True
     ):
         for a, b in zip(ours, naive(model, trajectory), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_an_all_ones_mask_on_a_packed_row_leaks(model: Any, trajectories: list[Trajectory]) -> None:
-    """The trap: with it trajectories see each other, and the test above would fail."""
+def test_a_causal_mask_on_a_tree_leaks(model: Any, trajectories: list[Trajectory]) -> None:
+    """The trap: with it answers see each other, and the test above would fail."""
     policy = Policy(model, VOCAB)
-    inputs = lay_out(trajectories, "packed")
+    inputs = lay_out(trajectories, "tree")
+    causal = inputs | {"end": torch.where(inputs["end"] > 0, inputs["end"].shape[1], 0)}
     with torch.no_grad():
-        right = policy(**model_inputs(inputs))["logp"]
-        leaking = policy(**model_inputs(inputs), attention_mask=torch.ones_like(inputs["input_ids"]))["logp"]
+        right, leaking = (policy(**model_inputs(given))["logp"] for given in (inputs, causal))
     assert (right - leaking).abs().max() > 0.1
 
 
@@ -100,7 +104,7 @@ def test_a_reference_has_no_dropout(trajectories: list[Trajectory]) -> None:
         num_key_value_heads=2, initializer_range=0.2, attention_dropout=0.5,
     )  # fmt: skip
     policy = Policy(LlamaForCausalLM(config), VOCAB).train()
-    got = policy_stats(policy, trajectories, "padded", "fp32")
+    got = policy_stats(policy, trajectories, "fp32")
     assert policy.training and policy.model.training
     policy.eval()
     for ours, trajectory in zip(got, trajectories, strict=True):
@@ -116,18 +120,14 @@ def test_buckets_hold_every_row_once_with_little_padding() -> None:
         assert min(lengths[r] for r in rows) >= 0.8 * longest
 
 
-def test_a_scaled_head_is_found_and_served(trajectories: list[Trajectory]) -> None:
-    """Cohere multiplies its logits: hidden @ head.T is not what it samples from."""
-    torch.manual_seed(0)
-    model = CohereForCausalLM(
-        CohereConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-            num_key_value_heads=4, logit_scale=0.25, initializer_range=0.3,
-        )
-    ).eval()  # fmt: skip
-    policy = Policy(model, VOCAB)
-    assert not policy.plain_head
-    for ours, t in zip(policy_stats(policy, trajectories, "padded", "fp32"), trajectories, strict=True):
+@pytest.mark.parametrize("kind", ["scaled", "capped", "biased"])
+def test_a_head_that_is_more_than_a_matrix(trajectories: list[Trajectory], kind: str) -> None:
+    """What it samples from is a multiple of ``hidden @ head.T``, a soft cap of it, or that and a bias."""
+    model = build(kind)
+    policy = Policy(model, SMALL)
+    assert policy.plain_head == (kind != "biased")
+    few = [dataclasses.replace(t, token_ids=tuple(i % SMALL for i in t.token_ids)) for t in trajectories]
+    for ours, t in zip(policy_stats(policy, few, "fp32"), few, strict=True):
         np.testing.assert_allclose(ours[0], naive(model, t)[0], atol=2e-5)
 
 
@@ -276,8 +276,8 @@ def test_reference_pass_is_cached_by_what_decides_it(
 
     monkeypatch.setattr(reference_module, "policy_stats", counted)
     policy = Policy(model, VOCAB)
-    first = reference_pass(policy, "w", trajectories, "padded", "fp32")
-    again = reference_pass(policy, "w", trajectories, "padded", "fp32")
+    first = reference_pass(policy, "w", trajectories, "fp32")
+    again = reference_pass(policy, "w", trajectories, "fp32")
     assert calls == 1
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a[0], b[0])
@@ -292,18 +292,16 @@ def test_reference_pass_is_cached_by_what_decides_it(
     ]
     for n, arguments in enumerate(
         [
-            ("other", trajectories, "padded", "fp32"),
-            ("w", shifted, "padded", "fp32"),
-            ("w", trajectories, "packed", "fp32"),
-            ("w", trajectories, "padded", "bf16"),
+            ("other", trajectories, "fp32"),
+            ("w", shifted, "fp32"),
+            ("w", trajectories, "bf16"),
         ]
     ):
         reference_pass(policy, *arguments)  # type: ignore[arg-type]
         assert calls == 2 + n
+    reference_pass(Policy(model, VOCAB, "padded"), "w", trajectories, "fp32")
     # Rewards and sources are no part of it.
-    reference_pass(
-        policy, "w", [dataclasses.replace(t, source="x", truncated=True) for t in trajectories], "padded", "fp32"
-    )
+    reference_pass(policy, "w", [dataclasses.replace(t, source="x", truncated=True) for t in trajectories], "fp32")
     assert calls == 5
 
 
@@ -315,12 +313,12 @@ def trained(
         "a", "t", steps=4, groups_per_step=6, learning_rate=1e-3, precision="fp32", schedule="constant", warmup=0.0,
         **changes,
     )  # fmt: skip
-    policy = Policy(copy.deepcopy(model), VOCAB)
+    policy = Policy(copy.deepcopy(model), VOCAB, spec.layout)
     trajectories = in_unit_range(trajectories, algorithm, 2.0)
     mismatches = None
     if algorithm.need(Mismatched):
         trajectories, mismatches = with_mismatches(trajectories, 30)
-    columns = [policy_stats(policy, ts, "padded", "fp32") if ts else None for ts in (trajectories, mismatches)]
+    columns = [policy_stats(policy, ts, "fp32") if ts else None for ts in (trajectories, mismatches)]
     rows = prepare(trajectories, columns[0], algorithm, False, mismatches, columns[1])
     behaviour = Policy(copy.deepcopy(model), VOCAB) if algorithm.need(BehaviourModel) else None
     return policy, train(policy, None, rows, algorithm, spec, folder, behaviour=behaviour)
@@ -334,9 +332,10 @@ def test_six_prompts_at_once_equal_six_times_one(
     algorithm = algorithms.get(algo)()
     trajectories = [t for i, t in enumerate(trajectories) if i not in (3, 8, 9, 19)]
     whole, a = trained(model, trajectories, algorithm, tmp_path / "a")
-    others = [trained(model, trajectories, algorithm, tmp_path / "c", layout="packed")]
+    others = [trained(model, trajectories, algorithm, tmp_path / "c", layout="padded")]
     if not algorithm.couples_groups:
         others.append(trained(model, trajectories, algorithm, tmp_path / "b", micro_groups=1))
+        others.append(trained(model, trajectories, algorithm, tmp_path / "d", tokens_per_pass=130))
     for policy, other in others:
         for x, y in zip(a, other, strict=True):
             assert y["loss"] == pytest.approx(x["loss"], rel=2e-4, abs=1e-6)
@@ -380,8 +379,8 @@ def test_scoring_after_bf16_training_is_float32(model: Any, trajectories: list[T
     policy = Policy(copy.deepcopy(model), VOCAB)
     algorithm = algorithms.get("sft")()
     train(policy, None, prepare(trajectories, None, algorithm, False), algorithm, spec, tmp_path)
-    fresh = policy_stats(Policy(copy.deepcopy(policy.model), VOCAB), trajectories, "padded", "fp32")
-    for a, b in zip(policy_stats(policy, trajectories, "padded", "fp32"), fresh, strict=True):
+    fresh = policy_stats(Policy(copy.deepcopy(policy.model), VOCAB), trajectories, "fp32")
+    for a, b in zip(policy_stats(policy, trajectories, "fp32"), fresh, strict=True):
         np.testing.assert_allclose(a[0], b[0], atol=1e-6)
 
 

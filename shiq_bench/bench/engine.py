@@ -1,15 +1,10 @@
-"""Measurements of the engine, each beside a peer in the same run. Nothing here is a test."""
+"""Token statistics, sampling, the rollout and seeds of a table."""
 
 from __future__ import annotations
 
-import json
-import resource
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,24 +15,11 @@ from shiq_bench.api.needs import OnPolicy
 from shiq_bench.api.registry import tasks
 from shiq_bench.api.token_stats import stats_from_logits, token_stats
 from shiq_bench.api.trajectory import Transcript
+from shiq_bench.bench.process import fresh_process, peak
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.progress import LiveReport
 from shiq_bench.training.policy import load_policy
-
-
-def _peak(device: str) -> float:
-    """Peak memory of this process, in MiB: allocated on a GPU, or resident.
-
-    Linux counts ``ru_maxrss`` from before exec, the parent's included; ``VmHWM`` is this program's own.
-    """
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk: int) -> dict[str, float]:
@@ -50,7 +32,7 @@ def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk
     small = torch.randn(8, width, device=device)  # loads the matrix library before memory is read
     (small @ weight[:8].detach().T).sum().item()
 
-    before = _peak(device)
+    before = peak(device)
     start = time.perf_counter()
     if form == "chunked":
         logp, lse = token_stats(hidden, weight, targets, chunk=chunk)
@@ -59,7 +41,7 @@ def measure_tokens(form: str, positions: int, width: int, vocabulary: int, chunk
     (logp.sum() + 0.1 * lse.square().sum()).backward()
     if device == "cuda":
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - start, "mib": _peak(device) - before}
+    return {"seconds": time.perf_counter() - start, "mib": peak(device) - before}
 
 
 def print_tokens(positions: int, width: int, chunk: int, vocabularies: list[int]) -> None:
@@ -76,7 +58,7 @@ def print_tokens(positions: int, width: int, chunk: int, vocabularies: list[int]
     for vocabulary in vocabularies:
         bound = (2 * min(chunk, positions) * vocabulary + vocabulary * width) * 4 / 2**20
         for form in ("chunked", "naive"):
-            got = _in_child(form, positions, width, vocabulary, chunk)
+            got = fresh_process(measure_tokens, form, positions, width, vocabulary, chunk)
             cells = (got, "–") if isinstance(got, str) else (f"{got['seconds']:.2f}", f"{got['mib']:.0f}")
             out.add_row(str(vocabulary), form, *cells, f"{bound:.0f}" if form == "chunked" else "")
     console = Console()
@@ -85,17 +67,6 @@ def print_tokens(positions: int, width: int, chunk: int, vocabularies: list[int]
         "bound: two chunks of logits and the head's gradient; peaks count what the pass added to its inputs",
         style="dim",
     )
-
-
-def _in_child(*arguments: Any) -> dict[str, float] | str:
-    """The measurement of a fresh process, or why there is none."""
-    code = (
-        f"import json; from shiq_bench.bench import measure_tokens; print(json.dumps(measure_tokens(*{arguments!r})))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if done.returncode == 0:
-        return {k: float(v) for k, v in json.loads(done.stdout.splitlines()[-1]).items()}
-    return "killed" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
 
 
 def print_generation(task_name: str, count: int, max_tokens: int, model: str) -> None:

@@ -1,0 +1,253 @@
+"""Updates of a language model on preference pairs or groups of answers, beside TRL on the same token ids."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from shiq_bench.api.registry import algorithms
+from shiq_bench.api.trajectory import Trajectory
+from shiq_bench.bench.process import fresh_process, matrix_rate, peak
+from shiq_bench.data.collation import Collator, Layout
+from shiq_bench.data.groups import prepare
+from shiq_bench.records.errors import UserError
+from shiq_bench.records.spec import RunSpec
+
+#: Forms in the order they are measured.
+FORMS = ("trl", "padded", "tree")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained on what.
+
+    Attributes:
+        model: a folder, or "" for random weights in the shape of a Llama of 135 M parameters.
+        pairs: token ids of a prompt and its answers, a prompt each, or empty for random ones of the sizes below.
+        prompt, answer: tokens, the former within a fifth of it, the latter within a half.
+        answers: to each prompt.
+        prompts: in an update.
+        updates: measured, behind one that is not.
+    """
+
+    model: str = ""
+    algo: str = "dpo"
+    data: str = ""
+    prompt: int = 600
+    answer: int = 35
+    answers: int = 2
+    prompts: int = 4
+    updates: int = 3
+    precision: str = "fp32"
+    max_length: int = 512
+
+    def groups(self) -> list[list[Trajectory]]:
+        """Trajectories of each prompt, the first of them the best."""
+        count = self.prompts * (self.updates + 1)
+        sequences = self._read(count) if self.data else self._drawn(count)
+        made = []
+        for n, (prompt, answers) in enumerate(sequences):
+            group = []
+            for k, answer in enumerate(answers):
+                mask = (False,) * len(prompt) + (True,) * len(answer)
+                rewards = (0.0,) * (len(mask) - 1) + (float(k == 0),)
+                group.append(Trajectory(f"prompt {n}", (*prompt, *answer), mask, rewards))
+            made.append(group)
+        return made
+
+    def _drawn(self, count: int) -> list[tuple[list[int], list[list[int]]]]:
+        rng = random.Random(0)
+
+        def some(least: float, most: float) -> list[int]:
+            return [rng.randrange(100, 40_000) for _ in range(rng.randint(round(least), round(most)))]
+
+        return [
+            (
+                some(self.prompt * 5 / 6, self.prompt * 7 / 6),
+                [some(self.answer / 2, self.answer * 3 / 2) for _ in range(self.answers)],
+            )
+            for _ in range(count)
+        ]
+
+    def _read(self, count: int) -> list[tuple[list[int], list[list[int]]]]:
+        from transformers import AutoTokenizer
+
+        from shiq_bench.records.files import read_lines
+
+        if not self.model:
+            raise UserError("--data is text, and a random model has no tokenizer: add --model FOLDER")
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        made = []
+        for line in read_lines(Path(self.data)):
+            row = json.loads(line)
+            texts = [[{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[name]}]
+                     for name in ("chosen", "rejected")]  # fmt: skip
+            opening = tokenizer.apply_chat_template(texts[0][:1], add_generation_prompt=True, return_dict=False)
+            wholes = [tokenizer.apply_chat_template(text, return_dict=False)[: self.max_length] for text in texts]
+            answers = [whole[len(opening) :] for whole in wholes]
+            if all(answers) and answers[0] != answers[1]:
+                made.append((opening, answers))
+            if len(made) == count:
+                return made
+        raise UserError(
+            f"{self.data} holds {len(made)} pairs that fit; {count} are needed: lower --updates or --prompts"
+        )
+
+
+def load(work: Work) -> Any:
+    """The model, in float32, on the GPU where there is one."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    if work.model:
+        model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(
+                vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+            )
+        )  # fmt: skip
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure(form: str, **work: Any) -> dict[str, float]:
+    """Updates in this process, the first not counted.
+
+    Returns:
+        ``tokens`` of the trajectories, an update; ``seconds``, an update; ``mib``, the process's peak; ``laid``, tokens
+        that the form computes, an update; ``loss``, of the last update.
+    """
+    task = Work(**work)
+    groups = task.groups()
+    marks, losses = [], []
+
+    def on_step(logs: Mapping[str, float]) -> None:
+        if "loss" in logs:
+            marks.append(time.perf_counter())
+            losses.append(logs["loss"])
+
+    laid = _trl(task, groups, on_step) if form == "trl" else _ours(task, groups, form, on_step)  # type: ignore[arg-type]
+    tokens = sum(len(t.token_ids) for group in groups[task.prompts :] for t in group)
+    return {
+        "tokens": tokens / task.updates,
+        "seconds": (marks[-1] - marks[0]) / task.updates,
+        "mib": peak("cuda" if torch.cuda.is_available() else "cpu"),
+        "laid": laid / task.updates,
+        "loss": losses[-1],
+    }
+
+
+def _ours(work: Work, groups: Sequence[Sequence[Trajectory]], layout: Layout, on_step: Callable[..., None]) -> float:
+    from shiq_bench.training.policy import Policy
+    from shiq_bench.training.reference import policy_stats
+    from shiq_bench.training.trainer import train
+
+    algorithm = algorithms.get(work.algo)()
+    model = load(work)
+    policy = Policy(model, model.config.vocab_size, layout)
+    trajectories = [t for group in groups for t in group]
+    stats = policy_stats(policy, trajectories, work.precision)
+    rows = prepare(trajectories, stats, algorithm, False)
+    spec = RunSpec(
+        work.algo, "", steps=work.updates + 1, groups_per_step=work.prompts, learning_rate=1e-6, schedule="constant",
+        warmup=0.0, precision=work.precision,  # type: ignore[arg-type]
+        save_every=10**9, max_length=1 << 20,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        train(policy, None, rows, algorithm, spec, Path(folder) / "checkpoints", on_step=on_step)
+    collator = Collator(algorithm, layout, "hard")
+    return float(sum(collator.size(group) for group in rows[work.prompts :]))
+
+
+def _trl(work: Work, groups: Sequence[Sequence[Trajectory]], on_step: Callable[..., None]) -> float:
+    """TRL's DPOTrainer, reference log-probabilities precomputed, no gradient checkpointing."""
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    if work.algo != "dpo" or work.answers != 2:
+        raise UserError("TRL's DPOTrainer takes pairs: --algo dpo --answers 2")
+
+    class Laid(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset  # token ids already, the same as ours
+
+    class Mark(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            on_step(logs or {})
+
+    rows = []
+    for better, worse in groups:
+        start = better.action_mask.index(True)
+        rows.append({
+            "prompt_ids": list(better.token_ids[:start]), "chosen_ids": list(better.token_ids[start:]),
+            "rejected_ids": list(worse.token_ids[start:]),
+        })  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        config = DPOConfig(
+            output_dir=folder, per_device_train_batch_size=work.prompts, max_steps=work.updates + 1,
+            learning_rate=1e-6, lr_scheduler_type="constant", precompute_ref_log_probs=True,
+            gradient_checkpointing=False, max_length=None, bf16=work.precision == "bf16", logging_steps=1,
+            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=_letters(), pad_token="<pad>", eos_token="<eos>")
+        trainer = Laid(
+            load(work), args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+            callbacks=[Mark()],
+        )  # fmt: skip
+        trainer.train()
+    measured = groups[work.prompts :]
+    return float(
+        sum(2 * len(batch) * max(len(t.token_ids) for group in batch for t in group)
+            for batch in (measured[i : i + work.prompts] for i in range(0, len(measured), work.prompts)))
+    )  # fmt: skip
+
+
+def _letters() -> Any:
+    """A tokenizer that has the two special tokens that TRL asks for, and nothing to do."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    return Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<eos>"))
+
+
+def print_training(work: Work, forms: Sequence[str], as_json: bool) -> None:
+    """Each form in a process of its own, one after the other, and the machine's matrix-product rate beside them."""
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise UserError(f"no form is called {unknown[0]!r}: expected some of {', '.join(FORMS)}")
+    rate = fresh_process(matrix_rate, work.precision)
+    found = {form: fresh_process(measure, form, **asdict(work)) for form in forms}
+    if as_json:
+        print(json.dumps({"work": asdict(work), "matrix": rate, "forms": found}, indent=2))
+        return
+    console = Console()
+    shape = f"{work.data}" if work.data else f"prompts of {work.prompt}, {work.answers} answers of {work.answer}"
+    out = Table(title=f"{work.algo}, {work.precision}, {shape}; {work.prompts} prompts an update")
+    first = next((f for f in found.values() if not isinstance(f, str)), None)
+    for column in ("form", "s an update", "tokens/s", "times", "peak MiB", "share", "tokens laid out", "loss"):
+        out.add_column(column, justify="left" if column == "form" else "right")
+    for form, got in found.items():
+        if isinstance(got, str) or first is None:
+            out.add_row(form, str(got))
+            continue
+        speed, base = got["tokens"] / got["seconds"], first["tokens"] / first["seconds"]
+        out.add_row(
+            form, f"{got['seconds']:.2f}", f"{speed:.0f}", f"{speed / base:.2f}", f"{got['mib']:.0f}",
+            f"{got['mib'] / first['mib']:.2f}", f"{got['laid']:.0f}", f"{got['loss']:.4f}",
+        )  # fmt: skip
+    console.print(out)
+    told = rate if isinstance(rate, str) else f"{rate['gflops']:.0f} GFLOP/s"
+    console.print(
+        f"matrix products in {work.precision} here: {told}; tokens are those of the trajectories", style="dim"
+    )

@@ -1,0 +1,56 @@
+"""Measurements of training: the same work in every form, and the same loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shiq_bench.bench.process import fresh_process, matrix_rate
+from shiq_bench.bench.training import FORMS, Work, measure
+from tests.command import shiq_bench
+
+SIZES = ("--prompt", "20", "--answer", "6", "--prompts", "2", "--updates", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = LlamaConfig(
+        vocab_size=40_000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(made := tmp_path_factory.mktemp("model"))
+    return made
+
+
+@pytest.mark.proof
+def test_every_form_does_the_same_updates(folder: Path) -> None:
+    """DPO's loss after an update, by TRL and in both layouts; a tree lays out less."""
+    pytest.importorskip("trl")
+    done = shiq_bench("bench", "training", "--model", folder, *SIZES, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["forms"]
+    assert list(found) == list(FORMS)
+    assert len({form["tokens"] for form in found.values()}) == 1
+    assert found["tree"]["laid"] < found["padded"]["laid"] <= found["trl"]["laid"]
+    for form in found.values():
+        assert form["loss"] == pytest.approx(found["trl"]["loss"], rel=1e-4)
+        assert form["seconds"] > 0 and form["mib"] > 0
+
+
+def test_work_is_the_same_whoever_asks() -> None:
+    work = Work(prompts=2, updates=1, answers=3)
+    groups = work.groups()
+    assert groups == work.groups() and len(groups) == 4 and all(len(group) == 3 for group in groups)
+    for group in groups:
+        assert len({t.token_ids[: t.action_mask.index(True)] for t in group}) == 1
+        assert [t.total_reward for t in group] == [1.0, 0.0, 0.0]
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    assert "no form is called 'treee'" in shiq_bench("bench", "training", "--forms", "treee").err
+    assert "add --model FOLDER" in str(fresh_process(measure, "tree", data="pairs.jsonl"))
+    rate = fresh_process(matrix_rate, "fp32", 64, 0.01)
+    assert not isinstance(rate, str) and rate["gflops"] > 0
