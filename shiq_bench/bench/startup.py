@@ -94,7 +94,7 @@ def run_to_first_update(words: list[str]) -> None:
 
         return on_step
 
-    Run.counter = stopping  # type: ignore[method-assign]
+    Run.counter = stopping  # type: ignore[assignment,method-assign]
     app(words, standalone_mode=False)
 
 
