@@ -37,7 +37,7 @@ def fresh_process(measure: Callable[..., dict[str, float]], *args: Any, **kwargs
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode == 0:
         return {k: float(v) for k, v in json.loads(done.stdout.splitlines()[-1]).items()}
-    return "killed" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
+    return "killed" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
 
 
 def matrix_rate(precision: str, size: int = 2048, seconds: float = 2.0) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import SequentialSampler
 
 from shiq_bench.api.registry import algorithms
 from shiq_bench.api.trajectory import Trajectory
@@ -33,11 +34,12 @@ class Work:
 
     Attributes:
         model: a folder, or "" for random weights in the shape of a Llama of 135 M parameters.
-        pairs: token ids of a prompt and its answers, a prompt each, or empty for random ones of the sizes below.
+        data: JSON lines of ``prompt``, ``chosen`` and ``rejected``, or "" for random ids of the sizes below.
         prompt, answer: tokens, the former within a fifth of it, the latter within a half.
         answers: to each prompt.
         prompts: in an update.
-        updates: measured, behind one that is not.
+        updates: measured, behind one that is not; in the order of the prompts, whoever trains.
+        max_length: of prompt and answer, where they are read.
     """
 
     model: str = ""
@@ -50,6 +52,7 @@ class Work:
     updates: int = 3
     precision: str = "fp32"
     max_length: int = 512
+    learning_rate: float = 1e-6
 
     def groups(self) -> list[list[Trajectory]]:
         """Trajectories of each prompt, the first of them the best."""
@@ -126,7 +129,7 @@ def measure(form: str, **work: Any) -> dict[str, float]:
 
     Returns:
         ``tokens`` of the trajectories, an update; ``seconds``, an update; ``mib``, the process's peak; ``laid``, tokens
-        that the form computes, an update; ``loss``, of the last update.
+        that the form computes, padding included, an update; ``loss``, of the last update.
     """
     task = Work(**work)
     groups = task.groups()
@@ -149,9 +152,9 @@ def measure(form: str, **work: Any) -> dict[str, float]:
 
 
 def _ours(work: Work, groups: Sequence[Sequence[Trajectory]], layout: Layout, on_step: Callable[..., None]) -> float:
-    from shiq_bench.training.policy import Policy
+    from shiq_bench.training.policy import Policy, buckets
     from shiq_bench.training.reference import policy_stats
-    from shiq_bench.training.trainer import train
+    from shiq_bench.training.trainer import PolicyTrainer, train
 
     algorithm = algorithms.get(work.algo)()
     model = load(work)
@@ -160,14 +163,23 @@ def _ours(work: Work, groups: Sequence[Sequence[Trajectory]], layout: Layout, on
     stats = policy_stats(policy, trajectories, work.precision)
     rows = prepare(trajectories, stats, algorithm, False)
     spec = RunSpec(
-        work.algo, "", steps=work.updates + 1, groups_per_step=work.prompts, learning_rate=1e-6, schedule="constant",
-        warmup=0.0, precision=work.precision,  # type: ignore[arg-type]
+        work.algo, "", steps=work.updates + 1, groups_per_step=work.prompts, learning_rate=work.learning_rate,
+        schedule="constant", warmup=0.0, precision=work.precision,  # type: ignore[arg-type]
         save_every=10**9, max_length=1 << 20,
     )  # fmt: skip
+    PolicyTrainer._get_train_sampler = _in_order  # this process measures, and does nothing else
     with tempfile.TemporaryDirectory() as folder:
         train(policy, None, rows, algorithm, spec, Path(folder) / "checkpoints", on_step=on_step)
-    collator = Collator(algorithm, layout, "hard")
-    return float(sum(collator.size(group) for group in rows[work.prompts :]))
+    laid = 0
+    for start in range(work.prompts, len(rows), work.prompts):
+        for part in Collator(algorithm, layout, "hard").parts(rows[start : start + work.prompts]):
+            filled = part["end" if layout == "tree" else "attention_mask"] > 0
+            laid += sum(len(members) * longest for members, longest in buckets(filled.sum(1).tolist()))
+    return float(laid)
+
+
+def _in_order(trainer: Any, dataset: Any = None) -> Any:
+    return SequentialSampler(trainer.train_dataset)
 
 
 def _trl(work: Work, groups: Sequence[Sequence[Trajectory]], on_step: Callable[..., None]) -> float:
@@ -180,6 +192,8 @@ def _trl(work: Work, groups: Sequence[Sequence[Trajectory]], on_step: Callable[.
         raise UserError("TRL's DPOTrainer takes pairs: --algo dpo --answers 2")
 
     class Laid(DPOTrainer):
+        _get_train_sampler = _in_order
+
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset  # token ids already, the same as ours
 
@@ -197,7 +211,7 @@ def _trl(work: Work, groups: Sequence[Sequence[Trajectory]], on_step: Callable[.
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             output_dir=folder, per_device_train_batch_size=work.prompts, max_steps=work.updates + 1,
-            learning_rate=1e-6, lr_scheduler_type="constant", precompute_ref_log_probs=True,
+            learning_rate=work.learning_rate, lr_scheduler_type="constant", precompute_ref_log_probs=True,
             gradient_checkpointing=False, max_length=None, bf16=work.precision == "bf16", logging_steps=1,
             save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip

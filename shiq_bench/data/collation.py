@@ -22,8 +22,7 @@ from shiq_bench.records.errors import UserError
 #: How trajectories share a forward pass: those of a prompt as one prefix tree, or each as a padded row.
 Layout = Literal["tree", "padded"]
 
-
-#: Tokens in one forward pass of training: more save no time, and cost memory.
+#: Tokens in one forward pass of training; on two cores more saved no time, and cost memory.
 TOKENS = 4096
 
 

@@ -148,11 +148,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc,unused-ignore]
             done += count
             self._on_progress(done, len(asked))
 
-        columns = over_actions(asked, self.policy, self._likelihoods, on_progress)
+        columns = over_actions(asked, self.policy, self._likelihoods, on_progress, "padded")
         return [(float(logp.sum(dtype=np.float64)), bool(greedy.all())) for logp, greedy in columns]
 
     def _likelihoods(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """Log-probability of each target, and whether it is the likeliest token; ``[M]`` each."""
+        """Log-probability of each target, and whether it is the likeliest token; ``[U]`` each."""
         # Nothing is read behind the last token, and there the longest texts would not fit the model.
         length, index = inputs["input_ids"].shape[1], inputs["index"]
         shorter = {k: inputs[k][:, :-1] for k in ("input_ids", "position_ids", "attention_mask")}

@@ -185,11 +185,14 @@ class VLLMGenerator(Generator):
         self._base = folder
         with _contained(self._eager), _silent():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-            if self._llm.model_config.hf_text_config.tie_word_embeddings:
-                self._llm.apply_model(_refresh_tied_head)
+            tied = self._llm.model_config.hf_text_config.tie_word_embeddings
+            served = all(self._llm.apply_model(_refresh_tied_head)) if tied else True
             # Keys and values of prompts seen before came from the old weights.
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("vllm kept its prefix cache over a change of weights")
+        if not served:
+            self.close()
+            self._open(folder)
 
     def close(self) -> None:
         """Shut the engine down and leave the process group it opened."""
@@ -207,15 +210,22 @@ class VLLMGenerator(Generator):
             gc.collect()
 
 
-def _refresh_tied_head(module: Any) -> None:
-    """Have a head that shares the embedding read it anew: on a CPU it keeps a repacked copy over reloading."""
+def _refresh_tied_head(module: Any) -> bool:
+    """Have a head that shares the embedding read it anew: on a CPU it keeps a repacked copy over reloading.
+
+    Returns:
+        Whether that is done: not where the model has several embeddings.
+    """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     layers = [m for m in module.modules() if isinstance(m, VocabParallelEmbedding)]
-    (embedding,) = (m for m in layers if not isinstance(m, ParallelLMHead))
+    embeddings = [m for m in layers if not isinstance(m, ParallelLMHead)]
+    if len(embeddings) != 1:
+        return False
     for layer in layers:
-        layer.weight = embedding.weight
+        layer.weight = embeddings[0].weight
         layer.quant_method.process_weights_after_loading(layer)
+    return True
 
 
 def _mask_logits(module: Any, vocabulary: int) -> None:

@@ -39,7 +39,7 @@ from shiq_bench.training.trainer import Collect, train
 DATA_VERSION = 5
 
 #: Raise it when a behaviour model would come out differently for one key.
-BEHAVIOUR_VERSION = 1
+BEHAVIOUR_VERSION = 2
 
 #: Settings of the run that decide a behaviour model, beside its data.
 FIT = (

@@ -82,7 +82,7 @@ def tabulate(
         members = [r.trajectory for g in groups for r in g]
         paths = _walk(world, members)
         exact.append(Exact(world, paths, np.array([t.weight for t in members])))
-        for name in ("input_ids", "position_ids", "attention_mask", "index", "targets"):
+        for name in ("input_ids", "position_ids", "attention_mask", "index", "targets", "spread"):
             del inputs[name]
         inputs["states"], inputs["actions"] = torch.as_tensor(paths.states), torch.as_tensor(paths.actions)
         _merge_pairs(inputs)

@@ -161,12 +161,15 @@ class Policy(Scorer):
     def _takes_trees(self) -> bool:
         """Whether two answers to a prompt, laid out as a tree, come to what they come to as two rows.
 
-        A window would have to be cut out of the tree by depth; state-space models see whatever came before.
+        A window would have to be cut out of the tree by depth, and is too wide for a short probe to see, so configs
+        that name one are refused; state-space models see whatever came before.
         """
         config = self.model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-        if kinds or window or config._attn_implementation not in ("sdpa", "eager"):
+        windows = ["window_size", "attention_window_size", "attention_chunk_size"]
+        windows += ["sliding_window"] if getattr(config, "use_sliding_window", True) else []
+        windowed = any(getattr(config, name, None) for name in windows)
+        if kinds or windowed or config._attn_implementation not in ("sdpa", "eager"):
             return False
         was_training = self.model.training
         self.model.eval()
@@ -177,7 +180,9 @@ class Policy(Scorer):
             for layout in ("tree", "padded"):
                 inputs = {k: v.to(self.model.device) for k, v in lay_out(probes, layout).items()}
                 states.append(self.states(inputs)[0][inputs["spread"]].float())
-        except (RuntimeError, ValueError, TypeError, IndexError):  # no room for a mask of four dimensions
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a mask of four dimensions is refused in many ways
             return False
         finally:
             self.model.train(was_training)
@@ -194,7 +199,7 @@ class Policy(Scorer):
         inputs = {"use_cache": False, **inputs}
         if self.plain_head:
             out = self.body(**inputs)
-            return (out.last_hidden_state,), out.past_key_values
+            return (out.last_hidden_state,), getattr(out, "past_key_values", None)
         out = self.model(**inputs, output_hidden_states=self.heads is not None)
         return (out.logits, *((out.hidden_states[-1],) if self.heads is not None else ())), out.past_key_values
 
@@ -206,16 +211,20 @@ class Policy(Scorer):
         """
         kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask", "end") if k in inputs}
         filled = kept["end" if "end" in kept else "attention_mask"] > 0
+        row, column = inputs["index"] // filled.shape[1], inputs["index"] % filled.shape[1]
         out: list[Tensor] = []
         for members, longest in buckets(filled.sum(1).tolist()):
             bucket = {k: v[members, :longest] for k, v in kept.items()}
             if "end" in bucket:
                 bucket["attention_mask"] = ancestors(bucket.pop("end"), self.model)
             parts, _ = self._body(**bucket)
-            out = out or [part.new_zeros(*filled.shape, part.shape[-1]) for part in parts]
+            out = out or [part.new_zeros(len(row), part.shape[-1]) for part in parts]
+            place = torch.full((len(filled),), -1, device=row.device)
+            place[members] = torch.arange(len(members), device=row.device)
+            (here,) = torch.where(place[row] >= 0)
             for whole, part in zip(out, parts, strict=True):
-                whole[members, :longest] = part
-        return tuple(s.flatten(0, 1)[inputs["index"]] for s in out)
+                whole[here] = part[place[row[here]], column[here]]
+        return tuple(out)
 
     def logits(self, states: States) -> Tensor:
         if not self.plain_head:
@@ -291,7 +300,8 @@ class ActingPolicy(Scorer):
         self.trained = trained
         self.behaviour = behaviour
         self.algorithm = algorithm
-        self.vocab, self.layout = trained.vocab, trained.layout
+        self.vocab = trained.vocab
+        self.layout = "padded" if behaviour is not None and behaviour.layout == "padded" else trained.layout
 
     def states(self, inputs: dict[str, Tensor]) -> States:
         """Those of the behaviour, then those of the trained policy."""

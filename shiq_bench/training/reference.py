@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import BehaviourModel, MaxRatio, Reference, TargetNetwork
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.collation import Layout, cut, forest, lay_out
+from shiq_bench.data.collation import Layout, Tree, forest, lay_out
 from shiq_bench.data.groups import Columns
 from shiq_bench.models.lora import Lora, refuse_targets
 from shiq_bench.records.cache import cached_folder
@@ -32,10 +32,15 @@ TOKENS_PER_PASS = 16384
 
 
 def batches(trajectories: Sequence[Trajectory], layout: Layout, tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
-    """Indices in batches of at most ``tokens`` laid-out tokens, longest rows first; what is longer goes alone."""
-    trees = sorted(forest(trajectories, layout), key=lambda tree: -len(tree.ids))
-    for part in cut([len(tree.ids) for tree in trees], tokens):
-        yield [n for i in part for n in trees[i].members]
+    """Indices in batches of at most ``tokens`` tokens, padding included; longest rows first, and one may be longer."""
+    batch: list[Tree] = []
+    for tree in sorted(forest(trajectories, layout), key=lambda tree: -len(tree.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
+            yield [n for planted in batch for n in planted.members]
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield [n for planted in batch for n in planted.members]
 
 
 def autocast(device: torch.device, precision: str) -> Any:
@@ -48,17 +53,21 @@ def over_actions(
     policy: Scorer,
     compute: Callable[[dict[str, Tensor]], Sequence[Tensor]],
     on_progress: Callable[[int], None] = lambda done: None,
+    layout: Layout | None = None,
 ) -> list[tuple[np.ndarray, ...]]:
     """Run ``compute`` (laid-out inputs, where the policy is, to some ``[U]`` tensors) over all trajectories.
+
+    Args:
+        layout: by default the policy's.
 
     Returns:
         For each trajectory, in the order given, its part of each tensor; batches are of similar length. ``[T]``
     """
-    device = next(policy.parameters()).device
+    device, layout = next(policy.parameters()).device, layout or policy.layout
     results: list[tuple[np.ndarray, ...]] = [()] * len(trajectories)
     with torch.no_grad():
-        for batch in batches(trajectories, policy.layout):
-            inputs = {k: v.to(device) for k, v in lay_out([trajectories[i] for i in batch], policy.layout).items()}
+        for batch in batches(trajectories, layout):
+            inputs = {k: v.to(device) for k, v in lay_out([trajectories[i] for i in batch], layout).items()}
             cuts = np.cumsum(inputs["mask"].sum(1).tolist())[:-1]
             columns = [np.split(t[inputs["spread"]].cpu().numpy(), cuts) for t in compute(inputs)]
             for place, i in enumerate(batch):
@@ -100,7 +109,8 @@ def reference_pass(
         "version": REFERENCE_VERSION,
         "torch": torch.__version__,
         "weights": weights_hash,
-        "data": stable_hash([[t.token_ids, t.action_mask] for t in trajectories]),
+        # What shares a tree is computed together, and rounded together.
+        "data": stable_hash([[t.token_ids, t.action_mask, t.prompt_id] for t in trajectories]),
         "vocab": policy.vocab,
         "precision": precision,
         "dtype": str(next(policy.parameters()).dtype),

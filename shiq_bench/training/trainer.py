@@ -109,7 +109,9 @@ class PolicyTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """A backward pass for every part; one that moves nothing where all prompts failed, for Trainer counts steps."""
         step = super().training_step
-        return torch.stack([step(model, part, num_items_in_batch) for part in inputs["parts"] or [{}]]).sum()
+        return torch.stack(
+            [step(model, part, num_items_in_batch) for part in inputs["parts"] or [{"nothing": torch.zeros(1)}]]
+        ).sum()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -135,7 +137,11 @@ class PolicyTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the algorithm's metrics; refuse to go on, or to save, once a number is not finite."""
+        """Add the algorithm's metrics, means over parts weighted by their action tokens.
+
+        Raises:
+            Diverged: a number is not finite: nothing goes on, or is saved.
+        """
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise Diverged(self.state.global_step, "the loss" if name == "loss" else "the gradient")
@@ -236,6 +242,9 @@ def train(
         raise UserError(f"there is nothing to train on: {which}")
     policy.equip(algorithm, spec.seed)
     collator = Collator(algorithm, policy.layout, spec.labels, spec.data_seed, spec.pairs, spec.tokens_per_pass)
+    if groups and spec.tokens_per_pass:  # before the first update, not when the largest comes up
+        largest = sorted(groups, key=collator.size)[-spec.groups_per_step if algorithm.couples_groups else -1 :]
+        collator.parts(largest)
     companions = Companions(policy, algorithm, behaviour, live_reference=collect is not None, precision=spec.precision)
     arguments = TrainingArguments(
         output_dir=str(folder),

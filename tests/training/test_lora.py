@@ -83,12 +83,12 @@ def test_what_cannot_be_is_refused_in_a_line(text: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["plain", "scaled"])
+@pytest.mark.parametrize("kind", ["plain", "scaled", "biased"])
 def test_adapters_begin_as_nothing_and_switch_off_to_the_bit(kind: str) -> None:
     data = ragged()
     before = policy_stats(Policy(build(kind), VOCAB), data, "fp32")
     policy = with_adapters(Policy(build(kind), VOCAB), LORA, seed=0)
-    assert policy.plain_head == (kind == "plain")
+    assert policy.plain_head == (kind != "biased")
     fresh = policy_stats(policy, data, "fp32")
     changed = policy_stats(moved(policy), data, "fp32")
     off = policy_stats(WithoutAdapters(policy), data, "fp32")  # type: ignore[arg-type]

@@ -324,6 +324,17 @@ def trained(
     return policy, train(policy, None, rows, algorithm, spec, folder, behaviour=behaviour)
 
 
+def test_too_few_tokens_a_pass_are_refused_before_the_first_update(
+    model: Any, trajectories: list[Trajectory], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"tokens_per_pass=20, .*lays out \d+ tokens: set tokens_per_pass=\d+"
+    ) as caught:
+        trained(model, trajectories, algorithms.get("dpo")(), tmp_path, tokens_per_pass=20)
+    enough = int(str(caught.value).split("set tokens_per_pass=")[1].split(",")[0])
+    trained(model, trajectories, algorithms.get("dpo")(), tmp_path, tokens_per_pass=enough)
+
+
 @pytest.mark.parametrize("algo", algorithms.names())
 def test_six_prompts_at_once_equal_six_times_one(
     model: Any, trajectories: list[Trajectory], algo: str, tmp_path: Path
