@@ -66,7 +66,10 @@ def _first_update(task: str) -> float:
     """Seconds until a run says that it has done an update; it is stopped then."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["run", "--algo", "shiq", "--task", task, "--model", "tiny", "--steps", "2", "--eval-limit", "4"]
-        code = f"from shiq_bench.bench.startup import run_to_first_update; run_to_first_update({words!r})"
+        code = (
+            "from shiq_bench.bench.startup import stop_at_first_update; stop_at_first_update(); "
+            f"from shiq_bench.cli.app import app; app({words!r}, standalone_mode=False)"
+        )
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=_environment()
@@ -76,9 +79,8 @@ def _first_update(task: str) -> float:
         return float(done.stdout.split()[-2]) - start
 
 
-def run_to_first_update(words: list[str]) -> None:
-    """``shiq-bench WORDS``, ended by its first update, of which it says when that was."""
-    from shiq_bench.cli.app import app
+def stop_at_first_update() -> None:
+    """Have this process end with the first update of a run, and say when that was."""
     from shiq_bench.runs.context import Run
 
     counter = Run.counter
@@ -95,7 +97,6 @@ def run_to_first_update(words: list[str]) -> None:
         return on_step
 
     Run.counter = stopping  # type: ignore[assignment,method-assign]
-    app(words, standalone_mode=False)
 
 
 def print_sync(task_name: str, engine: str, repeat: int, as_json: bool) -> None:

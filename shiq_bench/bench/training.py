@@ -188,8 +188,8 @@ def _trl(work: Work, groups: Sequence[Sequence[Trajectory]], on_step: Callable[.
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    if work.algo != "dpo" or work.answers != 2:
-        raise UserError("TRL's DPOTrainer takes pairs: --algo dpo --answers 2")
+    if work.answers != 2:
+        raise UserError(f"TRL's DPOTrainer takes pairs, and there are {work.answers} answers: add --forms padded,tree")
 
     class Laid(DPOTrainer):
         _get_train_sampler = _in_order

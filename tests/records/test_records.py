@@ -56,7 +56,16 @@ def test_what_cannot_does_not(name: str) -> None:
 
 def test_fields_outside_the_identity_are_these() -> None:
     # A field belongs here only when it moves where or how fast a run happens, never its result.
-    assert ELSEWHERE == ["data", "micro_groups", "save_every", "track", "gpu_memory", "results"]
+    assert ELSEWHERE == [
+        "data",
+        "layout",
+        "micro_groups",
+        "tokens_per_pass",
+        "save_every",
+        "track",
+        "gpu_memory",
+        "results",
+    ]
 
 
 def test_golden_run_id() -> None:
