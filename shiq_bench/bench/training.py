@@ -173,7 +173,7 @@ def _ours(work: Work, groups: Sequence[Sequence[Trajectory]], layout: Layout, on
     laid = 0
     for start in range(work.prompts, len(rows), work.prompts):
         for part in Collator(algorithm, layout, "hard").parts(rows[start : start + work.prompts]):
-            filled = part["end" if layout == "tree" else "attention_mask"] > 0
+            filled = part["attention_mask" if layout == "padded" else "end"] > 0
             laid += sum(len(members) * longest for members, longest in buckets(filled.sum(1).tolist()))
     return float(laid)
 

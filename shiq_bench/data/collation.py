@@ -74,7 +74,7 @@ def forest(trajectories: Sequence[Trajectory], layout: Layout) -> list[Tree]:
     """A tree a prompt, in order of first appearance; or, padded, one a trajectory."""
     groups: dict[str | int, list[int]] = {}
     for n, t in enumerate(trajectories):
-        groups.setdefault(t.prompt_id if layout == "tree" else n, []).append(n)
+        groups.setdefault(n if layout == "padded" else t.prompt_id, []).append(n)
     return [plant(trajectories, members) for members in groups.values()]
 
 
@@ -95,7 +95,7 @@ def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Ten
         span = slice(len(tree.ids))
         ids[row, span] = torch.tensor(tree.ids)
         positions[row, span] = torch.tensor(tree.depth)
-        last[row, span] = torch.tensor(tree.end) if layout == "tree" else 1
+        last[row, span] = 1 if layout == "padded" else torch.tensor(tree.end)
         for n, path in zip(tree.members, tree.nodes, strict=True):
             nodes[n] = [row * width + node for node in path]
     # An action and the state before it are neighbours on the path of every trajectory that takes it.
@@ -107,7 +107,7 @@ def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Ten
     return {
         "input_ids": ids,
         "position_ids": positions,
-        "end" if layout == "tree" else "attention_mask": last,
+        "attention_mask" if layout == "padded" else "end": last,
         "index": torch.tensor([taken[i][1] for i in first], dtype=torch.long),
         "targets": ids.flatten()[torch.as_tensor(found, dtype=torch.long)],
         "spread": torch.as_tensor(spread, dtype=torch.long),
