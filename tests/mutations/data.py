@@ -34,13 +34,6 @@ BUGS = [
         TREE,
     ),
     Mutation(
-        "answers share the token in which they differ",
-        "shiq_bench/data/collation.py",
-        "path = [*path[:shared], *range(size, size + len(now) - shared)]",
-        "path = [*path[:shared + 1], *range(size, size + len(now) - shared - 1)]",
-        TREE,
-    ),
-    Mutation(
         "reward at the wrong token",
         "shiq_bench/data/groups.py",
         "rewards = list(compress(t.rewards, t.action_mask))",

@@ -79,9 +79,9 @@ def naive(model: Any, trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_layouts_give_the_naive_statistics(model: Any, trajectories: list[Trajectory], layout: Any) -> None:
     """Prompt, tool and padding tokens are left out, each action is predicted from the state before it."""
-    for ours, trajectory in zip(
-        policy_stats(Policy(model, VOCAB, layout), trajectories, "fp32"), trajectories, strict=True
-    ):
+    policy = Policy(model, VOCAB, layout)
+    assert policy.layout == layout, "a tree that comes to something else is not taken"
+    for ours, trajectory in zip(policy_stats(policy, trajectories, "fp32"), trajectories, strict=True):
         for a, b in zip(ours, naive(model, trajectory), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
