@@ -195,6 +195,10 @@ def test_the_engine_names_no_algorithm_and_no_task() -> None:
         ("from shiq_bench import Algorithm, Batch, LossOutput, Stats, algorithm, log_ratio", ("torch", "numpy")),
         ("import shiq_bench.report.tables", ("torch", "transformers", "vllm")),
         ("import shiq_bench.cli.app", ("torch", "numpy", "pandas", "transformers", "vllm", "datasets")),
+        (
+            "import shiq_bench.cli.app",
+            ("rich.progress", "shiq_bench.api", "shiq_bench.runs", "shiq_bench.records.spec"),
+        ),
         ("import shiq_bench.tasks.bfcl", ("torch", "numpy", "transformers")),
         ("import shiq_bench.tasks.ultrafeedback", ("torch", "numpy", "transformers", "datasets", "pyarrow")),
         ("import shiq_bench.models.lora", ("torch", "peft")),

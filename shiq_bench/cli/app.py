@@ -8,11 +8,10 @@ import typer
 
 from shiq_bench.cli.bench import bench
 from shiq_bench.cli.data import data
-from shiq_bench.cli.listing import list_
 from shiq_bench.cli.options import SETTINGS_AS_FLAGS
 from shiq_bench.cli.results import compare, report, table
 from shiq_bench.cli.reward import reward, score
-from shiq_bench.cli.run import run
+from shiq_bench.cli.run import list_, run
 from shiq_bench.cli.sweep import status, study, sweep
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.escaping import one_line

@@ -7,9 +7,8 @@ import inspect
 import re
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -18,21 +17,6 @@ from rich.text import Text
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.registry import Registry, algorithms, tasks
 from shiq_bench.api.task import Task
-from shiq_bench.cli.options import Plugins
-
-
-def list_(
-    algo: Annotated[str, typer.Option(help="One algorithm, with its settings.")] = "",
-    task: Annotated[str, typer.Option(help="One task, with its settings.")] = "",
-    verbose: Annotated[bool, typer.Option("--verbose", help="All that it says of itself.")] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Algorithms and tasks, one line each; or one of them in full."""
-    if not algo and not task:
-        print_list(Console())
-    for kind, name in (("algorithm", algo), ("task", task)):
-        if name:
-            print_one(Console(), kind, name, verbose)
 
 
 def print_list(console: Console) -> None:

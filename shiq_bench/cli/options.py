@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from shiq_bench.api.registry import load_plugin
-from shiq_bench.runs.progress import LiveReport
+if TYPE_CHECKING:
+    from shiq_bench.runs.progress import LiveReport
 
 
 def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
     for path in paths or []:
+        from shiq_bench.api.registry import load_plugin
+
         load_plugin(path)
     return paths
 
@@ -62,6 +63,10 @@ def typed_settings(
 
 def live() -> LiveReport:
     """Progress on standard error."""
+    from rich.console import Console
+
+    from shiq_bench.runs.progress import LiveReport
+
     return LiveReport(Console(stderr=True))
 
 

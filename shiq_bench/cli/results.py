@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from shiq_bench.api.registry import tasks
 from shiq_bench.cli.options import AllowMixed, Plugins, ResultFolders, lacking, live
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.record import Metric, RunRecord
+
+if TYPE_CHECKING:
+    from shiq_bench.records.record import Metric, RunRecord
 
 
 def table(
@@ -121,5 +122,7 @@ def _records(folders: list[Path], run_ids: list[str] | None = None) -> Iterator[
 
 def _metrics(records: list[RunRecord]) -> dict[str, Sequence[Metric]]:
     """Of every task that is known here, what its records may hold."""
+    from shiq_bench.api.registry import tasks
+
     known = set(tasks.names())
     return {name: tasks.get(name).metrics for name in {r.spec.task for r in records} if name in known}

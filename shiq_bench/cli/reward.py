@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from shiq_bench.api.registry import tasks
 from shiq_bench.cli.options import Plugins, lacking, live
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.files import check_out, read_lines, write_atomic, write_json
-from shiq_bench.runs.progress import say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from shiq_bench.rewards.fit import Judgement
     from shiq_bench.stats.intervals import Estimate
 
@@ -46,6 +45,7 @@ def train(
     plugin: Plugins = None,
 ) -> None:
     """Fit a reward model to the pairs of a task, and judge it on those held out."""
+    from shiq_bench.api.registry import tasks
     from shiq_bench.data.dataset import check_free
     from shiq_bench.runs.settings import merged, parse_sets, resolve_data, settings
 
@@ -98,6 +98,8 @@ def train(
 
 
 def _table(judgement: Judgement) -> Table:
+    from rich.table import Table
+
     def share(estimate: Estimate) -> str:
         if estimate.mean is None:
             return "-"
@@ -129,6 +131,10 @@ def score(
     plugin: Plugins = None,
 ) -> None:
     """Score answers from a file with the task's own checkers: no model, no torch."""
+    from rich.table import Table
+
+    from shiq_bench.api.registry import tasks
+
     lines = read_lines(answers)
     check_out(out, answers)
     with closing(tasks.get(task)()) as scorer, live() as report:
@@ -163,6 +169,7 @@ def score_by_model(
     """Score the answers of a file with a reward model."""
     from shiq_bench.models.source import quiet
     from shiq_bench.rewards.model import RewardModel, read_answers
+    from shiq_bench.runs.progress import say
 
     lines = read_lines(answers)
     check_out(out, answers)

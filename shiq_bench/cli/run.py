@@ -1,17 +1,19 @@
-"""``shiq-bench run``."""
+"""``shiq-bench run``, and ``shiq-bench list``: what there is to run."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from shiq_bench.cli.options import Config, Model, Plugins, Sets, live, typed_settings
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.spec import RunSpec
+
+if TYPE_CHECKING:
+    from shiq_bench.records.spec import RunSpec
 
 
 def run(
@@ -110,3 +112,19 @@ def _print_spec(console: Console, spec: RunSpec) -> None:
     data |= {"algorithm": dict(spec.algo_options), "task_options": dict(spec.task_options)}
     text = yaml.safe_dump({"run_id": spec.run_id, **data}, sort_keys=False, default_flow_style=None, width=110)
     console.print(text.rstrip(), highlight=False, style="dim", soft_wrap=True, markup=False)
+
+
+def list_(
+    algo: Annotated[str, typer.Option(help="One algorithm, with its settings.")] = "",
+    task: Annotated[str, typer.Option(help="One task, with its settings.")] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", help="All that it says of itself.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Algorithms and tasks, one line each; or one of them in full."""
+    from shiq_bench.cli.listing import print_list, print_one
+
+    if not algo and not task:
+        print_list(Console())
+    for kind, name in (("algorithm", algo), ("task", task)):
+        if name:
+            print_one(Console(), kind, name, verbose)

@@ -11,8 +11,6 @@ from rich.console import Console
 
 from shiq_bench.cli.options import AllowMixed, Model, Plugins, Results, Sets
 from shiq_bench.records.errors import UserError
-from shiq_bench.records.event_log import FOLDER
-from shiq_bench.runs.progress import say
 
 Workers = Annotated[int, typer.Option(help="Runs at once; 0: as many as fit.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Re-run results that another version of the code produced.")]
@@ -54,6 +52,8 @@ def sweep(
     plugin: Plugins = None,
 ) -> None:
     """Run experiments in parallel; killed runs resume."""
+    from shiq_bench.records.event_log import FOLDER
+    from shiq_bench.runs.progress import say
     from shiq_bench.runs.settings import merged, parse_sets
     from shiq_bench.studies.study import study_jobs
     from shiq_bench.sweep.executors import make_executor
