@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +19,7 @@ from rich.table import Table
 from shiq_bench.api.registry import tasks
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.progress import LiveReport
 
 #: What is started, by its name in the table; a process each.
 COMMANDS = {
@@ -33,10 +36,15 @@ def print_startup(task: str, repeat: int, as_json: bool) -> None:
     Raises:
         UserError: a command failed.
     """
-    found = {name: min(_process(words) for _ in range(repeat)) for name, words in COMMANDS.items()}
-    name = f"run --task {task}, from a filled cache, to its first update"
-    _first_update(task)  # fills the cache
-    found[name] = min(_first_update(task) for _ in range(repeat))
+    last = f"run --task {task}, from a filled cache, to its first update"
+    timers = {name: partial(_process, words) for name, words in COMMANDS.items()} | {last: partial(_first_update, task)}
+    found: dict[str, float] = {}
+    with LiveReport(Console(stderr=True)) as report:
+        report("filling the cache", 0, 0)
+        _first_update(task)
+        for done, (name, timer) in enumerate(timers.items()):
+            report("starting processes", done, len(timers))
+            found[name] = min(timer() for _ in range(repeat))
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -52,8 +60,12 @@ def _process(words: list[str]) -> float:
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=_environment())
         seconds = time.perf_counter() - start
     if done.returncode:
-        raise UserError(f"{' '.join(words)} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{' '.join(words)} failed: {_last_line(done.stderr)}")
     return seconds
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2] or "it said nothing"
 
 
 def _environment() -> dict[str, str]:
@@ -75,7 +87,7 @@ def _first_update(task: str) -> float:
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=_environment()
         )
         if not done.stdout.strip().endswith("updated"):
-            raise UserError(f"run --task {task} made no update: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            raise UserError(f"run --task {task} made no update: {_last_line(done.stderr)}")
         return float(done.stdout.split()[-2]) - start
 
 
@@ -99,7 +111,7 @@ def stop_at_first_update() -> None:
     Run.counter = stopping  # type: ignore[assignment,method-assign]
 
 
-def print_sync(task_name: str, engine: str, repeat: int, as_json: bool) -> None:
+def print_sync(task_name: str, engine: Literal["vllm", "hf"], repeat: int, as_json: bool) -> None:
     """From an update to the first fresh token: weights saved, handed to a live sampler, one token drawn; and the same
     with the sampler opened anew.
 
@@ -112,34 +124,32 @@ def print_sync(task_name: str, engine: str, repeat: int, as_json: bool) -> None:
     from shiq_bench.training.starting_policy import resolve_model
 
     quiet()
-    task = tasks.get(task_name)()
-    spec = RunSpec("", task_name, **{**task.defaults, "model": "tiny"})
-    source = resolve_model(spec, task, lambda *_: None)
-    policy = load_policy(source)
-    options: dict[str, Any] = {"tokenizer_vocab": len(source.tokenizer()), "max_length": spec.max_length}
     found: dict[str, list[float]] = {"handed over": [], "opened anew": []}
-
-    def first_token(generator: Any) -> None:
-        generator.generate([[0]], temperature=1.0, max_tokens=1, seeds=[0], stop_ids=[])
-
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as opened:
+        report = opened.enter_context(LiveReport(Console(stderr=True)))
+        task = opened.enter_context(closing(tasks.get(task_name)()))
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        spec = RunSpec("", task_name, **{**task.defaults, "model": "tiny"})
+        source = resolve_model(spec, task, report)
+        policy = load_policy(source)
         policy.model.save_pretrained(folder)
-        generator = make_generator(engine, Path(folder), **options)  # type: ignore[arg-type]
-        for _ in range(repeat):
-            start = time.perf_counter()
-            policy.model.save_pretrained(folder)
-            generator.load(Path(folder))
-            first_token(generator)
-            found["handed over"].append(time.perf_counter() - start)
-        for _ in range(repeat):
-            start = time.perf_counter()
-            policy.model.save_pretrained(folder)
-            generator.close()
-            generator = make_generator(engine, Path(folder), **options)  # type: ignore[arg-type]
-            first_token(generator)
-            found["opened anew"].append(time.perf_counter() - start)
-        generator.close()
-    task.close()
+        opening = partial(
+            make_generator, engine, folder, tokenizer_vocab=len(source.tokenizer()), max_length=spec.max_length
+        )
+        generator = opening()
+        opened.callback(lambda: generator.close())
+        for way in found:
+            for done in range(repeat):
+                report(f"weights {way}", done, repeat)
+                start = time.perf_counter()
+                policy.model.save_pretrained(folder)
+                if way == "handed over":
+                    generator.load(folder)
+                else:
+                    generator.close()
+                    generator = opening()
+                generator.generate([[0]], temperature=1.0, max_tokens=1, seeds=[0], stop_ids=[])
+                found[way].append(time.perf_counter() - start)
     if as_json:
         print(json.dumps({"task": task_name, "engine": engine, "seconds": found}, indent=2))
         return

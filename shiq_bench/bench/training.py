@@ -23,6 +23,7 @@ from shiq_bench.data.collation import Collator, Layout
 from shiq_bench.data.groups import prepare
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
+from shiq_bench.runs.progress import LiveReport
 
 #: Forms in the order they are measured.
 FORMS = ("trl", "padded", "tree")
@@ -240,8 +241,13 @@ def print_training(work: Work, forms: Sequence[str], as_json: bool) -> None:
     """Each form in a process of its own, one after the other, and the machine's matrix-product rate beside them."""
     if unknown := [form for form in forms if form not in FORMS]:
         raise UserError(f"no form is called {unknown[0]!r}: expected some of {', '.join(FORMS)}")
-    rate = fresh_process(matrix_rate, work.precision)
-    found = {form: fresh_process(measure, form, **asdict(work)) for form in forms}
+    found: dict[str, dict[str, float] | str] = {}
+    with LiveReport(Console(stderr=True)) as report:
+        report("multiplying matrices", 0, 0)
+        rate = fresh_process(matrix_rate, work.precision)
+        for form in forms:
+            report(f"training, {form}", len(found), len(forms))
+            found[form] = fresh_process(measure, form, **asdict(work))
     if as_json:
         print(json.dumps({"work": asdict(work), "matrix": rate, "forms": found}, indent=2))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,7 +49,7 @@ def training(
 @bench.command()
 def sync(
     task: Annotated[str, typer.Option(help="Task whose tiny model is used.")] = "bfcl",
-    engine: Annotated[str, typer.Option(help="Sampler: vllm or hf.")] = "vllm",
+    engine: Annotated[Literal["vllm", "hf"], typer.Option(help="Sampler.")] = "vllm",
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
