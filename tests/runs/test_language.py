@@ -19,6 +19,7 @@ from shiq_bench.records.run_store import RECORD, load
 from shiq_bench.runs.execute import execute
 from shiq_bench.runs.resolved import Resolved
 from shiq_bench.runs.settings import resolve
+from shiq_bench.training.policy import Policy
 
 SETTINGS: dict[str, Any] = {
     "model": "tiny", "engine": "hf", "steps": 8, "eval_samples": 3, "save_every": 1, "contexts": 3, "max_tokens": 3,
@@ -180,3 +181,18 @@ def test_returns_outside_the_unit_interval_are_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(type(resolved.task), "largest_return", 1.0)
     with pytest.raises(UserError, match=r"\[0, 1\]"):
         play(resolved)
+
+
+def test_a_model_that_takes_no_trees_is_padded_and_the_record_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers in padded rows, under the same name of the run."""
+    tree = play(settle("sft", tmp_path / "tree"))
+    monkeypatch.setattr(Policy, "_takes_trees", lambda policy: False)
+    padded = play(settle("sft", tmp_path / "padded"))
+    assert "layout" not in tree.data.get("settled", {})
+    assert padded.data["settled"]["layout"].startswith("padded, ")
+    assert padded.run_id == tree.run_id
+    assert [line["loss"] for line in padded.training] == pytest.approx(
+        [line["loss"] for line in tree.training], rel=1e-3
+    )
