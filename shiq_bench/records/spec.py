@@ -17,8 +17,8 @@ RUN_ID_VERSION = 2
 _SPLITS = ("rl", "heldout", "start", "all")
 
 
-def _setting(default: Any, help: str, *, outcome: bool = True, tables: bool = True) -> Any:
-    return field(default=default, metadata={"help": help, "outcome": outcome, "tables": tables})
+def _setting(default: Any, help: str, *, outcome: bool = True, tables: bool = True, later: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "outcome": outcome, "tables": tables, "later": later})
 
 
 #: Of language models alone: a table has no use for it.
@@ -30,8 +30,9 @@ class RunSpec:
     """Everything that decides a run. Defaults live here, in the algorithm and in the task only.
 
     Fields marked ``outcome=False`` change where or how fast a run happens, never its result, and
-    do not enter its identity; a table has no use for those marked ``tables=False``. ``eval_splits``
-    is put in one order, each name once.
+    do not enter its identity; a table has no use for those marked ``tables=False``. Those marked ``later``
+    are younger than the identities of this version, which hold them only where they are not at their
+    default. ``eval_splits`` is put in one order, each name once.
     """
 
     algo: str
@@ -157,8 +158,10 @@ class RunSpec:
     @property
     def run_id(self) -> str:
         """``<algo>-<task>-<hash>``: a versioned hash over :meth:`outcome` and nothing else."""
+        unsaid = {f.name for f in fields(self) if f.metadata.get("later") and getattr(self, f.name) == f.default}
+        said = {name: value for name, value in self.outcome().items() if name not in unsaid}
         # Identities of this version hold a layout, which turned out to decide no result.
-        held = {"version": RUN_ID_VERSION, "layout": "padded", **self.outcome()}
+        held = {"version": RUN_ID_VERSION, "layout": "padded", **said}
         return f"{self.algo}-{self.task}-{stable_hash(held)[:12]}"
 
 
