@@ -8,8 +8,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -41,6 +42,8 @@ class Work:
         prompts: in an update.
         updates: measured, behind one that is not; in the order of the prompts, whoever trains.
         max_length: of prompt and answer, where they are read.
+        width, layers, vocabulary: of a random model.
+        tokens_per_pass: the run's setting.
     """
 
     model: str = ""
@@ -54,6 +57,10 @@ class Work:
     precision: str = "fp32"
     max_length: int = 512
     learning_rate: float = 1e-6
+    width: int = 576
+    layers: int = 30
+    vocabulary: int = 49_152
+    tokens_per_pass: int = 0
 
     def groups(self) -> list[list[Trajectory]]:
         """Trajectories of each prompt, the first of them the best."""
@@ -73,7 +80,8 @@ class Work:
         rng = random.Random(0)
 
         def some(least: float, most: float) -> list[int]:
-            return [rng.randrange(100, 40_000) for _ in range(rng.randint(round(least), round(most)))]
+            drawn = range(rng.randint(round(least), round(most)))
+            return [rng.randrange(100, min(self.vocabulary, 40_000)) for _ in drawn]
 
         return [
             (
@@ -118,8 +126,9 @@ def load(work: Work) -> Any:
     else:
         model = AutoModelForCausalLM.from_config(
             LlamaConfig(
-                vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-                num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+                vocab_size=work.vocabulary, hidden_size=work.width, intermediate_size=work.width * 8 // 3,
+                num_hidden_layers=work.layers, num_attention_heads=work.width // 64,
+                num_key_value_heads=max(1, work.width // 192), max_position_embeddings=8192, tie_word_embeddings=True,
             )
         )  # fmt: skip
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -130,7 +139,9 @@ def measure(form: str, **work: Any) -> dict[str, float]:
 
     Returns:
         ``tokens`` of the trajectories, an update; ``seconds``, an update; ``mib``, the process's peak; ``laid``, tokens
-        that the form computes, padding included, an update; ``loss``, of the last update.
+        that the form computes, padding included, an update; ``gflop`` that these take, an update, attention aside
+        (6 a weight and token of the body, and of the head at every position where its logits are asked for);
+        ``loss``, of the last update.
     """
     task = Work(**work)
     groups = task.groups()
@@ -141,24 +152,31 @@ def measure(form: str, **work: Any) -> dict[str, float]:
             marks.append(time.perf_counter())
             losses.append(logs["loss"])
 
-    laid = _trl(task, groups, on_step) if form == "trl" else _ours(task, groups, form, on_step)  # type: ignore[arg-type]
+    model = load(task)
+    run = partial(_trl, task, model) if form == "trl" else partial(_ours, task, model, layout=cast(Layout, form))
+    laid, asked = run(groups, on_step=on_step)
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()
     tokens = sum(len(t.token_ids) for group in groups[task.prompts :] for t in group)
     return {
         "tokens": tokens / task.updates,
         "seconds": (marks[-1] - marks[0]) / task.updates,
         "mib": peak("cuda" if torch.cuda.is_available() else "cpu"),
         "laid": laid / task.updates,
+        "gflop": 6e-9 * (body * laid + head * asked) / task.updates,
         "loss": losses[-1],
     }
 
 
-def _ours(work: Work, groups: Sequence[Sequence[Trajectory]], layout: Layout, on_step: Callable[..., None]) -> float:
+def _ours(
+    work: Work, model: Any, groups: Sequence[Sequence[Trajectory]], layout: Layout, on_step: Callable[..., None]
+) -> tuple[float, float]:
+    """Tokens laid out, and positions whose logits are asked for, in all measured updates."""
     from shiq_bench.training.policy import Policy, buckets
     from shiq_bench.training.reference import policy_stats
     from shiq_bench.training.trainer import PolicyTrainer, train
 
     algorithm = algorithms.get(work.algo)()
-    model = load(work)
     policy = Policy(model, model.config.vocab_size, layout)
     trajectories = [t for group in groups for t in group]
     stats = policy_stats(policy, trajectories, work.precision)
@@ -166,25 +184,29 @@ def _ours(work: Work, groups: Sequence[Sequence[Trajectory]], layout: Layout, on
     spec = RunSpec(
         work.algo, "", steps=work.updates + 1, groups_per_step=work.prompts, learning_rate=work.learning_rate,
         schedule="constant", warmup=0.0, precision=work.precision,  # type: ignore[arg-type]
-        save_every=10**9, max_length=1 << 20,
+        save_every=10**9, max_length=1 << 20, tokens_per_pass=work.tokens_per_pass,
     )  # fmt: skip
     PolicyTrainer._get_train_sampler = _in_order  # this process measures, and does nothing else
     with tempfile.TemporaryDirectory() as folder:
         train(policy, None, rows, algorithm, spec, Path(folder) / "checkpoints", on_step=on_step)
-    laid = 0
+    laid = asked = 0
+    collator = Collator(algorithm, layout, "hard", tokens=work.tokens_per_pass)
     for start in range(work.prompts, len(rows), work.prompts):
-        for part in Collator(algorithm, layout, "hard").parts(rows[start : start + work.prompts]):
+        for part in collator.parts(rows[start : start + work.prompts]):
             filled = part["attention_mask" if layout == "padded" else "end"] > 0
             laid += sum(len(members) * longest for members, longest in buckets(filled.sum(1).tolist()))
-    return float(laid)
+            asked += len(part["targets"])
+    return float(laid), float(asked)
 
 
 def _in_order(trainer: Any, dataset: Any = None) -> Any:
     return SequentialSampler(trainer.train_dataset)
 
 
-def _trl(work: Work, groups: Sequence[Sequence[Trajectory]], on_step: Callable[..., None]) -> float:
-    """TRL's DPOTrainer, reference log-probabilities precomputed, no gradient checkpointing."""
+def _trl(
+    work: Work, model: Any, groups: Sequence[Sequence[Trajectory]], on_step: Callable[..., None]
+) -> tuple[float, float]:
+    """TRL's DPOTrainer, its reference precomputed, no gradient checkpointing; returns what :func:`_ours` does."""
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -218,15 +240,18 @@ def _trl(work: Work, groups: Sequence[Sequence[Trajectory]], on_step: Callable[.
         )  # fmt: skip
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=_letters(), pad_token="<pad>", eos_token="<eos>")
         trainer = Laid(
-            load(work), args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+            model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
             callbacks=[Mark()],
         )  # fmt: skip
         trainer.train()
     measured = groups[work.prompts :]
-    return float(
+    laid = float(
         sum(2 * len(batch) * max(len(t.token_ids) for group in batch for t in group)
             for batch in (measured[i : i + work.prompts] for i in range(0, len(measured), work.prompts)))
     )  # fmt: skip
+    # Its head takes every position on a CPU, and on a GPU those of the answers.
+    said = sum(sum(t.action_mask) for group in measured for t in group)
+    return laid, float(said) if torch.cuda.is_available() else laid
 
 
 def _letters() -> Any:
@@ -255,7 +280,8 @@ def print_training(work: Work, forms: Sequence[str], as_json: bool) -> None:
     shape = f"{work.data}" if work.data else f"prompts of {work.prompt}, {work.answers} answers of {work.answer}"
     out = Table(title=f"{work.algo}, {work.precision}, {shape}; {work.prompts} prompts an update")
     first = next((f for f in found.values() if not isinstance(f, str)), None)
-    for column in ("form", "s an update", "tokens/s", "times", "peak MiB", "share", "tokens laid out", "loss"):
+    columns = ("form", "s an update", "tokens/s", "times", "peak MiB", "share", "tokens laid out", "GFLOP/s", "loss")
+    for column in columns:
         out.add_column(column, justify="left" if column == "form" else "right")
     for form, got in found.items():
         if isinstance(got, str) or first is None:
@@ -264,7 +290,8 @@ def print_training(work: Work, forms: Sequence[str], as_json: bool) -> None:
         speed, base = got["tokens"] / got["seconds"], first["tokens"] / first["seconds"]
         out.add_row(
             form, f"{got['seconds']:.2f}", f"{speed:.0f}", f"{speed / base:.2f}", f"{got['mib']:.0f}",
-            f"{got['mib'] / first['mib']:.2f}", f"{got['laid']:.0f}", f"{got['loss']:.4f}",
+            f"{got['mib'] / first['mib']:.2f}", f"{got['laid']:.0f}", f"{got['gflop'] / got['seconds']:.0f}",
+            f"{got['loss']:.4f}",
         )  # fmt: skip
     console.print(out)
     told = rate if isinstance(rate, str) else f"{rate['gflops']:.0f} GFLOP/s"

@@ -1,7 +1,8 @@
-"""``shiq-bench bench``: tokens, training, sync, startup, generation, rollout, seeds."""
+"""``shiq-bench bench``: tokens, training, cost, sync, startup, generation, rollout, seeds."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -44,6 +45,16 @@ def training(
 
     work = Work(model, algo, data, prompt, answer, answers, prompts, updates, precision, max_length)
     print_training(work, [form.strip() for form in forms.split(",")], json)
+
+
+@bench.command()
+def cost(
+    out: Annotated[Path, typer.Option(help="Folder for cost.png and cost.json.")] = Path("results/cost"),
+) -> None:
+    """How an update's cost grows with prompts, answers, vocabulary and layers, in both layouts: four plots."""
+    from shiq_bench.bench.cost import print_cost
+
+    print_cost(out)
 
 
 @bench.command()

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from shiq_bench.api.trajectory import Completion
 from shiq_bench.generation.generator import Generator, Guide, Request, check_weights
 from shiq_bench.models.lora import is_adapter
-from shiq_bench.models.source import one_line
+from shiq_bench.models.source import first_line
 from shiq_bench.records.errors import UserError
 
 #: Most tokens (rows times the longest prompt and answer among them) of one batch.
@@ -56,7 +56,7 @@ class HFGenerator(Generator):
                     output_loading_info=True,
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                raise UserError(f"transformers cannot load {folder}: {one_line(error)}") from error
+                raise UserError(f"transformers cannot load {folder}: {first_line(error)}") from error
         if missing := sorted(report["missing_keys"]):
             # transformers fills them with random numbers, and would sample from those
             raise UserError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} among them")

@@ -37,7 +37,7 @@ class ModelSource:
         try:
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self.folder} holds no tokenizer: {one_line(error)}") from error
+            raise UserError(f"{self.folder} holds no tokenizer: {first_line(error)}") from error
 
     def codec(self) -> Codec:
         """Messages to ids and back; a model of fixed words has no chat to speak of."""
@@ -46,7 +46,7 @@ class ModelSource:
         return WordCodec(tokenizer) if of_words else ChatCodec(tokenizer, tiny=self.tiny)
 
 
-def one_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

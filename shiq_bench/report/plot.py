@@ -108,7 +108,7 @@ def _axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     axes.set_ylim(bottom, top)
     for axis, is_log in ((axes.xaxis, study.log_x), (axes.yaxis, study.log_y)):
         if is_log:
-            _logarithmic(axis, top / bottom if axis is axes.yaxis else inf)
+            logarithmic(axis, top / bottom if axis is axes.yaxis else inf)
     values = sorted({x for line in lines.values() for x, _ in line})
     if not study.log_x and len(values) <= 12:
         axes.set_xticks(values, [f"{x:g}" for x in values])
@@ -192,8 +192,12 @@ def _across_axes(study: StudyResults, view: View, axes: Axes) -> dict[str, Any]:
     return handles
 
 
-def _logarithmic(axis: Any, ratio: float) -> None:
-    """A logarithmic axis with plain numbers at the powers of ten, and between them where there are few of those."""
+def logarithmic(axis: Any, ratio: float) -> None:
+    """Make an axis logarithmic, with plain numbers at the powers of ten, and between them where it spans few of those.
+
+    Args:
+        ratio: of its ends.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})

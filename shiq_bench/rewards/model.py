@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from shiq_bench.models.chat import ChatCodec
-from shiq_bench.models.source import Progress, fingerprint, locate, one_line
+from shiq_bench.models.source import Progress, fingerprint, first_line, locate
 from shiq_bench.models.template import PLAIN_TEMPLATE
 from shiq_bench.records.cache import home
 from shiq_bench.records.errors import UserError
@@ -109,7 +109,7 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(f"{folder} holds no {what}: {one_line(error)}") from error
+        raise UserError(f"{folder} holds no {what}: {first_line(error)}") from error
 
 
 def _widen_head(model: Any) -> None:

@@ -17,7 +17,7 @@ from shiq_bench.api.needs import QHeads, SumLogits, ValueHead
 from shiq_bench.api.token_stats import kl_rows, shaped, stats_from_logits, token_stats
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Layout, lay_out
-from shiq_bench.models.source import ModelSource, one_line
+from shiq_bench.models.source import ModelSource, first_line
 from shiq_bench.records.errors import UserError
 
 #: What a policy knows about the states of some actions: tensors whose first axis is the action. ``[U, ...]``
@@ -388,7 +388,7 @@ def load_policy(source: ModelSource, folder: Path | None = None, layout: Layout 
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder or source.folder} holds no causal language model: {one_line(error)}") from error
+        raise UserError(f"{folder or source.folder} holds no causal language model: {first_line(error)}") from error
     policy = Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), len(source.tokenizer()), layout)
     policy.eval()
     return policy
