@@ -63,6 +63,13 @@ class RunSpec:
         "auto", "train on stored trajectories, on fresh samples of the current policy, or on what the method is for"
     )
     allow_off_policy: bool = _setting(False, "let an on-policy method learn from stored data: biased, and marked")
+    importance: Literal["none", "token", "sequence"] = _language(
+        "none",
+        "on-policy methods: multiply each token's gradient by min(pi / pi_sampler, importance_cap), of the token or of "
+        "its trajectory, since the sampler's probabilities differ slightly from the trainer's",
+        later=True,
+    )
+    importance_cap: float = _language(2.0, "what importance weights are truncated at", later=True)
 
     steps: int = _setting(200, "optimiser updates; 0 evaluates the starting policy alone")
     groups_per_step: int = _language(4, "prompts in a global batch, each with all its trajectories")
@@ -133,6 +140,10 @@ class RunSpec:
             raise UserError(
                 "a table computes its own data: leave out --data, or give --model tiny, a folder or a hub id"
             )
+        if not self.importance_cap >= 1:
+            raise UserError(f"importance_cap is {self.importance_cap}; expected 1 or more")
+        if self.model == "table" and self.importance != "none":
+            raise UserError("a table samples from its own policy: leave importance out, or give --model tiny")
         if self.model == "table" and self.track:
             raise UserError("a table keeps its curve in its record: leave track out, or give --model tiny")
         if self.model == "table" and (self.lora or self.lm_eval or self.pairs != "all"):

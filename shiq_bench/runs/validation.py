@@ -8,6 +8,7 @@ from shiq_bench.api.needs import BehaviourModel, Labels, Mismatched, OnPolicy, P
 from shiq_bench.data.dataset import check_dataset
 from shiq_bench.models.lora import parse_lora
 from shiq_bench.records.errors import UserError
+from shiq_bench.records.spec import RunSpec
 from shiq_bench.runs.resolved import Resolved
 
 #: Share of the reference's episodes outside the data from which a method that needs support is warned of.
@@ -39,6 +40,14 @@ def check_demands(resolved: Resolved) -> None:
         raise UserError(
             f"{spec.algo} is to learn from fresh samples of its own, and a dataset is stored: leave out --data{instead}"
         )
+    if spec.importance != "none" and not (fresh and algorithm.need(OnPolicy)):
+        data = f"{spec.algo} learns from the data of others too" if fresh else "data are stored"
+        raise UserError(
+            f"importance={spec.importance} weighs the fresh samples of an on-policy method, and {data}: "
+            "leave importance out"
+        )
+    if spec.importance_cap != RunSpec.importance_cap and spec.importance == "none":
+        raise UserError(f"importance_cap={spec.importance_cap} truncates nothing: set importance to token or sequence")
     resolved.task.validate_run(spec, algorithm, fresh)
     if spec.model != "table":  # tables are evaluated whole
         for split in spec.splits:

@@ -25,6 +25,7 @@ from shiq_bench.data.groups import Row, prepare, seed_of, with_mismatches
 from shiq_bench.models.lora import is_adapter
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
+from shiq_bench.training.importance import weighed
 from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import Companions, model_inputs
 from shiq_bench.training.stopping import STATE, Diverged, Interrupted, StopFlag, last_checkpoint
@@ -74,12 +75,14 @@ class PolicyTrainer(Trainer):
         policy: Policy,
         algorithm: Algorithm,
         companions: Companions,
+        spec: RunSpec,
         fresh: Callable[[Sequence[Sequence[int]], int], tuple[list[Parts], float]] | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=policy, **kwargs)
         self.algorithm = algorithm
         self.companions = companions
+        self.importance = spec.importance, spec.importance_cap
         self.fresh = fresh
         # The loss is already divided by the count of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -123,11 +126,14 @@ class PolicyTrainer(Trainer):
         outputs = model(**model_inputs(inputs))
         stats = to_stats(outputs, inputs, **self.companions.statistics(inputs), actions=policy.vocab)
         batch = to_batch(inputs)
+        numbers: Mapping[str, Tensor] = {}
+        if self.fresh is not None:
+            stats, batch, numbers = weighed(stats, batch, *self.importance)
         result = self.algorithm.loss(stats, batch)
         loss = result.total * self.accelerator.num_processes / num_items_in_batch
         if not torch.isfinite(loss):
             raise Diverged(self.state.global_step, "the loss")
-        logged = {name: value.item() for name, value in result.metrics.items()}
+        logged = {name: value.item() for name, value in {**numbers, **result.metrics}.items()}
         if stats.reference is not None:
             gap = ((stats.policy.logp - stats.reference.logp).detach().abs() * batch.mask).sum() / batch.mask.sum()
             logged["abs_w"] = gap.item()
@@ -277,6 +283,7 @@ def train(
             policy,
             algorithm,
             companions,
+            spec,
             None if collect is None else lambda asked, step: _collected(collect, collator, spec, asked, step),
             args=arguments,
             train_dataset=groups if collect is None else range(len(collect.prompts)),
@@ -341,7 +348,7 @@ def _collected(
     """Fresh micro-batches, one for each list of prompt numbers and empty where nothing was scored; their mean return.
 
     Raises:
-        UserError: not one episode was scored.
+        UserError: not one episode was scored, or the sampler does not say what importance weights need.
     """
     names = [[collect.prompts[i] for i in batch] for batch in asked]
     found = [t for t in collect.sample([p for batch in names for p in batch], step) if any(t.action_mask)]
@@ -349,6 +356,11 @@ def _collected(
         raise UserError(
             f"not one fresh episode of {sum(map(len, names))} prompts could be scored at step {step}: "
             "there is nothing to learn from"
+        )
+    if spec.importance != "none" and any(t.sampler_logp is None or any(map(math.isnan, t.sampler_logp)) for t in found):
+        raise UserError(
+            f"importance={spec.importance} needs the log-probabilities of the sampler, and engine {spec.engine} gives "
+            "none: leave importance out"
         )
     algorithm = collator.algorithm
     by_prompt, mismatches = with_mismatches(found, spec.max_length) if algorithm.need(Mismatched) else (found, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutations.base import HEADS, LORA, PADDED, TRAINING, Mutation
+from tests.mutations.base import HEADS, IMPORTANCE, LORA, PADDED, TRAINING, Mutation
 
 BUGS = [
     Mutation(
@@ -81,5 +81,40 @@ BUGS = [
         "        with self.policy.model.disable_adapter():\n            return self.policy(**inputs)",
         "        return self.policy(**inputs)",
         f"{LORA}::test_adapters_begin_as_nothing_and_switch_off_to_the_bit[plain]",
+    ),
+    Mutation(
+        "importance weights upside down",
+        "shiq_bench/training/importance.py",
+        "d = (logp.detach() - batch.sampler_logp) * batch.mask",
+        "d = (batch.sampler_logp - logp.detach()) * batch.mask",
+        f"{IMPORTANCE}::test_weighed_samples_of_another_policy_give_the_gradient_on_policy[reinforce-token-1]",
+    ),
+    Mutation(
+        "importance weights truncated from below",
+        "shiq_bench/training/importance.py",
+        "ratio.clamp(max=cap)",
+        "ratio.clamp(min=cap)",
+        f"{IMPORTANCE}::test_weights_multiply_the_terms[reinforce-terms0]",
+    ),
+    Mutation(
+        "tokens truncated before the product over a sequence",
+        "shiq_bench/training/importance.py",
+        "d = d.sum(-1, keepdim=True)",
+        "d = d.exp().clamp(max=cap).log().sum(-1, keepdim=True)",
+        f"{IMPORTANCE}::test_a_sequence_is_cut_after_the_product",
+    ),
+    Mutation(
+        "a loss with a ratio to the sampler weighed twice",
+        "shiq_bench/training/importance.py",
+        "replace(batch, sampler_logp=old)",
+        "batch",
+        f"{IMPORTANCE}::test_weights_multiply_the_terms[grpo-terms2]",
+    ),
+    Mutation(
+        "importance weights counted and not used",
+        "shiq_bench/training/trainer.py",
+        "stats, batch, numbers = weighed(stats, batch, *self.importance)",
+        "_, _, numbers = weighed(stats, batch, *self.importance)",
+        f"{IMPORTANCE}::test_the_engine_weighs_as_a_loss_would_by_hand[0-tree]",
     ),
 ]

@@ -25,7 +25,7 @@ SPEC = RunSpec(algo="shiq", task="bfcl", algo_options={"beta": 0.1}, task_option
 # Fields whose values are words: another one each.
 WORDS = {
     "labels": "bradley_terry", "pairs": "random", "collect": "fresh", "schedule": "linear", "precision": "fp32",
-    "layout": "padded", "engine": "hf",
+    "layout": "padded", "engine": "hf", "importance": "token",
 }  # fmt: skip
 
 

@@ -131,6 +131,18 @@ def test_fresh_data_are_counted_and_their_prompts_recorded(tmp_path: Path) -> No
         assert record.consumed["trajectories"] == each * asked
 
 
+def test_the_sampler_is_compared_with_the_trainer_at_every_update(tmp_path: Path) -> None:
+    """Of fresh samples alone; transformers computes as the trainer does, so weights are 1 and none is truncated."""
+    plain = play(settle("rloo", tmp_path))
+    assert all(0 <= h["sampler_kl"] < h["sampler_gap"] < 1e-5 for h in plain.training)
+    weighed = play(settle("rloo", tmp_path, importance="sequence"))
+    assert weighed.run_id != plain.run_id
+    for h in weighed.training:
+        assert h["importance_weight"] == pytest.approx(1, abs=1e-4) and h["importance_truncated"] == 0
+    assert not any("sampler_gap" in h for h in play(settle("shiq", tmp_path)).training)
+    assert all("sampler_gap" in h for h in play(settle("shiq", tmp_path, collect="fresh", samples=3)).training)
+
+
 def test_an_on_policy_method_on_stored_data_is_marked(tmp_path: Path) -> None:
     record = play(settle("reinforce", tmp_path, collect="offline", allow_off_policy=True))
     assert any("on-policy" in d for d in record.deviations) and record.data["trajectories"] == 192
@@ -153,6 +165,12 @@ def test_unit_returns_are_divided_by_the_largest(tmp_path: Path) -> None:
         ("dpo", {"collect": "fresh", "samples": 1}, "samples=2"),
         ("shiq", {"seeds": 3}, "--seed"),
         ("qsft", {"center_rewards": True}, "center-rewards"),
+        ("shiq", {"importance": "token"}, "data are stored: leave importance out"),
+        ("rloo", {"importance": "token", "allow_off_policy": True}, "data are stored: leave importance out"),
+        ("shiq", {"importance": "token", "collect": "fresh", "samples": 2}, "shiq learns from the data of others too"),
+        ("rloo", {"importance_cap": 3}, "set importance to token or sequence"),
+        ("rloo", {"importance": "token", "importance_cap": 0.5}, "importance_cap is 0.5; expected 1 or more"),
+        ("rloo", {"importance": "token", "model": "table"}, "a table samples from its own policy"),
     ],
 )
 def test_refused_before_anything_is_written(algo: str, settings: Any, message: str, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def measured(record: RunRecord) -> set[tuple[str, str]]:
     return {(e.policy, e.mode) for e in record.evaluations if e.metrics.get("reward", {}).get("n")}
 
 
-@pytest.mark.parametrize(("algo", "task"), [("shiq", "tree"), ("shiq", "bfcl"), ("dpo", "ultrafeedback")])
+@pytest.mark.parametrize(
+    ("algo", "task"), [("shiq", "tree"), ("shiq", "bfcl"), ("dpo", "ultrafeedback"), ("rloo", "tree")]
+)
 def test_a_run_that_vllm_samples(algo: str, task: str, tmp_path: Path) -> None:
     needs.vllm()
     record = play(algo, task, "vllm", tmp_path)
@@ -58,6 +60,8 @@ def test_a_run_that_vllm_samples(algo: str, task: str, tmp_path: Path) -> None:
     assert not any("sampled by transformers" in d for d in record.deviations)
     assert measured(record) >= EVERYTHING
     assert record.gaps and max(record.gaps.values()) < 0.05, "what vLLM samples is what is scored"
+    for line in record.training if algo == "rloo" else []:
+        assert 0 < line["sampler_gap"] < 0.01, "what vLLM samples is what is trained on, but for rounding"
 
 
 @pytest.mark.proof

@@ -167,8 +167,11 @@ def test_what_was_not_scored_is_left_out(tmp_path: Path) -> None:
         go(tmp_path / "b", lost=lambda p, step: step == 2)
 
 
-def test_resumed_draws_the_same(tmp_path: Path) -> None:
-    whole, result = go(tmp_path / "whole")
+@pytest.mark.parametrize("importance", ["none", "sequence"])
+def test_resumed_draws_the_same(importance: str, tmp_path: Path) -> None:
+    spec = {"importance": importance}
+    whole, result = go(tmp_path / "whole", spec=spec)
+    assert all(("importance_weight" in h) == (importance != "none") and h["sampler_gap"] < 1e-5 for h in result)
     stop, losses = StopFlag(), 0
 
     def on_step(logs: Mapping[str, float]) -> None:
@@ -177,8 +180,8 @@ def test_resumed_draws_the_same(tmp_path: Path) -> None:
         stop.raised = losses >= 2
 
     with pytest.raises(Interrupted):
-        go(tmp_path / "cut", stop=stop, on_step=on_step)
-    resumed, again = go(tmp_path / "cut", resume=True)
+        go(tmp_path / "cut", stop=stop, on_step=on_step, spec=spec)
+    resumed, again = go(tmp_path / "cut", resume=True, spec=spec)
     assert again == result
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
