@@ -73,8 +73,8 @@ def exact_optimum(tree: Tree, reference: Sequence[tuple[np.ndarray, np.ndarray]]
     [
         ("shiq", {}),
         ("dpo", {"labels": "bradley_terry"}),
-        ("copg", {}),
-        ("dro", {"steps": 600}),  # a value head beside the logits
+        pytest.param("copg", {}, marks=pytest.mark.proof),
+        pytest.param("dro", {"steps": 600}, marks=pytest.mark.proof),  # a value head beside the logits
     ],
 )
 def test_reaches_the_oracle_and_samples_from_it(
