@@ -20,6 +20,9 @@ OTHER_KIND := other-kind
 endif
 endif
 
+# Setup leaves modules uncompiled: where Python may not keep what it compiles, every process compiles all of torch.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test proof setup clean other-kind
 
 help:

@@ -187,6 +187,18 @@ def test_the_engine_names_no_algorithm_and_no_task() -> None:
                 assert not constants & names, f"{file}:{node.lineno} compares with the name of an algorithm or a task"
 
 
+#: Commands from beginning to end, saying nothing.
+COMMAND = """
+import contextlib, io, tempfile
+from shiq_bench.cli.app import app
+with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    app({words} + [folder][:{results}], standalone_mode=False)
+"""
+HELP = COMMAND.format(words=["--help"], results=0)
+SMALL = ["--task", "tree", "--steps", "2", "--seeds", "2"]
+TABLE = COMMAND.format(words=["run", "--algo", "shiq", *SMALL, "--results"], results=1)
+
+
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
@@ -209,9 +221,11 @@ def test_the_engine_names_no_algorithm_and_no_task() -> None:
         ("import shiq_bench.algorithms.shiq", ("transformers", "vllm", "pandas")),
         ("import shiq_bench.runs.language, shiq_bench.runs.validation", ("lm_eval",)),
         ("import shiq_bench.generation.opening", ("torch", "transformers", "vllm")),
+        (HELP, ("torch", "numpy", "rich.markdown", "shiq_bench.api", "shiq_bench.records.spec")),
+        (TABLE, ("torch._dynamo", "sympy", "scipy.optimize", "pandas", "transformers", "vllm", "pyarrow")),
     ],
 )
 def test_transitive_imports(code: str, absent: tuple[str, ...]) -> None:
-    script = f"{code}; import sys; print(*[m for m in {absent!r} if m in sys.modules])"
+    script = f"{code}\nimport sys; print(*[m for m in {absent!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""

@@ -22,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # or else half of --help is the import of a Markdown parser
+    context_settings={"max_content_width": 120},
 )
 for group in (bench, data, reward):
     app.add_typer(group)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 
 from shiq_bench.tabular import solvers
@@ -291,7 +290,7 @@ class Exact:
             while step and np.sign(excess(here + step)) == np.sign(step):
                 here += step
             if step:
-                here = brentq(excess, here, here + step, xtol=1e-15, rtol=1e-15)
+                here = solvers.root(excess, here, here + step, 1e-15)
             table = self._shrink(np.exp(here), layers)[0]
             for rows in layers:
                 out[rows] = table[rows]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import expit, logsumexp, wrightomega
 
 from shiq_bench.tabular.world import log_softmax
@@ -42,7 +43,7 @@ def preference_margins(returns: np.ndarray, mu: np.ndarray, gamma: float) -> np.
 def normalised_by_shift(u: np.ndarray, length: np.ndarray) -> np.ndarray:
     """length (u + x), with x such that its exponentials sum to one. ``[M]``"""
     low, high = (-np.log(len(u)) / length - u).min(), (-u).min()  # all at most 1/M; one at least 1
-    x = brentq(lambda x: logsumexp(length * (u + x)), low, high, xtol=1e-14, rtol=1e-14)
+    x = root(lambda x: float(logsumexp(length * (u + x))), low, high, 1e-14)
     return length * (u + x)
 
 
@@ -83,7 +84,7 @@ def conservative_q(y: np.ndarray, mu: np.ndarray, cql: float) -> np.ndarray:
     width = 1.0
     while excess(above - width) <= 0:
         width *= 2
-    lse = brentq(excess, above - width, above, xtol=1e-14, rtol=1e-14)
+    lse = root(excess, above - width, above, 1e-14)
     return high - wrightomega(scale - lse)
 
 
@@ -94,4 +95,11 @@ def expectile_of(values: np.ndarray, mu: np.ndarray, expectile: float) -> float:
         return float((mu * np.where(values < v, 1 - expectile, expectile) * (values - v)).sum())
 
     low, high = float(values.min()), float(values.max())
-    return low if low == high else float(brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
+    return low if low == high else root(excess, low, high, 1e-15)
+
+
+def root(excess: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
+    """Where ``excess``, of different signs at both ends, is 0; to a tolerance, absolute and relative."""
+    from scipy.optimize import brentq  # a fifth of a second, and most methods need no root
+
+    return float(brentq(excess, low, high, xtol=tolerance, rtol=tolerance))

@@ -8,7 +8,7 @@ statistic is exact and in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import pad
+from torch.optim.adam import adam
 
 from shiq_bench.api import needs
 from shiq_bench.api.algorithm import Algorithm
@@ -25,8 +26,10 @@ from shiq_bench.api.batch import Dense, LossOutput, Stats, TokenStats
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Collator, to_batch
 from shiq_bench.data.groups import Row, group_rows, with_mismatches
+from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.tabular.exact import Exact
+from shiq_bench.tabular.recording import Function, alike, recorded
 from shiq_bench.tabular.world import Paths, World
 
 #: Behaviour models are the data's own frequencies; what the data never do has this probability.
@@ -272,9 +275,7 @@ def train_tables(
     need_target, need_reference = algorithm.need(needs.TargetNetwork), algorithm.need(needs.Reference)
     need_fresh = algorithm.need(needs.OnPolicy)
     target = {n: t.detach().clone() for n, t in trained.items()} if need_target else None
-    # Data may hardly ever pass a state: with the usual eps its gradient would be lost.
-    optimiser = torch.optim.AdamW(trained.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, eps=1e-20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _factor(step, spec))
+    optimiser = _AdamW(trained, spec)
     generator = torch.Generator().manual_seed(spec.seed)
     draws = need_fresh.samples if need_fresh else spec.samples
 
@@ -285,7 +286,23 @@ def train_tables(
         return out.total / torch.where(count > 0, count, torch.ones_like(count)), dict(out.metrics)
 
     every_seed = vmap(loss, in_dims=(0, 0, None if target is None else 0, 0))
-    history: list[dict[str, float]] = []
+
+    def differentiated(inputs: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """Losses and metrics of every seed ``[K]``, and under ``grad NAME`` the gradients of what is trained."""
+        parts: dict[str, Tensors] = {"trained": {}, "fixed": {}, "target": {}, "data": {}}
+        for key, tensor in inputs.items():
+            part, name = key.split(" ", 1)
+            parts[part][name] = tensor
+        tables = parts["trained"]
+        losses, metrics = every_seed(tables, parts["fixed"], parts["target"] or None, parts["data"])
+        grads = torch.autograd.grad(losses.sum(), list(tables.values()), allow_unused=True)
+        named = {f"grad {n}": None if g is None else g.contiguous() for n, g in zip(tables, grads, strict=True)}
+        return {"loss": losses.detach(), **{f"metric {n}": m for n, m in metrics.items()}, **named}
+
+    changing = {"trained", "target"} | ({"data"} if fresh != "no" else set())
+    changing |= {"fixed"} if need_reference is not None and need_reference.refresh else set()
+    play: Function | None = None
+    seen: list[Mapping[str, Tensor | None]] = []
     data = tables.data
     if 0 in at:
         on_point(0, acting(algorithm, trained, fixed).detach())
@@ -295,27 +312,69 @@ def train_tables(
                 data = enumerated_fresh(tables, trained["logits"])
             elif fresh == "sampled":
                 data = sampled_fresh(tables, trained["logits"], draws, generator)
-        losses, metrics = every_seed(trained, fixed, target, data)
-        optimiser.zero_grad()
-        losses.sum().backward()
-        if spec.max_grad_norm:
-            _clip(list(trained.values()), spec.max_grad_norm)
-        optimiser.step()
-        schedule.step()
+        parts = {"trained": trained, "fixed": fixed, "target": target or {}, "data": data}
+        inputs = {f"{part} {name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+        play = play or recorded(differentiated, inputs, [key for key in inputs if key.split(" ")[0] in changing])
+        found = play(inputs)
+        if step == spec.steps and not alike(found, differentiated(inputs)):
+            raise UserError(
+                f"the loss of {spec.algo} is no function of its arguments alone: at update {step} it did other "
+                "operations than at the first; keep no state in an algorithm"
+            )
+        seen.append({n: t for n, t in found.items() if not n.startswith("grad ")})
         with torch.no_grad():
+            optimiser.step({n: g for n in trained if (g := found.get(f"grad {n}")) is not None})
             if target is not None and need_target is not None:
                 for name, table in target.items():
                     table.lerp_(trained[name], need_target.tau)
             if need_reference is not None and need_reference.refresh and step % need_reference.refresh == 0:
                 fixed["reference"] = trained["logits"].clone()
-            seen = {"loss": losses.detach(), **metrics}
-            means = {n: float(v[v.isfinite()].mean()) for n, v in seen.items() if v.isfinite().any()}
-            history.append({"step": float(step), **means})
             if step in at:
                 on_point(step, acting(algorithm, trained, fixed))
     with torch.no_grad():
         log_pi = acting(algorithm, trained, fixed)
-    return Trained(log_pi, {n: t.detach() for n, t in trained.items()}, history)
+    return Trained(log_pi, {n: t.detach() for n, t in trained.items()}, _history(seen))
+
+
+def _history(seen: Sequence[Mapping[str, Tensor | None]]) -> list[dict[str, float]]:
+    """Means over the seeds that are finite, of every update's losses and metrics. ``[K]`` each"""
+    history = [{"step": float(step)} for step in range(1, len(seen) + 1)]
+    for name in seen[0] if seen else ():
+        rows = torch.stack([found[name] for found in seen])  # type: ignore[misc]
+        finite = rows.isfinite()
+        some, every = finite.any(1).tolist(), finite.all(1).tolist()
+        # A mean over one row at a time: over all of them at once it could add in another order.
+        for n, row in enumerate(rows.unbind()):
+            if some[n]:
+                history[n][name.removeprefix("metric ")] = float((row if every[n] else row[finite[n]]).mean())
+    return history
+
+
+class _AdamW:
+    """:class:`torch.optim.AdamW` on the schedule of the settings.
+
+    Its functional form, for the class imports the compiler, which takes longer than a training.
+    """
+
+    def __init__(self, trained: Tensors, spec: RunSpec) -> None:
+        self._trained, self._spec, self._done = trained, spec, 0
+        self._state = {n: (torch.zeros_like(t), torch.zeros_like(t), torch.tensor(0.0)) for n, t in trained.items()}
+
+    def step(self, grads: Tensors) -> None:
+        """An update by the gradients of some tables, or of all. ``[K, ...]`` each"""
+        spec = self._spec
+        if spec.max_grad_norm:
+            grads = _clipped(grads, spec.max_grad_norm)
+        states = [self._state[n] for n in grads]
+        adam(
+            [self._trained[n] for n in grads], list(grads.values()),
+            [s[0] for s in states], [s[1] for s in states], [], [s[2] for s in states],
+            foreach=False, amsgrad=False, maximize=False, decoupled_weight_decay=True, beta1=0.9, beta2=0.999,
+            lr=spec.learning_rate * _factor(self._done, spec), weight_decay=spec.weight_decay,
+            # Data may hardly ever pass a state: with the usual eps its gradient would be lost.
+            eps=1e-20,
+        )  # fmt: skip
+        self._done += 1
 
 
 def _factor(step: int, spec: RunSpec) -> float:
@@ -329,10 +388,8 @@ def _factor(step: int, spec: RunSpec) -> float:
     return 1 - done if spec.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _clip(parameters: Sequence[Tensor], longest: float) -> None:
+def _clipped(grads: Tensors, longest: float) -> Tensors:
     """Every seed's own gradient, all its tables together, to at most ``longest``."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
+    norm = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
     scale = (longest / norm.clamp(min=1e-12)).clamp(max=1.0)
-    for g in grads:
-        g.mul_(scale.reshape(-1, *[1] * (g.ndim - 1)))
+    return {n: g * scale.reshape(-1, *[1] * (g.ndim - 1)) for n, g in grads.items()}

@@ -54,4 +54,11 @@ BUGS = [
         'if fresh == "foreign":',
         f"{WORKER}::test_what_this_code_left_is_gone_on_from",
     ),
+    Mutation(
+        "a sampler for every folder of weights",
+        "shiq_bench/runs/context.py",
+        "if self._generator is None:\n",
+        "if self._serving != folder:\n",
+        "tests/runs/test_openings.py::test_reference_data_and_policy_share_one_opening[more0-expected0]",
+    ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutations.base import EXACT, HEADS, ONPOLICY, VALUE_LEARNING, Mutation
+from tests.mutations.base import EXACT, HEADS, ONPOLICY, RECORDING, VALUE_LEARNING, Mutation
 
 BUGS = [
     Mutation(
@@ -67,5 +67,19 @@ BUGS = [
         'data = sampled_fresh(tables, trained["logits"], draws, generator)',
         'data = sampled_fresh(tables, fixed["reference"], draws, generator)',
         f"{ONPOLICY}::test_data_of_tables_come_from_the_tables_of_the_update[sampled]",
+    ),
+    Mutation(
+        "learning rate of tables one update ahead",
+        "shiq_bench/tabular/training.py",
+        "_factor(self._done, spec)",
+        "_factor(self._done + 1, spec)",
+        f"{RECORDING}::test_updates_are_those_of_torch",
+    ),
+    Mutation(
+        "recording changes a constant at every playing",
+        "shiq_bench/tabular/recording.py",
+        "        if not recorder.spoilt:\n",
+        "        if folding:\n",
+        f"{RECORDING}::test_what_depends_on_nothing_is_computed_once_unless_it_is_changed",
     ),
 ]
