@@ -11,7 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shiq_bench.bench.process import fresh_process, matrix_rate
-from shiq_bench.bench.training import FORMS, Work, measure
+from shiq_bench.bench.training import FORMS, HELD, Work, measure
+from shiq_bench.data.collation import TOKENS
 from tests.command import shiq_bench
 
 
@@ -40,6 +41,18 @@ def test_every_form_does_the_same_updates(folder: Path) -> None:
     for form in (padded, tree):
         assert form["loss"] == pytest.approx(trl["loss"], rel=5e-6)
         assert form["seconds"] > 0 and form["mib"] > 0
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("algo", ["dpo", "shiq"])
+def test_more_padded_rows_than_can_be_held(algo: str, folder: Path) -> None:
+    """Recomputed where the loss couples them, else in passes of few tokens; the losses are the tree's, which fits."""
+    work = Work(str(folder), algo, prompt=1200, answer=6, answers=8, prompts=1, updates=1, learning_rate=3e-3)
+    padded, tree = (fresh_process(measure, form, **asdict(work)) for form in ("padded", "tree"))
+    assert not isinstance(padded, str) and not isinstance(tree, str), (padded, tree)
+    assert padded["laid"] > HELD > tree["laid"] == tree["most"]
+    assert padded["most"] > HELD if algo == "dpo" else padded["most"] <= TOKENS
+    assert padded["loss"] == pytest.approx(tree["loss"], rel=1e-5)
 
 
 def test_work_is_the_same_whoever_asks() -> None:
