@@ -21,6 +21,7 @@ class DRO(sb.Algorithm):
 
     beta: float = 0.1
 
+    couples_answers = False
     needs = (sb.Reference(), sb.Rewards(), sb.ValueHead(), sb.Support())
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class ILQL(sb.Algorithm):
     alpha: float = 1.0
     tau: float = 0.005
 
+    couples_answers = False
     deviations = ("acts by the live Qs; the authors' code acts by their targets",)
 
     def __post_init__(self) -> None:

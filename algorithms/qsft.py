@@ -31,6 +31,7 @@ class QSFTDirect(sb.Algorithm):
     gives the mass of 1 - Q a place to go, and the backup something to say.
     """
 
+    couples_answers = False
     deviations = (
         "Q-SFT's label is clipped to [0, 1], and its maximum is over actions that the behaviour takes often enough",
     )

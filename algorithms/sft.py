@@ -27,6 +27,11 @@ class SFT(sb.Algorithm):
 
     needs = (sb.Rewards(),)
 
+    @property
+    def couples_answers(self) -> bool:
+        """The preferred are those of a prompt that no other of its answers outdoes."""
+        return self.select == "preferred"
+
     def _kept(self, batch: sb.Batch) -> Tensor:
         """Weight of each trajectory, zero where it is not selected. ``[N]``"""
         returns = (batch.rewards * batch.mask).sum(-1)

@@ -30,6 +30,7 @@ class ShiQ(sb.Algorithm):
     multi_step: bool = True
     token_wise: bool = True
 
+    couples_answers = False
     needs = (sb.Reference(), sb.Rewards(), sb.Support())
 
     def __post_init__(self) -> None:

@@ -32,6 +32,15 @@ class Algorithm(ABC):
         """What the engine must supply; most methods override it with a plain class attribute."""
         return ()
 
+    @property
+    def couples_answers(self) -> bool:
+        """Whether a trajectory's part of the loss depends on the prompt's others, so that they stay in one batch.
+
+        A method whose ``loss`` and ``count`` are sums over trajectories, each of its own numbers alone, says
+        ``couples_answers = False``: prompts too large for a forward pass are then cut between their answers.
+        """
+        return True
+
     @abstractmethod
     def loss(self, stats: Stats, batch: Batch) -> LossOutput:
         """Tensors in, tensors out: no optimiser, no logger, no I/O, no data-dependent shapes."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress, repeat
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.batch import Batch, Stats, TokenStats, scatter_actions
-from shiq_bench.api.needs import Labels, Pairs
+from shiq_bench.api.needs import Labels, Mismatched, Pairs
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.groups import LabelRule, PairChoice, Row, action_rewards, make_labels, make_pairs
 from shiq_bench.records.errors import UserError
@@ -25,72 +25,106 @@ Layout = Literal["tree", "padded"]
 #: Tokens in one forward pass of training; on two cores more saved no time, and cost memory.
 TOKENS = 4096
 
+#: Nodes of a tree: attention sees a square of them, whose mask in float32 is 256 MiB here.
+LARGEST = 8192
+
+#: Nodes of a row whose attention, dense under its mask, costs what all else does: 1,000 as measured on two cores with a
+#: model of 135 M parameters, more with wider ones, six times the hidden size where both run at one rate.
+BALANCE = 2048
+
 
 @dataclass(frozen=True)
 class Tree:
-    """Trajectories in one row that holds once what they share, depth first.
+    """Sequences of token ids in one row that holds once what they share, depth first.
 
     A node sees its ancestors and itself: q sees k where ``k <= q < end[k]``.
 
     Attributes:
-        members: which trajectories.
-        ids, depth, end: of each node its token, its position in its trajectories, and the node behind its last
+        members: which sequences.
+        ids, depth, end: of each node its token, its position in its sequences, and the node behind its last
             descendant. ``[S]`` each
         nodes: of each member the nodes of its tokens.
     """
 
-    members: Sequence[int]
-    ids: list[int]
-    depth: list[int]
-    end: list[int]
-    nodes: list[list[int]]
+    members: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+    nodes: list[list[int]] = field(default_factory=list)
 
 
-def plant(trajectories: Sequence[Trajectory], members: Sequence[int]) -> Tree:
-    """The prefix tree of some of the trajectories."""
-    tree = Tree(sorted(members, key=lambda n: trajectories[n].token_ids), [], [], [], [])
-    path: list[int] = []  # nodes of the trajectory before, which shares the most with this one
+def cost(nodes: int) -> float:
+    """What a row takes, in tokens without attention."""
+    return nodes * (1 + nodes / BALANCE)
+
+
+def plant(sequences: Sequence[Sequence[int]], members: Iterable[int], largest: int = LARGEST) -> list[Tree]:
+    """The prefix tree of some of the sequences, or several: one joins a tree if it costs less there than alone.
+
+    No tree is over ``largest`` nodes but one of a single sequence that is longer.
+    """
+    trees: list[Tree] = []
+    path: list[int] = []  # nodes of the sequence before, which shares the most with this one
     before: Sequence[int] = ()
-    for n in tree.members:
-        now = trajectories[n].token_ids
+    for n in sorted(members, key=lambda n: tuple(sequences[n])):
+        now = sequences[n]
         shared = next(
             (i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now))
         )
-        size = len(tree.ids)
-        for node in path[shared:]:
-            tree.end[node] = size
+        size = len(trees[-1].ids) if trees else 0
+        joint = size + len(now) - shared
+        if not trees or joint > largest or cost(joint) - cost(size) > cost(len(now)):
+            trees.append(Tree())
+            path, shared, size = [], 0, 0
+        tree = trees[-1]
         path = [*path[:shared], *range(size, size + len(now) - shared)]
+        tree.members.append(n)
         tree.ids.extend(now[shared:])
         tree.depth.extend(range(shared, len(now)))
         tree.end.extend([0] * (len(now) - shared))
         tree.nodes.append(path)
+        for node in path:
+            tree.end[node] = len(tree.ids)
         before = now
-    for node in path:
-        tree.end[node] = len(tree.ids)
-    return tree
+    return trees
 
 
-def forest(trajectories: Sequence[Trajectory], layout: Layout) -> list[Tree]:
-    """A tree a prompt, in order of first appearance; or, padded, one a trajectory."""
-    groups: dict[str | int, list[int]] = {}
-    for n, t in enumerate(trajectories):
-        groups.setdefault(n if layout == "padded" else t.prompt_id, []).append(n)
-    return [plant(trajectories, members) for members in groups.values()]
+def grow(sequences: Sequence[Sequence[int]], groups: Iterable[Hashable], largest: int = LARGEST) -> list[Tree]:
+    """Trees of the sequences of each group, in order of first appearance: see :func:`plant`."""
+    found: dict[Hashable, list[int]] = {}
+    for n, group in enumerate(groups):
+        found.setdefault(group, []).append(n)
+    return [tree for members in found.values() for tree in plant(sequences, members, largest)]
 
 
-def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Tensor]:
-    """Model inputs for some trajectories, and where in them the actions are.
+def forest(trajectories: Sequence[Trajectory], layout: Layout, largest: int = LARGEST) -> list[Tree]:
+    """Trees of each prompt's trajectories; or, padded, one a trajectory."""
+    groups = range(len(trajectories)) if layout == "padded" else [t.prompt_id for t in trajectories]
+    return grow([t.token_ids for t in trajectories], groups, largest)
+
+
+def passes(trees: Iterable[Tree], tokens: int) -> Iterator[list[Tree]]:
+    """Trees by at most ``tokens`` tokens, padding included; largest first, and one may be larger."""
+    batch: list[Tree] = []
+    for tree in sorted(trees, key=lambda tree: -len(tree.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
+            yield batch
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield batch
+
+
+def tree_rows(trees: Sequence[Tree], layout: Layout) -> tuple[dict[str, Tensor], dict[int, list[int]]]:
+    """Model inputs that hold a tree a row, and of each member the flat positions of its tokens.
 
     Returns:
         ``input_ids``, ``position_ids`` and, of a padded layout, ``attention_mask``, else ``end`` (see :class:`Tree`;
-        0 in the padding), each ``[rows, L]``; ``mask [N, A]``. Of every action once, however many trajectories share
-        it: ``index [U]``, the flat position of the state before it, and ``targets [U]``; ``spread [M]`` says which of
-        them each action is, where M runs through the trajectories in order.
+        0 in the padding), each ``[rows, L]``.
     """
-    trees = forest(trajectories, layout)
     width = max(len(tree.ids) for tree in trees)
     ids, positions, last = (torch.zeros(len(trees), width, dtype=torch.long) for _ in range(3))
-    nodes: list[list[int]] = [[]] * len(trajectories)
+    nodes: dict[int, list[int]] = {}
     for row, tree in enumerate(trees):
         span = slice(len(tree.ids))
         ids[row, span] = torch.tensor(tree.ids)
@@ -98,18 +132,29 @@ def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Ten
         last[row, span] = 1 if layout == "padded" else torch.tensor(tree.end)
         for n, path in zip(tree.members, tree.nodes, strict=True):
             nodes[n] = [row * width + node for node in path]
+    seen = "attention_mask" if layout == "padded" else "end"
+    return {"input_ids": ids, "position_ids": positions, seen: last}, nodes
+
+
+def lay_out(trajectories: Sequence[Trajectory], layout: Layout) -> dict[str, Tensor]:
+    """Model inputs for some trajectories, and where in them the actions are.
+
+    Returns:
+        Those of :func:`tree_rows`; ``mask [N, A]``. Of every action once, however many trajectories share
+        it: ``index [U]``, the flat position of the state before it, and ``targets [U]``; ``spread [M]`` says which of
+        them each action is, where M runs through the trajectories in order.
+    """
+    rows, nodes = tree_rows(forest(trajectories, layout), layout)
     # An action and the state before it are neighbours on the path of every trajectory that takes it.
     taken: list[tuple[int, int]] = []
-    for path, t in zip(nodes, trajectories, strict=True):
+    for n, t in enumerate(trajectories):
+        path = nodes[n]
         taken += [(path[i], path[i - 1]) for i, a in enumerate(t.action_mask) if a]
     found, first, spread = np.unique([node for node, _ in taken], return_index=True, return_inverse=True)
     counts = torch.tensor([sum(t.action_mask) for t in trajectories])
-    return {
-        "input_ids": ids,
-        "position_ids": positions,
-        "attention_mask" if layout == "padded" else "end": last,
+    return rows | {
         "index": torch.tensor([taken[i][1] for i in first], dtype=torch.long),
-        "targets": ids.flatten()[torch.as_tensor(found, dtype=torch.long)],
+        "targets": rows["input_ids"].flatten()[torch.as_tensor(found, dtype=torch.long)],
         "spread": torch.as_tensor(spread, dtype=torch.long),
         "mask": torch.arange(max(1, int(counts.max())))[None] < counts[:, None],
     }
@@ -137,7 +182,7 @@ class Collator:
         labels: how returns become preferences.
         seed: of preferences that are drawn.
         choice: which two of a prompt's trajectories make a pair.
-        tokens: most that :meth:`parts` lays out together; 0 is :data:`TOKENS`, or a group's where those are more.
+        tokens: most that :meth:`parts` lays out together; 0 is :data:`TOKENS`, or a tree's where those are more.
         dtype: of rewards, weights and reference columns.
     """
 
@@ -150,26 +195,50 @@ class Collator:
     dtype: torch.dtype = torch.float32
 
     def parts(self, groups: Sequence[Sequence[Row]]) -> list[dict[str, Tensor]]:
-        """The groups in micro-batches of few enough tokens, whole groups each, or all where the loss couples them.
+        """The groups in micro-batches of few enough tokens: whole groups each, answers where a group is too large and
+        the loss does not couple them, or all groups where it couples those.
 
         Raises:
             UserError: what must stay together is more than ``tokens``.
         """
-        sizes = [self.size(group) for group in groups]
         limit = self.tokens or TOKENS
-        parts = [range(len(groups))] if groups and self.algorithm.couples_groups else cut(sizes, limit)
+        pieces = [piece for group in groups for piece in self._pieces(group, limit)]
+        sizes = [self.size(piece) for piece in pieces]
+        parts = [range(len(pieces))] if pieces and self.algorithm.couples_groups else cut(sizes, limit)
         most = max((sum(sizes[i] for i in part) for part in parts), default=0)
         if most > limit and self.tokens:
+            instead = "lower samples, or groups_per_step" if self.couples_answers else "lower max_length"
             raise UserError(
                 f"tokens_per_pass={limit}, and what the loss takes together lays out {most} tokens: "
-                f"set tokens_per_pass={most}, or lower samples, or groups_per_step"
+                f"set tokens_per_pass={most}, or {instead}"
             )
-        return [self([groups[i] for i in part]) for part in parts]
+        return [self([pieces[i] for i in part]) for part in parts]
+
+    @property
+    def couples_answers(self) -> bool:
+        """Whether all trajectories of a prompt have to be in one micro-batch."""
+        grouped = any(self.algorithm.need(kind) for kind in (Pairs, Labels, Mismatched))
+        return grouped or self.algorithm.couples_groups or self.algorithm.couples_answers
+
+    def _pieces(self, group: Sequence[Row], limit: int) -> list[Sequence[Row]]:
+        """A group in parts of at most ``limit`` tokens, as far as the loss allows and answers are not longer.
+
+        A tree is cut where ``tokens`` asks for it alone, for each part computes the prompt again.
+        """
+        if self.couples_answers:
+            return [group]
+        trees = forest([row.trajectory for row in group], self.layout, min(self.tokens or LARGEST, LARGEST))
+        parts = cut([len(tree.ids) for tree in trees], limit)
+        return [[group[n] for i in part for n in trees[i].members] for part in parts]
 
     def size(self, group: Sequence[Row]) -> int:
         """Tokens that a group lays out."""
         together = [t for row in group for t in (row.trajectory, row.mismatch) if t is not None]
         return sum(len(tree.ids) for tree in forest(together, self.layout))
+
+    def together(self, group: Sequence[Row]) -> int:
+        """Most tokens of a group that no limit parts."""
+        return self.size(group) if self.couples_answers else max(len(row.trajectory.token_ids) for row in group)
 
     def __call__(self, groups: Sequence[Sequence[Row]]) -> dict[str, Tensor]:
         """Tensors of :func:`lay_out`, of :class:`~shiq_bench.api.batch.Batch`, and ``ref_logp``/``ref_lse``.

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from shiq_bench.data.collation import LARGEST, Layout, Tree, grow, passes, tree_rows
 from shiq_bench.models.chat import ChatCodec
 from shiq_bench.models.source import Progress, fingerprint, first_line, locate
 from shiq_bench.models.template import PLAIN_TEMPLATE
+from shiq_bench.models.trees import states_at, takes_trees
 from shiq_bench.records.cache import home
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.hashing import stable_hash
@@ -27,7 +29,7 @@ from shiq_bench.records.hashing import stable_hash
 TOKENS = 16384
 
 #: Raise it when scores are computed otherwise, so that cached ones are not used.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Dialogues(ChatCodec):
@@ -232,22 +234,28 @@ class RewardModel:
         self.cut += sum(cut for _, cut in encoded)
         keys = [stable_hash(ids) for ids, _ in encoded]
         sequences = dict(zip(keys, (ids for ids, _ in encoded), strict=True))
+        prompts = dict(zip(keys, (str([*map(dict, d[:-1])]) for d in dialogues), strict=True))
         with self._cache() as cache:
             known: dict[str, float] = {}
             for key in sequences:
                 known |= cache.execute("SELECT key, score FROM scores WHERE key = ?", (key,))
-            missing = sorted(sequences.keys() - known.keys(), key=lambda k: (-len(sequences[k]), k))
-            at = 0
-            while at < len(missing):
-                batch = missing[at : at + max(1, TOKENS // len(sequences[missing[at]]))]
-                fresh = dict(zip(batch, self._forward([sequences[k] for k in batch]), strict=True))
+            missing, done = sorted(sequences.keys() - known.keys()), 0
+            for batch in self._batches([sequences[k] for k in missing], [prompts[k] for k in missing]):
+                members = [missing[n] for tree in batch for n in tree.members]
+                fresh = dict(zip(members, self._forward(batch, self._layout), strict=True))
                 with cache:
                     cache.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", fresh.items())
                 known |= fresh
-                at += len(batch)
+                done += len(members)
                 if on_progress is not None:
-                    on_progress("scoring with the reward model", at, len(missing))
+                    on_progress("scoring with the reward model", done, len(missing))
         return [known[key] for key in keys]
+
+    def _batches(self, sequences: Sequence[Sequence[int]], prompts: Sequence[str]) -> Iterator[list[Tree]]:
+        """What is run together: answers to a prompt share its tokens, where the model takes trees."""
+        if sequences:  # else no weights are needed
+            groups = range(len(sequences)) if self._layout == "padded" else prompts
+            yield from passes(grow(sequences, groups, min(TOKENS, LARGEST)), TOKENS)
 
     @contextmanager
     def _cache(self) -> Iterator[sqlite3.Connection]:
@@ -282,15 +290,43 @@ class RewardModel:
         model.config.use_cache = False
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
+    @cached_property
+    def _layout(self) -> Layout:
+        """Trees where a probe's last tokens then get the scores that the model itself gives it."""
+
+        def read(probes: Sequence[Sequence[int]], layout: Layout) -> Tensor:
+            groups = range(len(probes)) if layout == "padded" else [0] * len(probes)
+            return torch.tensor(self._forward(grow(probes, groups), layout))
+
+        return "tree" if takes_trees(self._model, self._vocabulary, read) else "padded"
+
+    @property
+    def _vocabulary(self) -> int:
+        size: int = self._model.get_input_embeddings().num_embeddings
+        return size
+
     @torch.inference_mode()
-    def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+    def _forward(self, trees: Sequence[Tree], layout: Layout) -> list[float]:
+        """Scores of the trees' members, one behind the other."""
         model = self._model
-        pad = free_pad(sequences, self._tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings)
-        set_pad(model, pad)
-        scores = scores_of(model, {k: v.to(model.device) for k, v in padded(sequences, pad).items()})
+        if layout == "padded":
+            sequences = [tree.ids for tree in trees]
+            pad = free_pad(sequences, self._tokenizer.pad_token_id, self._vocabulary)
+            set_pad(model, pad)
+            scores = scores_of(model, {k: v.to(model.device) for k, v in padded(sequences, pad).items()})
+        else:
+            inputs, nodes = tree_rows(trees, layout)
+            inputs = {k: v.to(model.device) for k, v in inputs.items()}
+            last = torch.tensor([nodes[n][-1] for tree in trees for n in tree.members], device=model.device)
+            (states,) = states_at(last, inputs, model, self._body)
+            scores = model.score(states).float().reshape(-1)
         if not torch.isfinite(scores).all():
             raise UserError(f"{self.name} gives a score that is no finite number")
         return scores.tolist()
+
+    def _body(self, **inputs: Tensor) -> tuple[Tensor]:
+        """Final hidden states, below the head. ``[B, L, D]``"""
+        return (self._model.base_model(**inputs, use_cache=False).last_hidden_state,)
 
 
 # --- answers to be scored, as lines of JSON ---

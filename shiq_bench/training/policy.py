@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,10 +18,8 @@ from shiq_bench.api.token_stats import kl_rows, shaped, stats_from_logits, token
 from shiq_bench.api.trajectory import Trajectory
 from shiq_bench.data.collation import Layout, lay_out
 from shiq_bench.models.source import ModelSource, first_line
+from shiq_bench.models.trees import States, states_at, takes_trees
 from shiq_bench.records.errors import UserError
-
-#: What a policy knows about the states of some actions: tensors whose first axis is the action. ``[U, ...]``
-States = tuple[Tensor, ...]
 
 #: Standard deviation of a fresh Q head's weights, that of most models' own.
 Q_SCALE = 0.02
@@ -157,38 +155,15 @@ class Policy(Scorer):
         self.model.train(was_training)
         return torch.allclose(ours, theirs, atol=1e-2 if hidden.dtype == torch.bfloat16 else 1e-4, rtol=1e-3)
 
-    @torch.no_grad()
     def _takes_trees(self) -> bool:
-        """Whether two answers to a prompt, laid out as a tree, come to what they come to as two rows.
+        """Whether the states before a probe's actions are the same in both layouts."""
 
-        A window would have to be cut out of the tree by depth, and is too wide for a short probe to see, so configs
-        that name one are refused; state-space models see whatever came before.
-        """
-        config = self.model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        windows = ["window_size", "attention_window_size", "attention_chunk_size"]
-        windows += ["sliding_window"] if getattr(config, "use_sliding_window", True) else []
-        windowed = any(getattr(config, name, None) for name in windows)
-        if kinds or windowed or config._attn_implementation not in ("sdpa", "eager"):
-            return False
-        was_training = self.model.training
-        self.model.eval()
-        a, b = 0, self.vocab - 1
-        probes = [Trajectory("", (a, b, a, c, c, b), (False, True, True, True, True, True), (0.0,) * 6) for c in (a, b)]
-        try:
-            states: list[Tensor] = []
-            for layout in ("tree", "padded"):
-                inputs = {k: v.to(self.model.device) for k, v in lay_out(probes, layout).items()}
-                states.append(self.states(inputs)[0][inputs["spread"]].float())
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a mask of four dimensions is refused in many ways
-            return False
-        finally:
-            self.model.train(was_training)
-        return torch.allclose(
-            states[0], states[1], atol=1e-2 if self.model.dtype == torch.bfloat16 else 1e-4, rtol=1e-3
-        )
+        def read(probes: Sequence[Sequence[int]], layout: Layout) -> Tensor:
+            made = [Trajectory("", tuple(ids), (False, *(True,) * (len(ids) - 1)), (0.0,) * len(ids)) for ids in probes]
+            inputs = {k: v.to(self.model.device) for k, v in lay_out(made, layout).items()}
+            return self.states(inputs)[0][inputs["spread"]]
+
+        return takes_trees(self.model, self.vocab, read)
 
     def _body(self, **inputs: Any) -> tuple[States, Any]:
         """Final hidden states; or, where the head is not plain, logits, and hidden states if there are heads.
@@ -204,27 +179,8 @@ class Policy(Scorer):
         return (out.logits, *((out.hidden_states[-1],) if self.heads is not None else ())), out.past_key_values
 
     def states(self, inputs: dict[str, Tensor]) -> States:
-        """What :meth:`_body` knows at ``inputs["index"]``.
-
-        Rows run in buckets of similar length, each cut to its own longest, so that one long dialogue
-        does not make all the others as expensive as itself.
-        """
-        kept = {k: inputs[k] for k in ("input_ids", "position_ids", "attention_mask", "end") if k in inputs}
-        filled = kept["end" if "end" in kept else "attention_mask"] > 0
-        row, column = inputs["index"] // filled.shape[1], inputs["index"] % filled.shape[1]
-        out: list[Tensor] = []
-        for members, longest in buckets(filled.sum(1).tolist()):
-            bucket = {k: v[members, :longest] for k, v in kept.items()}
-            if "end" in bucket:
-                bucket["attention_mask"] = ancestors(bucket.pop("end"), self.model)
-            parts, _ = self._body(**bucket)
-            out = out or [part.new_zeros(len(row), part.shape[-1]) for part in parts]
-            place = torch.full((len(filled),), -1, device=row.device)
-            place[members] = torch.arange(len(members), device=row.device)
-            (here,) = torch.where(place[row] >= 0)
-            for whole, part in zip(out, parts, strict=True):
-                whole[here] = part[place[row[here]], column[here]]
-        return tuple(out)
+        """What :meth:`_body` knows at ``inputs["index"]``: see :func:`shiq_bench.models.trees.states_at`."""
+        return states_at(inputs["index"], inputs, self.model, lambda **rows: self._body(**rows)[0])
 
     def logits(self, states: States) -> Tensor:
         if not self.plain_head:
@@ -265,7 +221,7 @@ class Policy(Scorer):
             targets: the actions. ``[U]``
             position_ids: ``[B, L]``
             attention_mask: ``[B, L]``, when padded.
-            end: ``[B, L]``, of trees: see :func:`ancestors`.
+            end: ``[B, L]``, of trees: see :class:`~shiq_bench.data.collation.Tree`.
 
         Returns:
             ``logp`` and ``lse``; what :class:`Heads` computes, where there are heads; ``sum_logits``,
@@ -343,33 +299,6 @@ class ActingPolicy(Scorer):
             return self.algorithm.act(dense if self.behaviour is None else replace(dense, behaviour=logits))
 
         return step
-
-
-def buckets(lengths: list[int], shortest: float = 0.8) -> list[tuple[list[int], int]]:
-    """Rows in groups of similar length, with the longest of each; none is shorter than ``shortest`` of it."""
-    out: list[tuple[list[int], int]] = []
-    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not out or lengths[row] < shortest * out[-1][1]:
-            out.append(([], lengths[row]))
-        out[-1][0].append(row)
-    return out
-
-
-def ancestors(end: Tensor, model: Any) -> Tensor:
-    """The mask of rows that are prefix trees, as the attention of a model wants it: q sees k where k <= q < end[k].
-
-    Args:
-        end: of each node what lies behind its last descendant; 0 in the padding, which sees itself. ``[B, L]``
-
-    Returns:
-        ``[B, 1, L, L]``, bool, or of the model's dtype where its attention adds.
-    """
-    q = torch.arange(end.shape[1], device=end.device)[:, None]
-    k = q.T
-    seen = ((k <= q) & (q < end[:, None, :]) | (k == q))[:, None]
-    if model.config.get_text_config()._attn_implementation == "sdpa":
-        return seen
-    return torch.zeros_like(seen, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
 
 
 def load_policy(source: ModelSource, folder: Path | None = None, layout: Layout = "tree") -> Policy:

@@ -16,31 +16,26 @@ from torch import Tensor, nn
 from shiq_bench.api.algorithm import Algorithm
 from shiq_bench.api.needs import BehaviourModel, MaxRatio, Reference, TargetNetwork
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.collation import Layout, Tree, forest, lay_out
+from shiq_bench.data.collation import Layout, forest, lay_out, passes
 from shiq_bench.data.groups import Columns
 from shiq_bench.models.lora import Lora, refuse_targets
+from shiq_bench.models.trees import States
 from shiq_bench.records.cache import cached_folder
 from shiq_bench.records.errors import UserError, suggest
 from shiq_bench.records.hashing import stable_hash
-from shiq_bench.training.policy import Policy, Scorer, States
+from shiq_bench.training.policy import Policy, Scorer
 
 #: Raise it when the same inputs would give other statistics, so that older ones are not used.
-REFERENCE_VERSION = 2
+REFERENCE_VERSION = 3
 
 #: Tokens in one forward pass without gradient.
 TOKENS_PER_PASS = 16384
 
 
 def batches(trajectories: Sequence[Trajectory], layout: Layout, tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
-    """Indices in batches of at most ``tokens`` tokens, padding included; longest rows first, and one may be longer."""
-    batch: list[Tree] = []
-    for tree in sorted(forest(trajectories, layout), key=lambda tree: -len(tree.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
-            yield [n for planted in batch for n in planted.members]
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield [n for planted in batch for n in planted.members]
+    """Indices in batches of at most ``tokens`` tokens: see :func:`shiq_bench.data.collation.passes`."""
+    for batch in passes(forest(trajectories, layout), tokens):
+        yield [n for tree in batch for n in tree.members]
 
 
 def autocast(device: torch.device, precision: str) -> Any:

@@ -249,7 +249,7 @@ def train(
     policy.equip(algorithm, spec.seed)
     collator = Collator(algorithm, policy.layout, spec.labels, spec.data_seed, spec.pairs, spec.tokens_per_pass)
     if groups and spec.tokens_per_pass:  # before the first update, not when the largest comes up
-        largest = sorted(groups, key=collator.size)[-spec.groups_per_step if algorithm.couples_groups else -1 :]
+        largest = sorted(groups, key=collator.together)[-spec.groups_per_step if algorithm.couples_groups else -1 :]
         collator.parts(largest)
     companions = Companions(policy, algorithm, behaviour, live_reference=collect is not None, precision=spec.precision)
     arguments = TrainingArguments(

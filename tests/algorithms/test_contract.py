@@ -256,6 +256,42 @@ def test_groups_add_up(variant: str) -> None:
         torch.testing.assert_close(sum(parts), total, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_answers_add_up(variant: str) -> None:
+    """The batch at once equals its trajectories one by one, totals, counts and gradients, unless they are coupled."""
+    algorithm = make(variant)
+    stats, batch = random_batch(algorithm, 7)
+    total, grads = loss_and_grads(algorithm, stats, batch)
+    totals, parts, counts = [], [], []
+    for n in range(len(batch.mask)):
+        fields = select(batch, torch.tensor([n])) | {"group": torch.zeros(1, dtype=torch.long)}
+        alone = Batch(**fields, pairs=batch.pairs[:0], pair_weight=batch.pair_weight[:0])
+        found, part = loss_and_grads(algorithm, mapped(stats, lambda t, n=n: t[n : n + 1]), alone)  # type: ignore[misc]
+        totals.append(found)
+        parts.append(part)
+        counts.append(algorithm.count(alone))
+    if algorithm.couples_answers:
+        assert abs(float(sum(totals) - total)) > 1e-9, "couples no answers: let it say couples_answers = False"
+        return
+    assert not algorithm.couples_groups and not any(map(algorithm.need, (Pairs, Labels, Mismatched)))
+    torch.testing.assert_close(sum(counts), algorithm.count(batch), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(totals), total, rtol=1e-12, atol=1e-12)
+    for whole, rows in zip(grads, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(rows), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("above", [-1.0, 0.5])
+def test_a_threshold_couples_no_answers(above: float) -> None:
+    """Which of SFT's rules do is said by each, and a threshold is one for all."""
+    algorithm = algorithms.get("sft")(select="above", threshold=above)  # type: ignore[call-arg]
+    _, batch = random_batch(algorithm, 8)
+    assert not algorithm.couples_answers
+    rows = [select(batch, torch.tensor([n])) for n in range(len(batch.mask))]
+    counts = [algorithm.count(Batch(**row, pairs=batch.pairs, pair_weight=batch.pair_weight)) for row in rows]
+    assert 0 < float(sum(counts)) < float(batch.weight.sum())
+    torch.testing.assert_close(sum(counts), algorithm.count(batch), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if not make(v).need(Pairs) and v != "rloo"])
 def test_weights_are_counts(variant: str) -> None:
     """A trajectory of weight 2 is the same as standing there twice, where trajectories are what is counted.

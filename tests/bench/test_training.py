@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shiq_bench.bench.process import fresh_process, matrix_rate
-from shiq_bench.bench.training import FORMS, Work, measure
+from shiq_bench.bench.training import FORMS, HELD, Work, measure
+from shiq_bench.data.collation import TOKENS
 from tests.command import shiq_bench
 
 
@@ -40,6 +41,18 @@ def test_every_form_does_the_same_updates(folder: Path) -> None:
     for form in (padded, tree):
         assert form["loss"] == pytest.approx(trl["loss"], rel=5e-6)
         assert form["seconds"] > 0 and form["mib"] > 0
+
+
+@pytest.mark.proof
+def test_more_padded_rows_than_can_be_held(folder: Path) -> None:
+    """Recomputed where the loss couples them, with the loss of the tree, which fits; else in passes of few tokens."""
+    work = Work(str(folder), prompt=1200, answer=6, answers=8, prompts=1, updates=1, learning_rate=3e-3)
+    asked = [(work, "tree"), (work, "padded"), (replace(work, algo="shiq"), "padded")]
+    tree, padded, alone = (fresh_process(measure, form, **asdict(task)) for task, form in asked)
+    assert not isinstance(tree, str) and not isinstance(padded, str) and not isinstance(alone, str)
+    assert tree["most"] < HELD < padded["most"]
+    assert padded["loss"] == pytest.approx(tree["loss"], rel=1e-5)
+    assert alone["laid"] > HELD and alone["most"] < 1.25 * TOKENS  # padding included
 
 
 def test_work_is_the_same_whoever_asks() -> None:

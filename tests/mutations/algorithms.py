@@ -132,6 +132,13 @@ BUGS = [
         f"{VALUES}::test_rwr",
     ),
     Mutation(
+        "RWR says that it couples no answers",
+        "algorithms/rwr.py",
+        "    needs = (sb.Rewards(),)",
+        "    couples_answers = False\n    needs = (sb.Rewards(),)",
+        "tests/algorithms/test_contract.py::test_answers_add_up[rwr]",
+    ),
+    Mutation(
         "REINFORCE differentiates its own reward",
         "algorithms/reinforce.py",
         "w = sb.log_ratio(stats).detach()",

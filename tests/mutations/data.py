@@ -22,8 +22,8 @@ BUGS = [
     Mutation(
         "an answer that sees the one before it",
         "shiq_bench/data/collation.py",
-        "tree.end[node] = size",
-        "tree.end[node] = size + len(now)",
+        "tree.end[node] = len(tree.ids)",
+        "tree.end[node] = len(tree.ids) + 1",
         TREE,
     ),
     Mutation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,22 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForSequenceClassification,
 )
 
+from shiq_bench.data.collation import grow, tree_rows
 from shiq_bench.models.template import PLAIN_TEMPLATE
 from shiq_bench.records.errors import UserError
 from shiq_bench.rewards import model as rewards
 from shiq_bench.rewards.model import RewardModel, free_pad
 from tests.models.test_chat import tokenizer
 from tests.rewards.conftest import DIALOGUES, SHAPE, llama, llama_tokenizer, qwen, save, says
+
+
+def by_itself(model: RewardModel, dialogue: list[dict[str, str]]) -> float:
+    """The score of a dialogue that nothing is padded for and that shares no row."""
+    return model._forward(grow([model.encode(dialogue)[0]], [0]), "padded")[0]
 
 
 def by_hand(folder: Path, dialogue: list[dict[str, str]]) -> float:
@@ -56,6 +65,49 @@ def test_scores_are_those_of_the_last_token_in_any_batch(
         monkeypatch.setattr(rewards, "TOKENS", tokens)
         monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / str(tokens)))
         assert RewardModel(str(folder)).score(DIALOGUES) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_answers_that_share_a_prompt_score_as_they_do_alone(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random trees to 1e-5 in float32; and dialogues, in passes of few tokens, each prompt once a pass."""
+    folder = qwen(tmp_path / "m") if family == "qwen" else llama(tmp_path / "m", llama_tokenizer())
+    model, rng = RewardModel(str(folder)), random.Random(family)
+    assert model._layout == "tree"
+    for _ in range(20):
+        sequences = [[rng.randrange(30) for _ in range(rng.randint(1, 12))]]
+        for _ in range(rng.randint(1, 9)):
+            before = rng.choice(sequences)
+            sequences.append(
+                [*before[: rng.randint(1, len(before))], *(rng.randrange(3) for _ in range(rng.randint(1, 9)))]
+            )
+        prompts = [rng.randrange(3) for _ in sequences]
+        trees = grow(sequences, prompts)
+        members = [n for tree in trees for n in tree.members]
+        rows = model._forward(grow([sequences[n] for n in members], range(len(members))), "padded")
+        assert model._forward(trees, "tree") == pytest.approx(rows, abs=1e-5)
+    answers = ["one two", "four said the user", "four", "one to the assistant", "four said three"]
+    asked = [says(prompt, answer) for prompt in ("said the user to the assistant one two", "x") for answer in answers]
+    laid: list[int] = []
+
+    def spied(trees: Any, layout: Any) -> Any:
+        inputs, nodes = tree_rows(trees, layout)
+        laid.append(inputs["input_ids"].numel())
+        return inputs, nodes
+
+    monkeypatch.setattr(rewards, "tree_rows", spied)
+    scores = RewardModel(str(folder)).score(asked)
+    assert scores == pytest.approx([by_hand(folder, d) for d in asked], abs=1e-4)
+    assert max(scores) - min(scores) > 0.1
+    encoded = [model.encode(d)[0] for d in asked]
+    whole = max(map(len, encoded))
+    assert sum(laid[1:]) < sum(map(len, encoded)) / 1.5  # the first is the probe
+    monkeypatch.setattr(rewards, "TOKENS", whole)
+    monkeypatch.setenv("SHIQ_BENCH_HOME", str(tmp_path / "few"))
+    laid.clear()
+    assert RewardModel(str(folder)).score(asked) == pytest.approx(scores, abs=1e-5)
+    assert len(laid) > 3 and max(laid[1:]) <= whole
 
 
 def test_padding_with_the_end_of_a_turn_would_move_the_score(tmp_path: Path) -> None:
@@ -137,7 +189,8 @@ def test_an_encoder_scores_at_its_first_token(tmp_path: Path) -> None:
     model = RewardModel(str(save(tmp_path / "m", BertForSequenceClassification(config), text)))
     ids, _ = model.encode(says("one", "two"))
     assert text.decode(ids).startswith("[CLS]### user") and "two[SEP]" in text.decode(ids)
-    together, alone = model.score(DIALOGUES), [model._forward([model.encode(d)[0]])[0] for d in DIALOGUES]
+    assert model._layout == "padded"
+    together, alone = model.score(DIALOGUES), [by_itself(model, d) for d in DIALOGUES]
     assert together == pytest.approx(alone, abs=1e-4)
 
 
@@ -191,9 +244,25 @@ def test_several_labels_with_a_score_of_their_own(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = [float(plain(torch.tensor([model.encode(d)[0]])).logits.sum()) for d in DIALOGUES]
     assert model.score(DIALOGUES) == pytest.approx(expected, abs=1e-4)
+    assert model._layout == "padded"  # it is no sum of labels that a head gives
     (folder / "gated.py").write_text(CODE.replace("score=logits.sum(-1)", ""))
     with pytest.raises(UserError, match="gives 3 labels and no score"):
         RewardModel(str(folder), trust_remote_code=True).score(DIALOGUES)
+
+
+def test_models_that_take_no_trees_or_read_the_score_otherwise_are_padded(tmp_path: Path) -> None:
+    text = llama_tokenizer()
+    config = MistralConfig(vocab_size=len(text), num_labels=1, sliding_window=8, **SHAPE)
+    windowed = save(tmp_path / "window", MistralForSequenceClassification(config), text)
+    twice = llama(tmp_path / "twice", text)
+    given = json.loads((twice / "config.json").read_text())
+    given["auto_map"] = {"AutoModelForSequenceClassification": "gated.Gated"}
+    (twice / "config.json").write_text(json.dumps(given))
+    (twice / "gated.py").write_text(CODE.replace("logits.sum(-1)", "2 * logits.sum(-1)"))
+    plain = RewardModel(str(twice)).score(DIALOGUES)
+    model = RewardModel(str(twice), trust_remote_code=True)
+    assert model._layout == RewardModel(str(windowed))._layout == "padded"
+    assert model.score(DIALOGUES) == pytest.approx([2 * score for score in plain], abs=1e-4)
 
 
 def test_dialogues_that_cannot_be_scored(tmp_path: Path) -> None:

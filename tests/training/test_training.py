@@ -30,7 +30,7 @@ from shiq_bench.data.groups import (
 from shiq_bench.records.errors import UserError
 from shiq_bench.records.spec import RunSpec
 from shiq_bench.training import reference as reference_module
-from shiq_bench.training.policy import Policy, buckets
+from shiq_bench.training.policy import Policy
 from shiq_bench.training.reference import model_inputs, policy_stats, reference_pass
 from shiq_bench.training.stopping import last_checkpoint
 from shiq_bench.training.trainer import trackers, train
@@ -109,15 +109,6 @@ def test_a_reference_has_no_dropout(trajectories: list[Trajectory]) -> None:
     policy.eval()
     for ours, trajectory in zip(got, trajectories, strict=True):
         np.testing.assert_allclose(ours[0], naive(policy.model, trajectory)[0], atol=2e-5)
-
-
-def test_buckets_hold_every_row_once_with_little_padding() -> None:
-    lengths = [5, 100, 90, 79, 6, 80, 5]
-    made = buckets(lengths)
-    assert sorted(row for rows, _ in made for row in rows) == list(range(7))
-    for rows, longest in made:
-        assert max(lengths[r] for r in rows) == longest
-        assert min(lengths[r] for r in rows) >= 0.8 * longest
 
 
 @pytest.mark.parametrize("kind", ["scaled", "capped", "biased"])
@@ -333,6 +324,15 @@ def test_too_few_tokens_a_pass_are_refused_before_the_first_update(
         trained(model, trajectories, algorithms.get("dpo")(), tmp_path, tokens_per_pass=20)
     enough = int(str(caught.value).split("set tokens_per_pass=")[1].split(",")[0])
     trained(model, trajectories, algorithms.get("dpo")(), tmp_path, tokens_per_pass=enough)
+
+
+def test_answers_that_add_up_share_no_pass_and_the_longest_says_how_many_tokens(
+    model: Any, trajectories: list[Trajectory], tmp_path: Path
+) -> None:
+    longest = max(len(t.token_ids) for t in trajectories)
+    with pytest.raises(UserError, match=f"set tokens_per_pass={longest}, or lower max_length"):
+        trained(model, trajectories, algorithms.get("shiq")(), tmp_path / "a", tokens_per_pass=longest - 1)
+    trained(model, trajectories, algorithms.get("shiq")(), tmp_path / "b", tokens_per_pass=longest)
 
 
 @pytest.mark.parametrize("algo", algorithms.names())

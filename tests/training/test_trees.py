@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,10 +23,14 @@ from transformers import (
     Qwen2Config,
 )
 
+from shiq_bench.api.needs import BehaviourModel
+from shiq_bench.api.registry import algorithms
 from shiq_bench.api.trajectory import Trajectory
-from shiq_bench.data.collation import cut, forest, lay_out, plant
+from shiq_bench.data import collation
+from shiq_bench.data.collation import Collator, Layout, cost, cut, forest, lay_out, plant, to_batch, to_stats
+from shiq_bench.data.groups import prepare
 from shiq_bench.training.policy import Policy
-from shiq_bench.training.reference import batches, model_inputs
+from shiq_bench.training.reference import Companions, batches, model_inputs
 
 VOCAB = 50
 SMALL: dict[str, Any] = {
@@ -73,7 +80,19 @@ def test_an_action_that_two_answers_share_is_computed_once() -> None:
     assert got["end"].tolist() == [[5, 5, 5, 4, 5]]
     assert (got["index"].tolist(), got["targets"].tolist()) == ([0, 1, 2, 2], [2, 3, 4, 5])
     assert got["spread"].tolist() == [0, 1, 2, 0, 1, 3]
-    assert plant([a, b], [1]).ids == [1, 2, 3, 5]
+    assert plant([a.token_ids, b.token_ids], [1])[0].ids == [1, 2, 3, 5]
+
+
+def test_answers_share_a_row_where_that_costs_less() -> None:
+    """Never more than a row each, as attention costs a row's square; far less where prompts are long."""
+    rng = random.Random(3)
+    for prompt, answer, trees in [(4000, 35, 1), (600, 35, 1), (100, 300, 4), (10, 900, 8)]:
+        start = [rng.randrange(VOCAB) for _ in range(prompt)]
+        rows = [[*start, n, *(rng.randrange(VOCAB) for _ in range(answer - 1))] for n in range(8)]
+        made = plant(rows, range(8))
+        assert len(made) == trees
+        assert sum(cost(len(tree.ids)) for tree in made) <= sum(map(cost, map(len, rows)))
+    assert cost(4000 + 8 * 35) < sum(map(cost, [4035] * 8)) / 7
 
 
 def test_what_is_cut() -> None:
@@ -128,6 +147,57 @@ def test_gradients_in_float64_equal_those_of_padded_rows(kind: str) -> None:
             gradients.append(torch.autograd.grad(total, list(policy.parameters())))  # type: ignore[arg-type]
         worst = max(worst, *(float((a - b).norm() / b.norm()) for a, b in zip(*gradients, strict=True)))
     assert worst < 1e-9
+
+
+def test_a_tree_that_is_too_large_is_cut_between_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every member once, none over the limit but a single one that is, and the same statistics."""
+    rng, policy = random.Random(2), Policy(exact(CONFIGS["llama"]), VOCAB)
+    made = [t for n in range(6) for t in group(rng, f"p{n}")]
+    one, several = forest(made, "tree"), forest(made, "tree", 12)
+    assert len(several) > len(one) == 6
+    assert sorted(n for tree in several for n in tree.members) == list(range(len(made)))
+    assert all(len(tree.ids) <= 12 or len(tree.members) == 1 for tree in several)
+    with torch.no_grad():
+        inputs = lay_out(made, "tree")
+        expected = policy(**model_inputs(inputs))["logp"][inputs["spread"]]
+        monkeypatch.setattr(collation, "forest", functools.partial(forest, largest=12))
+        inputs = lay_out(made, "tree")
+        got = policy(**model_inputs(inputs))["logp"][inputs["spread"]]
+    assert len(inputs["input_ids"]) == len(several)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+@pytest.mark.parametrize("algo", [name for name in algorithms.names() if not algorithms.get(name)().couples_answers])
+def test_gradients_of_a_prompt_cut_between_its_answers(algo: str, layout: Layout) -> None:
+    """Parts of few tokens, the prompt in each, against everything at once: of each method that couples no answers."""
+    algorithm, rng = algorithms.get(algo)(), random.Random(algo)
+    model = exact(CONFIGS["llama"])
+    policy = Policy(model, VOCAB).equip(algorithm, 0)
+    behaviour = Policy(copy.deepcopy(model), VOCAB) if algorithm.need(BehaviourModel) else None
+    companions = Companions(policy, algorithm, behaviour, live_reference=True, precision="fp32")
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    made = [t for n in range(6) for t in group(rng, f"p{n}")]
+    made = [replace(t, rewards=(*t.rewards[:-1], rng.random())) for t in made]
+    groups = prepare(made, None, algorithm, False)
+    longest = max(len(t.token_ids) for t in made)
+    gradients, laid = [], []
+    for tokens in (0, longest):
+        collator = Collator(algorithm, layout, "hard", tokens=tokens, dtype=torch.float64)
+        parts = collator.parts(groups)
+        filled = [p["end" if "end" in p else "attention_mask"] > 0 for p in parts]
+        laid.append(max(int(f.sum()) for f in filled))
+        policy.zero_grad()
+        for part in parts:
+            stats = to_stats(policy(**model_inputs(part)), part, **companions.statistics(part), actions=VOCAB)
+            algorithm.loss(stats, to_batch(part)).total.backward()
+        gradients.append({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
+    assert max(map(collator.size, groups)) > longest >= laid[1] and laid[0] > laid[1], "no prompt was cut"
+    assert gradients[0].keys() == gradients[1].keys()
+    whole, cut_up = (torch.cat([g.flatten().double() for g in found.values()]) for found in gradients)
+    assert float((cut_up - whole).norm() / whole.norm()) < 1e-6 and float(whole.norm()) > 0
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
