@@ -72,7 +72,7 @@ def exact_optimum(tree: Tree, reference: Sequence[tuple[np.ndarray, np.ndarray]]
     ("algo", "settings"),
     [
         ("shiq", {}),
-        ("dpo", {"labels": "bradley_terry"}),
+        pytest.param("dpo", {"labels": "bradley_terry"}, marks=pytest.mark.proof),
         pytest.param("copg", {}, marks=pytest.mark.proof),
         pytest.param("dro", {"steps": 600}, marks=pytest.mark.proof),  # a value head beside the logits
     ],

@@ -158,6 +158,7 @@ def test_off_policy_use_must_be_allowed(home: Path, tmp_path: Path) -> None:
     assert allowed.code == 0 and "allow_off_policy: true" in allowed.out
 
 
+@pytest.mark.proof
 def test_interrupted_after_training_trains_no_further(home: Path, whole: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     code, err = interrupt(home, results, signal.SIGINT, lambda: bool(list(results.glob("*/policy/*.safetensors"))))

@@ -60,6 +60,7 @@ def test_what_a_study_lacks_is_said_in_it(results: Path, tmp_path: Path) -> None
     assert "Not there: RWR on bandit: it was not run." in (tmp_path / "studies" / "small.md").read_text()
 
 
+@pytest.mark.proof
 def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         paper([results], tmp_path / name, [str(results / "small.yaml")])

@@ -478,6 +478,7 @@ def test_a_record_holds_what_a_study_reads(tmp_path: Path) -> None:
 # --- language models ---
 
 
+@pytest.mark.proof
 def test_a_front_of_language_models_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[str]
 ) -> None:

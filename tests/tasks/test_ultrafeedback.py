@@ -336,6 +336,7 @@ def test_every_method_runs_or_says_why_not(algo: str, home: Any, tmp_path: Path)
     assert 0 <= (by_mode["stored"].metrics["preference_accuracy"]["mean"] or 0) <= 1
 
 
+@pytest.mark.proof
 def test_a_prompt_without_an_answer_is_in_no_mean(home: Any, tmp_path: Path) -> None:
     long = [{**row, "prompt": row["prompt"] + " why?" * 200} for row in rows()[:20]]
     path = str(write(tmp_path / "long.jsonl", [*rows(), *long]))
