@@ -124,6 +124,7 @@ def test_a_refusal_leaves_the_folder_as_it_was(results: Path, tmp_path: Path) ->
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.proof
 def test_what_no_record_backs_any_more_is_deleted(results: Path, tmp_path: Path) -> None:
     shutil.copytree(results, tmp_path / "r")
     (record,) = run_store.load_all(results)[0]
