@@ -49,7 +49,8 @@ def play(task: Task, codec: Codec, prompts: Sequence[str], limit: int = 1 << 16)
 
 def test_declares_itself(made: tuple[str, Task]) -> None:
     name, task = made
-    assert dataclasses.is_dataclass(task) and task.metrics
+    assert dataclasses.is_dataclass(task), "a task is a dataclass"
+    assert task.metrics, "a task says in `metrics` what it measures"
     assert len({m.name for m in task.metrics}) == len(task.metrics)
     assert resolve("sft", name, {}).spec.task == name, "its defaults must make a valid run"
 
@@ -74,7 +75,8 @@ def test_scores_fit_trajectories(made: tuple[str, Task], source: str) -> None:
         assert trajectory.source == source and any(trajectory.action_mask)
         assert trajectory.total_reward == pytest.approx(score.total)
         assert sum(score.turns) == pytest.approx(score.total)
-        assert {m.name for m in task.metrics if not m.exact and not m.optional} <= set(score.metrics)
+        unsaid = {m.name for m in task.metrics if not m.exact and not m.optional} - set(score.metrics)
+        assert not unsaid, f"finish scores without {unsaid}, which the task declares in `metrics`"
         assert {name.removesuffix("/n") for name in score.metrics} <= {m.name for m in task.metrics}
         assert all(v == v and abs(v) < 1e9 for v in score.metrics.values())
         stable_hash({"metrics": dict(score.metrics), "details": dict(score.details)})  # JSON, without NaN
