@@ -181,6 +181,7 @@ def measure(form: str, **work: Any) -> dict[str, float]:
 def _ours(
     work: Work, model: Any, groups: Sequence[Sequence[Trajectory]], layout: Layout, on_step: Callable[..., None]
 ) -> Passes:
+    """Our trainer in one layout, the reference's statistics computed before."""
     from shiq_bench.models.trees import buckets
     from shiq_bench.training.policy import Policy
     from shiq_bench.training.reference import policy_stats
